@@ -1,0 +1,39 @@
+# Everything runs in .venv, made from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo check fmt test bench gpu
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $(READY)
+
+demo: setup  ## Does SDXL run in 8 GiB of an RTX 4060? Needs neither; draws demo/sdxl_8gib.png.
+	mkdir -p demo
+	$(BIN)/vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060" --plot demo/sdxl_8gib.png
+
+check: setup  ## Style, types, arrows between the folders.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup  ## Everything that needs no GPU.
+	$(BIN)/pytest
+
+bench: setup  ## Writes dated tables to benchmarks/results/.
+	$(BIN)/python -m benchmarks.plans
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.stock_modes_on_sim
+
+gpu: setup  ## The tests that need a CUDA GPU; they fail without one.
+	$(BIN)/pytest -m gpu

@@ -1,0 +1,68 @@
+"""vramtune: any diffusers pipeline under a VRAM budget, as fast as the hardware allows.
+
+Everything public is here and loads on first use: `import vramtune` imports neither torch nor diffusers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vramtune.errors import (
+        BudgetError,
+        FileError,
+        NoAcceleratorError,
+        TraceError,
+        UnknownNameError,
+        UsageError,
+        VramtuneError,
+    )
+    from vramtune.front import compare, frontier, plan, profile, timeline
+    from vramtune.schema import Comparison, Frontier, Plan, Profile, Timeline
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "vramtune.front": ("profile", "plan", "compare", "frontier", "timeline"),
+    "vramtune.schema": ("Profile", "Plan", "Comparison", "Frontier", "Timeline"),
+    "vramtune.errors": (
+        "VramtuneError",
+        "UsageError",
+        "UnknownNameError",
+        "FileError",
+        "BudgetError",
+        "TraceError",
+        "NoAcceleratorError",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BudgetError",
+    "Comparison",
+    "FileError",
+    "Frontier",
+    "NoAcceleratorError",
+    "Plan",
+    "Profile",
+    "Timeline",
+    "TraceError",
+    "UnknownNameError",
+    "UsageError",
+    "VramtuneError",
+    "__version__",
+    "compare",
+    "frontier",
+    "plan",
+    "profile",
+    "timeline",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'vramtune' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

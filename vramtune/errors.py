@@ -1,0 +1,67 @@
+"""Everything vramtune raises on purpose.
+
+VramtuneError
+├── UsageError (ValueError)          an argument is wrong; nothing was changed
+│   ├── UnknownNameError             no such model, GPU or permission; lists the near ones
+│   └── FileError                    a plan or profile file that is damaged, foreign or of another version
+├── BudgetError                      nothing fits; carries the smallest budget that would
+├── TraceError (RuntimeError)        the pipeline's call could not be followed without running it
+└── NoAcceleratorError (RuntimeError)  this machine has no GPU to ask
+
+A message says what was asked, what was found and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VramtuneError(Exception):
+    """Root of the tree."""
+
+
+class UsageError(VramtuneError, ValueError):
+    """An argument is wrong; nothing was changed."""
+
+
+class UnknownNameError(UsageError):
+    """No such name of the kind asked for; the message lists the near ones, or all of them."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        near = difflib.get_close_matches(name.lower(), [k.lower() for k in self.known], n=5, cutoff=0.4)
+        shown = [k for k in self.known if k.lower() in near] or list(self.known)
+        lead = "Did you mean" if near else "Known are"
+        super().__init__(f"Unknown {kind} {name!r}. {lead}: {', '.join(shown)}.")
+
+
+class FileError(UsageError):
+    """A file that is not what it was taken for: damaged, of another kind, or of another schema version."""
+
+
+class BudgetError(VramtuneError):
+    """No plan fits the budget.
+
+    `smallest_bytes` is the smallest budget for which a plan exists; `permission` names one that would
+    lower it (to `permitted_bytes`), or is None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget_bytes: int,
+        smallest_bytes: int,
+        permission: str | None = None,
+        permitted_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.budget_bytes, self.smallest_bytes = budget_bytes, smallest_bytes
+        self.permission, self.permitted_bytes = permission, permitted_bytes
+
+
+class TraceError(VramtuneError, RuntimeError):
+    """The pipeline's call could not be followed on fake tensors; names the component and what stopped it."""
+
+
+class NoAcceleratorError(VramtuneError, RuntimeError):
+    """This machine has no GPU; name one instead."""

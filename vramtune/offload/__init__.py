@@ -1,0 +1,1 @@
+"""Making it so: pipeline and `Plan` to an installation. Not built yet."""

@@ -1,0 +1,40 @@
+"""One gigabyte and one formatter: GiB (2**30 bytes), as card labels, nvidia-smi and PyTorch's messages count."""
+
+import math
+
+from vramtune.errors import UsageError
+
+GIB = 2**30
+MIB = 2**20
+
+
+def budget_bytes(vram_gb: object) -> int:
+    """Bytes of a budget given in GiB at the door; anything but a finite positive number is a `UsageError`."""
+    if isinstance(vram_gb, bool) or not isinstance(vram_gb, int | float):
+        raise UsageError(f"vram_gb must be a number of GiB, such as 8 or 11.5; got {vram_gb!r}.")
+    if not math.isfinite(vram_gb) or vram_gb <= 0:
+        raise UsageError(f"vram_gb must be a finite number above 0 (GiB of GPU memory); got {vram_gb!r}.")
+    return round(vram_gb * GIB)
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Bytes for people: `"7.81 GiB"`, `"34 MiB"`, `"512 B"`."""
+    if num_bytes >= GIB / 10:
+        return f"{num_bytes / GIB:.2f} GiB"
+    if num_bytes >= MIB:
+        return f"{num_bytes / MIB:.0f} MiB"
+    if num_bytes >= 1024:
+        return f"{num_bytes / 1024:.0f} KiB"
+    return f"{num_bytes} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people: `"2 min 05 s"`, `"12.3 s"`, `"45 ms"`, `"80 µs"`."""
+    if seconds >= 99.95:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    if seconds >= 1:
+        return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds * 1e6:.0f} µs"
