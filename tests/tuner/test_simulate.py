@@ -1,0 +1,68 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.profiles import MIB, profiles
+from tests.tuner.test_search import budget_between, small
+from vramtune.errors import UsageError
+from vramtune.schema import Profile
+from vramtune.tuner.frontier import trace_frontier
+from vramtune.tuner.problem import pose
+from vramtune.tuner.search import choose_plan, least_bytes
+from vramtune.tuner.simulate import simulate, timeline
+
+
+class TestTimeline:
+    @settings(max_examples=60, deadline=None)
+    @given(profiles(), st.floats(0, 1))
+    def test_covers_the_call_without_holes_and_peaks_where_the_estimate_says(
+        self, given_profile: Profile, fraction: float
+    ) -> None:
+        plan = choose_plan(given_profile, budget_between(pose(given_profile), fraction))
+        drawn = timeline(given_profile, plan)
+        moments = [(level.start_seconds, level.end_seconds) for level in drawn.memory]
+        assert moments[0][0] == 0
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(moments))
+        assert moments[-1][1] == pytest.approx(plan.estimate.seconds, rel=1e-3)
+        assert max(sum(level.owners.values()) for level in drawn.memory) == plan.estimate.peak_bytes
+
+    def test_copies_are_those_that_the_estimate_counts(self) -> None:
+        plan = choose_plan(small(), 250 * MIB)
+        sizes = {(p.component, g.name): g.weight_bytes for p in plan.placements for g in p.groups}
+        copied = [s for s in timeline(small(), plan).spans if s.engine == "copy"]
+        assert sum(sizes[span.component, span.group] for span in copied) == plan.estimate.moved_bytes
+
+
+class TestForeignPlans:
+    def test_of_other_weights_are_refused(self) -> None:
+        plan = choose_plan(small(), 250 * MIB)
+        model = small().components[1]
+        groups = (model.groups[0], *(replace(g, weight_bytes=g.weight_bytes + 1) for g in model.groups[1:]))
+        other = replace(
+            small(), components=(small().components[0], replace(model, groups=groups), small().components[2])
+        )
+        with pytest.raises(UsageError, match="other weights or stages"):
+            simulate(other, plan)
+
+    def test_of_other_stages_are_refused(self) -> None:
+        plan = choose_plan(small(), 250 * MIB)
+        with pytest.raises(UsageError, match="other weights or stages"):
+            simulate(replace(small(), stages=tuple(reversed(small().stages))), plan)
+
+
+class TestFrontier:
+    @settings(max_examples=15, deadline=None)
+    @given(profiles())
+    def test_more_memory_buys_time_at_every_point(self, given_profile: Profile) -> None:
+        points = trace_frontier(given_profile).points
+        assert points[0].budget_bytes == least_bytes(pose(given_profile))
+        assert all(a.budget_bytes < b.budget_bytes for a, b in itertools.pairwise(points))
+        assert all(a.seconds > b.seconds for a, b in itertools.pairwise(points))
+        assert all(point.peak_bytes <= point.budget_bytes for point in points)
+
+    def test_ends_where_everything_stays(self) -> None:
+        last = trace_frontier(small()).points[-1]
+        assert last.seconds == pytest.approx(last.bound_seconds)

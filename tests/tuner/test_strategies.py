@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import pytest
+
+from tests.profiles import GIB, MIB, activity, component, device, profile, stage
+from tests.tuner.test_search import small
+from vramtune.schema import ModeEstimate, Profile
+from vramtune.tuner.strategies import compare_modes, stock_modes
+
+IN, OUT, PINNED = MIB / 0.5e9, MIB / 0.25e9, MIB / 1e9  # seconds per MiB on the test device
+
+
+def modes(given_profile: Profile) -> dict[str, ModeEstimate]:
+    return {mode.mode: mode for mode in stock_modes(given_profile)}
+
+
+def three_encoders_twice() -> Profile:
+    """SD3's calls: te1 te2 te1 te2, then the transformer, then the decoder."""
+    te1, te2 = component("te1", [10 * MIB]), component("te2", [20 * MIB])
+    model, vae = component("transformer", [40 * MIB]), component("vae", [5 * MIB])
+    text = [stage(f"s{i}", 1, activity(te, [0.1])) for i, te in enumerate([te1, te2, te1, te2])]
+    return profile(
+        device(),
+        [te1, te2, model, vae],
+        [
+            *text,
+            stage("transformer", 3, activity(model, [0.2], activation_bytes=7 * MIB)),
+            stage("vae.decode", 1, activity(vae, [0.3], method="decode", activation_bytes=50 * MIB)),
+        ],
+        offload_sequence=("te1", "te2", "transformer", "vae"),
+    )
+
+
+class TestResident:
+    def test_holds_every_weight_used_or_not(self) -> None:
+        model = replace(component("m", [10 * MIB]), weight_bytes=30 * MIB)
+        found = modes(profile(device(), [model], [stage("m", 4, activity(model, [0.5]))]))["all resident"]
+        assert (found.peak_bytes, found.seconds) == (30 * MIB, 2.0)
+
+
+class TestModelOffload:
+    def test_evicts_only_the_one_before_in_the_chain(self) -> None:
+        """te1 comes back while te2 is still there: the second pass copies te1 alone."""
+        found = modes(three_encoders_twice())["model offload"]
+        loads = 10 + 20 + 10 + 40 + 5
+        assert found.copied_in_bytes == loads * MIB
+        assert found.copied_out_bytes == found.copied_in_bytes
+
+    def test_both_ways_block(self) -> None:
+        found = modes(three_encoders_twice())["model offload"]
+        copied = found.copied_in_bytes / MIB
+        assert found.seconds == pytest.approx(4 * 0.1 + 3 * 0.2 + 0.3 + copied * (IN + OUT))
+
+    def test_peak_is_the_largest_of_component_and_activations(self) -> None:
+        assert modes(three_encoders_twice())["model offload"].peak_bytes == (5 + 50) * MIB
+
+    def test_what_is_outside_the_chain_stays_to_the_end(self) -> None:
+        base = three_encoders_twice()
+        found = modes(replace(base, offload_sequence=("te1", "te2", "vae")))["model offload"]
+        assert found.peak_bytes == (40 + 5 + 50) * MIB
+
+
+class TestStateless:
+    def test_sequential_brings_each_layer_in_and_drops_it(self) -> None:
+        found = modes(small())["sequential offload"]
+        layers = 4 * 20 + 20 * 16 * 10 + 4 * 5
+        assert found.copied_in_bytes == layers * MIB
+        assert found.copied_out_bytes == 0
+        assert found.seconds == pytest.approx(found.compute_seconds + layers * IN)
+
+    def test_leaf_groups_without_streams_are_copied_back(self) -> None:
+        found = modes(small())["group offload, leaf"]
+        assert found.copied_out_bytes == found.copied_in_bytes
+        assert found.seconds == pytest.approx(
+            found.compute_seconds + found.copied_in_bytes / MIB * (IN + OUT)
+        )
+
+    def test_blocks_with_a_stream_overlap_one_ahead(self) -> None:
+        """Blocks of 0.1 s and 100 MiB (0.105 s): the first copy is exposed, then the longer of the two."""
+        model = component("m", [100 * MIB] * 5)
+        found = modes(profile(device(), [model], [stage("m", 1, activity(model, [0.1] * 5))]))
+        copy = 100 * PINNED
+        assert found["group offload, block, stream"].seconds == pytest.approx(5 * copy + 0.1)
+        assert found["group offload, block, stream"].peak_bytes == 200 * MIB
+        assert found["group offload, block"].peak_bytes == 100 * MIB
+
+    def test_the_root_goes_in_and_out_with_every_call_even_with_a_stream(self) -> None:
+        model = component("m", [100 * MIB] * 2, root_bytes=30 * MIB)
+        found = modes(profile(device(), [model], [stage("m", 4, activity(model, [0.1] * 2))]))
+        assert found["group offload, block, stream"].copied_out_bytes == 4 * 30 * MIB
+
+    def test_a_decode_is_never_prefetched_by_leaf(self) -> None:
+        vae = component("vae", [10 * MIB] * 3)
+        call = activity(vae, [0.1] * 3, method="decode")
+        found = modes(profile(device(), [vae], [stage("vae.decode", 1, call)]))
+        assert found["group offload, leaf, stream"].seconds == pytest.approx(0.3 + 30 * PINNED)
+
+
+class TestComparison:
+    def test_the_plan_leads_and_none_that_fits_is_faster(self) -> None:
+        comparison = compare_modes(small(), 250 * MIB)
+        plan, *stock = comparison.modes
+        assert plan.mode == "vramtune"
+        assert plan.fits
+        assert comparison.bound_seconds <= plan.seconds
+        assert all(plan.seconds <= mode.seconds * 1.01 for mode in stock if mode.fits)
+
+    def test_where_no_plan_fits_the_stock_modes_remain(self) -> None:
+        comparison = compare_modes(small(), 10 * MIB)
+        assert comparison.bound_seconds is None
+        assert {mode.fits for mode in comparison.modes} == {False}
+
+    def test_without_a_budget_nothing_is_said_of_fitting(self) -> None:
+        assert {mode.fits for mode in stock_modes(small())} == {None}
+
+    def test_all_count_context_and_workspaces(self) -> None:
+        on = device(context_bytes=GIB, workspace_bytes=MIB)
+        more = modes(replace(small(), device=on))
+        for name, mode in modes(small()).items():
+            assert more[name].peak_bytes == mode.peak_bytes + GIB + MIB

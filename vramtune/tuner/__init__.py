@@ -1,0 +1,1 @@
+"""What should be where, and when: `Profile` and budget to `Plan`."""

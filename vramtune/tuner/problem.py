@@ -1,0 +1,243 @@
+"""The planning problem: a profile reduced to the numbers that search and simulator work on.
+
+A `Unit` is what one row of a plan decides on: the weights of a component, or of those of its methods that
+share weights (a VAE's encoder and decoder are two). Its groups stand in keep order.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from vramtune.schema import Activity, Component, Device, Profile, Stage, WeightGroup
+
+DEFAULT_SLOTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Weights that are planned together; `groups` in keep order, the root first."""
+
+    component: str
+    methods: tuple[str, ...]
+    groups: tuple[WeightGroup, ...]
+    sizes: tuple[int, ...]
+    """Bytes by group."""
+    prefix: tuple[int, ...]
+    """`prefix[k]`: bytes of the first k groups."""
+    largest: tuple[int, ...]
+    """`largest[k]`: bytes of the largest group that is absent when k are kept."""
+    least_kept: int
+    """Groups to keep while active such that the fewest bytes are needed: the root and oversize leaves."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all groups."""
+        return self.prefix[-1]
+
+    def ring_bytes(self, kept: int, num_slots: int) -> int:
+        """Bytes of the slots when `kept` groups are kept while the unit runs."""
+        return min(num_slots * self.largest[kept], self.prefix[-1] - self.prefix[kept])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageProblem:
+    """One stage, ready to be simulated."""
+
+    name: str
+    num_iterations: int
+    active: tuple[int, ...]
+    """Indices of the units that run in it."""
+    visits: tuple[tuple[int, int, float], ...]
+    """One iteration in execution order: unit, group (rank in keep order), compute seconds."""
+    num_visits: tuple[float, ...]
+    """By unit: mean visits of a byte of its weights in one iteration (0 if it is not active)."""
+    compute_seconds: float
+    """One iteration, glue included."""
+    glue_seconds: float
+    overhead_bytes: int
+    """On the device besides weights: activations, glue, workspaces, context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Units and stages of a profile on its device."""
+
+    device: Device
+    units: tuple[Unit, ...]
+    stages: tuple[StageProblem, ...]
+
+    @property
+    def copy_bytes_per_second(self) -> float:
+        """Rate of copies that run beside kernels."""
+        return self.device.pinned_copy_bytes_per_second * self.device.overlap_fraction
+
+
+def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
+    """The problem that a profile poses under the given permissions."""
+    stages = profile.stages_with(permissions)
+    units: list[Unit] = []
+    rank: dict[tuple[str, str], tuple[int, list[int]]] = {}  # (component, method) -> unit, rank by group
+    for component in profile.components:
+        for methods, is_only in _methods_sharing_weights(component, stages):
+            order = keep_order(component, _seconds_by_group(component, methods, stages))
+            ranks = [-1] * len(component.groups)
+            for position, group in enumerate(order):
+                ranks[group] = position
+            rank.update({(component.name, method): (len(units), ranks) for method in methods})
+            groups = tuple(component.groups[group] for group in order)
+            units.append(make_unit(component.name, () if is_only else methods, groups))
+    return Problem(
+        device=profile.device,
+        units=tuple(units),
+        stages=tuple(_stage_problem(profile, stage, units, rank) for stage in stages),
+    )
+
+
+def make_unit(component: str, methods: tuple[str, ...], groups: tuple[WeightGroup, ...]) -> Unit:
+    """A unit of groups in keep order."""
+    sizes = tuple(group.weight_bytes for group in groups)
+    prefix = tuple(accumulate(sizes, initial=0))
+    largest = tuple(reversed(list(accumulate(reversed(sizes), max, initial=0))))
+    needed = [prefix[k] + min(DEFAULT_SLOTS * largest[k], prefix[-1] - prefix[k]) for k in range(len(prefix))]
+    least_kept = min(range(1, len(prefix)), key=lambda k: (needed[k], k))
+    return Unit(
+        component=component,
+        methods=methods,
+        groups=groups,
+        sizes=sizes,
+        prefix=prefix,
+        largest=largest,
+        least_kept=least_kept,
+    )
+
+
+def keep_order(component: Component, seconds: dict[int, float]) -> list[int]:
+    """Order in which a component's groups are kept, of those in `seconds` (compute seconds by group).
+
+    The root comes first, then oversize leaves: those that cost fewer bytes kept than as the measure of the
+    slots. The others follow such that what is *not* kept is spread over the time of an iteration as evenly as
+    can be, whatever the number: each next group is the one with the most bytes to copy around it, where bytes
+    at a distance of d seconds count 1 / d (a greedy thinning; time is circular, as the iterations are).
+    """
+    names = sorted(group for group in seconds if group)
+    if not names:
+        return [0]
+    sizes = np.array([component.groups[group].weight_bytes for group in names], dtype=float)
+    spans = np.array([seconds[group] for group in names])
+    share = sizes / max(sizes.sum(), 1.0)
+    spans = spans / spans.sum() if spans.sum() > 0 else np.full(len(names), 1 / len(names))
+    middle = np.cumsum(spans) - spans / 2
+    distance = np.abs(middle[:, None] - middle[None, :])
+    nearness = 1 / (np.minimum(distance, 1 - distance) + 0.5 / len(names))
+    crowding = nearness @ share
+    oversize = np.argsort(-sizes, kind="stable")[: _num_oversize(sorted(map(int, sizes), reverse=True))]
+    order = [int(index) for index in oversize]
+    absent = np.ones(len(names), dtype=bool)
+    for index in order:
+        absent[index] = False
+        crowding -= nearness[:, index] * share[index]
+    while len(order) < len(names):
+        # rounded, so that neither names nor the scale of bytes decide between equals
+        index = int(np.argmax(np.where(absent, np.round(crowding, 9), -np.inf)))
+        order.append(index)
+        absent[index] = False
+        crowding -= nearness[:, index] * share[index]
+    return [0, *(names[index] for index in order)]
+
+
+def _num_oversize(sizes: list[int]) -> int:
+    """How many of the largest groups need fewer bytes kept than streamed; sizes in falling order."""
+    kept, rest, needed = 0, sum(sizes), []
+    for size in [*sizes, 0]:
+        needed.append(kept + min(DEFAULT_SLOTS * size, rest))
+        kept, rest = kept + size, rest - size
+    return needed.index(min(needed))
+
+
+def _methods_sharing_weights(
+    component: Component, stages: tuple[Stage, ...]
+) -> list[tuple[tuple[str, ...], bool]]:
+    """Sets of methods that use common groups (the root aside), and whether there is only one such set."""
+    classes: list[tuple[list[str], set[int]]] = []
+    for activity in _activities(component.name, stages):
+        methods, used = [activity.method], _groups_of(component, activity) - {0}
+        for other in [other for other in classes if other[1] & used or activity.method in other[0]]:
+            classes.remove(other)
+            methods, used = [*other[0], *methods], other[1] | used
+        classes.append((methods, used))
+    return [(tuple(dict.fromkeys(methods)), len(classes) == 1) for methods, _ in classes]
+
+
+def _activities(component: str, stages: tuple[Stage, ...]) -> list[Activity]:
+    return [activity for stage in stages for activity in stage.activities if activity.component == component]
+
+
+def _groups_of(component: Component, activity: Activity) -> set[int]:
+    return {component.layers[segment.layer].group for segment in activity.segments}
+
+
+def _seconds_by_group(
+    component: Component, methods: tuple[str, ...], stages: tuple[Stage, ...]
+) -> dict[int, float]:
+    """Compute seconds by group over the longest activity of each method, root included."""
+    seconds: dict[int, float] = {0: 0.0}
+    for activity in _activities(component.name, stages):
+        if activity.method in methods:
+            own: dict[int, float] = {}
+            for group, span in group_visits(component, activity):
+                own[group] = own.get(group, 0.0) + span
+            for group, span in own.items():
+                seconds[group] = max(seconds.get(group, 0.0), span)
+    return seconds
+
+
+def group_visits(component: Component, activity: Activity) -> list[tuple[int, float]]:
+    """One call as (group, seconds) in execution order; the root's segments count with the group before."""
+    visits: list[tuple[int, float]] = [(0, 0.0)]
+    for segment in activity.segments:
+        group = component.layers[segment.layer].group
+        last, seconds = visits[-1]
+        if group in (0, last):
+            visits[-1] = (last, seconds + segment.seconds)
+        else:
+            visits.append((group, segment.seconds))
+    return visits
+
+
+def _stage_problem(
+    profile: Profile, stage: Stage, units: list[Unit], rank: dict[tuple[str, str], tuple[int, list[int]]]
+) -> StageProblem:
+    visits: list[tuple[int, int, float]] = []
+    for activity in stage.activities:
+        unit, ranks = rank[activity.component, activity.method]
+        call = group_visits(profile.component(activity.component), activity)
+        visits += [(unit, ranks[group], seconds) for group, seconds in call] * activity.num_calls
+    carried = [0.0] * len(units)
+    for (unit, group), count in _count_runs(visits).items():
+        carried[unit] += count * units[unit].sizes[group]
+    device = profile.device
+    return StageProblem(
+        name=stage.name,
+        num_iterations=stage.num_iterations,
+        active=tuple(dict.fromkeys(unit for unit, _, _ in visits)),
+        visits=tuple(visits),
+        num_visits=tuple(
+            total / unit.total_bytes if unit.total_bytes else 0.0
+            for total, unit in zip(carried, units, strict=True)
+        ),
+        compute_seconds=stage.seconds,
+        glue_seconds=stage.glue_seconds,
+        overhead_bytes=stage.activation_bytes
+        + stage.glue_bytes
+        + device.workspace_bytes
+        + device.context_bytes,
+    )
+
+
+def _count_runs(visits: list[tuple[int, int, float]]) -> dict[tuple[int, int], int]:
+    """Visits by (unit, group); the root counts once, since it stays."""
+    counts: dict[tuple[int, int], int] = {}
+    for unit, group, _ in visits:
+        counts[unit, group] = counts.get((unit, group), 0) + 1 if group else 1
+    return counts

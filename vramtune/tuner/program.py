@@ -1,0 +1,190 @@
+"""The plan as a small mixed-integer program over bytes on the GPU per unit and stage, and its bound.
+
+For unit c and stage s: `x` bytes kept, `r` those kept in every stage, `y` of `x` those there when the stage
+begins, `z` whether anything is streamed, `f` and `t` seconds of the first and of each further iteration. U is a
+unit's bytes, v the mean visits of its bytes in an iteration, g its slots, C compute seconds, R the copy rate:
+
+    minimise  sum f + (n - 1) t
+    memory    sum x + sum g z <= budget - overhead
+    carry     r[c] <= x[c,s],  y[c,s] <= x[c,s],  y[c,s] <= x[c,s-1],  y[c,0] <= r[c]
+    idle      x[c,s] <= x[c,s-1] where c is not active, x[c,0] <= r[c]
+    stream    U - x <= U z where c is active
+    copy      R f >= sum v (U - x) + (x - y),  R t >= sum v (U - x),  f >= C,  t >= C
+
+Solved three times, each within what the pass before reached: fastest, fewest bytes moved, least held.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from vramtune.tuner.problem import Problem, StageProblem
+
+# The second pass may give up this share of the speed: streaming hundreds of gigabytes for less is not worth it.
+SLACK_FRACTION = 0.005
+
+Term = tuple[int, float]
+
+
+def solve(problem: Problem, budget_bytes: int, num_slots: int) -> list[list[float]] | None:
+    """Bytes kept by unit and stage in the fastest plan, before rounding to groups; None if nothing fits."""
+    rows = _Rows(problem)
+    _add_constraints(rows, problem, budget_bytes, num_slots)
+    seconds, moved = _seconds(rows, problem), _moved(rows, problem)
+    solution = rows.minimise(seconds)
+    if solution is None:
+        return None
+    rows.keep(seconds, solution, SLACK_FRACTION)
+    solution = rows.minimise(moved)
+    if solution is not None:
+        rows.keep(moved, solution, 1e-6)
+        rows.fix_streams(solution)  # a linear program is left: what is streamed is decided
+        solution = rows.minimise(_held(rows, problem))
+    if solution is None:
+        return None
+    scale = rows.bytes_scale
+    return [[float(solution[x]) * scale for x in kept] for kept in rows.kept]
+
+
+def bound_seconds(problem: Problem, budget_bytes: int) -> float:
+    """Seconds per call that no plan within the budget can beat, call after call, under the model.
+
+    Slots cost nothing, everything kept is there when its stage begins, idle weights take no room: then each
+    stage is a fractional knapsack that keeps the bytes visited most often, and lasts
+    `num_iterations x max(compute, copies of the rest)`.
+    """
+    return sum(_bound_of(problem, stage, budget_bytes) for stage in problem.stages)
+
+
+def _bound_of(problem: Problem, stage: StageProblem, budget_bytes: int) -> float:
+    room = budget_bytes - stage.overhead_bytes
+    visits: dict[tuple[int, int], int] = {}
+    for unit, group, _ in stage.visits:
+        if group:  # the root always stays
+            visits[unit, group] = visits.get((unit, group), 0) + 1
+    room -= sum(problem.units[unit].sizes[0] for unit in stage.active)
+    copied = 0.0
+    for (unit, group), count in sorted(visits.items(), key=lambda item: -item[1]):
+        size = problem.units[unit].sizes[group]
+        absent = max(0, size - max(0, room))
+        room -= size
+        copied += count * absent
+    return stage.num_iterations * max(stage.compute_seconds, copied / problem.copy_bytes_per_second)
+
+
+class _Rows:
+    """Variables and constraint rows; bytes and seconds are scaled to about 1."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.bytes_scale = float(max(1, *(unit.total_bytes for unit in problem.units)))
+        self.seconds_scale = max(
+            self.bytes_scale / problem.copy_bytes_per_second, *(s.compute_seconds for s in problem.stages)
+        )
+        self.rate = problem.copy_bytes_per_second * self.seconds_scale / self.bytes_scale
+        self.lower: list[float] = []
+        self.upper: list[float] = []
+        self.integer: list[int] = []
+        units, stages = range(len(problem.units)), range(len(problem.stages))
+        sizes = [unit.total_bytes / self.bytes_scale for unit in problem.units]
+        self.sizes = sizes
+        self.resident = [self.variable(sizes[u]) for u in units]
+        self.kept = [[self.variable(sizes[u]) for _ in stages] for u in units]
+        self.carried = [[self.variable(sizes[u]) for _ in stages] for u in units]
+        self.streams = {(u, s): self.variable(1, integer=1) for s in stages for u in problem.stages[s].active}
+        self.first = [self.variable(np.inf) for _ in stages]
+        self.further = [self.variable(np.inf) for _ in stages]
+        self.coefficients: list[np.ndarray] = []
+        self.low: list[float] = []
+        self.high: list[float] = []
+
+    def variable(self, upper: float, *, integer: int = 0) -> int:
+        self.lower.append(0.0)
+        self.upper.append(upper)
+        self.integer.append(integer)
+        return len(self.upper) - 1
+
+    def add(self, terms: Iterable[Term], *, low: float = -np.inf, high: float = np.inf) -> None:
+        row = np.zeros(len(self.upper))
+        for variable, factor in terms:
+            row[variable] += factor
+        self.coefficients.append(row)
+        self.low.append(low)
+        self.high.append(high)
+
+    def keep(self, goal: np.ndarray, solution: np.ndarray, slack_fraction: float) -> None:
+        """Demand of later passes what this one reached, but for a slack."""
+        reached = float(goal @ solution)
+        self.add(enumerate(goal), high=reached + slack_fraction * abs(reached) + 1e-9)
+
+    def fix_streams(self, solution: np.ndarray) -> None:
+        for variable in self.streams.values():
+            self.lower[variable] = self.upper[variable] = float(round(solution[variable]))
+            self.integer[variable] = 0
+
+    def minimise(self, goal: np.ndarray) -> np.ndarray | None:
+        found = milp(
+            goal,
+            constraints=LinearConstraint(np.array(self.coefficients), self.low, self.high),
+            bounds=Bounds(self.lower, self.upper),
+            integrality=np.array(self.integer),
+        )
+        return found.x  # None unless solved
+
+
+def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots: int) -> None:
+    scale = rows.bytes_scale
+    for s, stage in enumerate(problem.stages):
+        slots = [
+            (rows.streams[u, s], problem.units[u].ring_bytes(problem.units[u].least_kept, num_slots) / scale)
+            for u in stage.active
+        ]
+        kept = [(rows.kept[u][s], 1.0) for u in range(len(problem.units))]
+        rows.add([*kept, *slots], high=(budget_bytes - stage.overhead_bytes) / scale)
+        for u, unit in enumerate(problem.units):
+            x, y, r = rows.kept[u][s], rows.carried[u][s], rows.resident[u]
+            before = rows.kept[u][s - 1] if s else r
+            rows.add([(r, 1), (x, -1)], high=0)
+            rows.add([(y, 1), (x, -1)], high=0)
+            rows.add([(y, 1), (before, -1)], high=0)
+            if u in stage.active:
+                rows.add([(x, 1)], low=unit.prefix[unit.least_kept] / scale)
+                rows.add([(x, 1), (rows.streams[u, s], rows.sizes[u])], low=rows.sizes[u])
+            else:
+                rows.add([(x, 1), (before, -1)], high=0)
+        _add_seconds(rows, stage, s)
+
+
+def _add_seconds(rows: _Rows, stage: StageProblem, s: int) -> None:
+    compute = stage.compute_seconds / rows.seconds_scale
+    rows.add([(rows.first[s], 1)], low=compute)
+    rows.add([(rows.further[s], 1)], low=compute)
+    visited = sum(stage.num_visits[u] * rows.sizes[u] for u in stage.active)
+    streamed = [(rows.kept[u][s], stage.num_visits[u]) for u in stage.active]
+    loaded = [(rows.kept[u][s], stage.num_visits[u] - 1) for u in stage.active]
+    carried = [(rows.carried[u][s], 1.0) for u in stage.active]
+    rows.add([(rows.further[s], rows.rate), *streamed], low=visited)
+    rows.add([(rows.first[s], rows.rate), *loaded, *carried], low=visited)
+
+
+def _seconds(rows: _Rows, problem: Problem) -> np.ndarray:
+    goal = np.zeros(len(rows.upper))
+    for s, stage in enumerate(problem.stages):
+        goal[rows.first[s]], goal[rows.further[s]] = 1, stage.num_iterations - 1
+    return goal
+
+
+def _moved(rows: _Rows, problem: Problem) -> np.ndarray:
+    goal = np.zeros(len(rows.upper))
+    for s, stage in enumerate(problem.stages):
+        for u in stage.active:
+            goal[rows.carried[u][s]] -= 1
+            goal[rows.kept[u][s]] -= stage.num_iterations * stage.num_visits[u] - 1
+    return goal
+
+
+def _held(rows: _Rows, problem: Problem) -> np.ndarray:
+    goal = np.zeros(len(rows.upper))
+    for kept in rows.kept:
+        goal[kept] = 1
+    return goal

@@ -1,0 +1,180 @@
+"""The fastest plan under a budget: program, rounding to whole groups, polish, reasons."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import product
+
+from vramtune.errors import BudgetError, UnknownNameError, UsageError
+from vramtune.schema import Estimate, Placement, Plan, Profile
+from vramtune.tuner.polish import Judge, State, polish, settle, stage_bytes
+from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, pose
+from vramtune.tuner.program import SLACK_FRACTION, solve
+from vramtune.tuner.reasons import explain
+from vramtune.tuner.simulate import estimate
+from vramtune.units import format_bytes
+
+PERMISSIONS = ("vae_tiling",)
+"""What a user may allow that changes the output."""
+
+# Bytes of a solution that lie this close under a whole group count as that group: solver tolerance.
+ROUNDING = 1e-6
+
+
+def choose_plan(profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] = ()) -> Plan:
+    """The fastest plan that stays under the budget.
+
+    A permission is used only if no plan fits without it, or if it is faster by more than the slack that the
+    search itself allows. Raises `UsageError` for a budget above the card or an unknown permission, and
+    `BudgetError` if nothing fits.
+    """
+    check(profile, budget_bytes, allow)
+    budget = min(budget_bytes, profile.device.usable_bytes)
+    best: tuple[tuple[str, ...], Problem, State, Estimate] | None = None
+    for permissions in ((), *((v.permission,) for v in profile.variants if v.permission in allow)):
+        problem = pose(profile, permissions)
+        state = find_state(problem, budget)
+        if state is None:
+            continue
+        found = estimate(problem, state, budget)
+        if best is None or found.seconds < best[3].seconds * (1 - SLACK_FRACTION):
+            best = permissions, problem, state, found
+    if best is None:
+        raise _nothing_fits(profile, budget_bytes, budget, allow)
+    permissions, problem, state, found = best
+    return Plan(
+        pipeline_class=profile.pipeline_class,
+        workload=profile.workload,
+        device_name=profile.device.name,
+        asked_bytes=budget_bytes,
+        budget_bytes=budget,
+        stages=tuple(stage.name for stage in problem.stages),
+        placements=_placements(problem, state),
+        permissions=permissions,
+        estimate=found,
+        reasons=explain(problem, state, found, budget, permissions),
+        versions=profile.versions,
+    )
+
+
+def check(profile: Profile, budget_bytes: int, allow: tuple[str, ...]) -> None:
+    """Refuse budgets above the card and permissions that do not exist."""
+    for permission in allow:
+        if permission not in PERMISSIONS:
+            raise UnknownNameError("permission", permission, PERMISSIONS)
+    device = profile.device
+    if budget_bytes > device.total_bytes:
+        raise UsageError(
+            f"A budget of {format_bytes(budget_bytes)} was asked; {device.name} has "
+            f"{format_bytes(device.total_bytes)}. Ask for at most that, or name a larger GPU."
+        )
+
+
+def find_state(problem: Problem, budget_bytes: int) -> State | None:
+    """The best state found under a budget; None if none fits."""
+    whole = _whole_state(problem, DEFAULT_SLOTS)
+    if all(stage_bytes(problem, whole, s) <= budget_bytes for s in range(len(problem.stages))):
+        return whole
+    judge = Judge(problem, budget_bytes)
+    best: State | None = None
+    for start in _starts(problem, budget_bytes):
+        best = min(filter(None, (best, polish(judge, start))), key=judge.score)
+        if judge.is_tired:
+            break
+    return best
+
+
+def _starts(problem: Problem, budget_bytes: int) -> Iterator[State]:
+    """Where a search may start, best first: the program's solutions, then one unit giving way to the others."""
+    for num_slots in range(DEFAULT_SLOTS, 0, -1):
+        start = _rounded(problem, budget_bytes, num_slots)
+        if start is not None:
+            yield start
+    for num_slots, victim in product(range(1, DEFAULT_SLOTS + 1), range(len(problem.units))):
+        start = settle(problem, budget_bytes, _whole_state(problem, num_slots), victim)
+        if start is not None:
+            yield start
+
+
+def least_bytes(problem: Problem) -> int:
+    """The smallest budget for which a plan exists: in each stage the least of each active unit, one slot."""
+    return max(
+        stage.overhead_bytes + sum(_least_of(problem, u) for u in stage.active) for stage in problem.stages
+    )
+
+
+def _least_of(problem: Problem, u: int) -> int:
+    unit = problem.units[u]
+    return unit.prefix[unit.least_kept] + unit.ring_bytes(unit.least_kept, 1)
+
+
+def _rounded(problem: Problem, budget_bytes: int, num_slots: int) -> State | None:
+    """The program's solution, rounded to whole groups and made to fit."""
+    solution = solve(problem, budget_bytes, num_slots)
+    if solution is None:
+        return None
+    kept = tuple(
+        tuple(
+            max(bisect_right(unit.prefix, bytes_kept + ROUNDING * unit.total_bytes) - 1, least)
+            for bytes_kept, least in zip(row, _least_kept(problem, u), strict=True)
+        )
+        for u, (unit, row) in enumerate(zip(problem.units, solution, strict=True))
+    )
+    wish = State(kept, tuple(min(row) for row in kept), (num_slots,) * len(problem.units))
+    return settle(problem, budget_bytes, wish, 0)
+
+
+def _whole_state(problem: Problem, num_slots: int) -> State:
+    """Everything resident: nothing is faster, and nothing moves."""
+    counts = tuple(len(unit.groups) for unit in problem.units)
+    kept = tuple((count,) * len(problem.stages) for count in counts)
+    return State(kept, counts, (num_slots,) * len(counts))
+
+
+def _least_kept(problem: Problem, u: int) -> list[int]:
+    return [problem.units[u].least_kept if u in stage.active else 0 for stage in problem.stages]
+
+
+def _placements(problem: Problem, state: State) -> tuple[Placement, ...]:
+    return tuple(
+        Placement(
+            component=unit.component,
+            methods=unit.methods,
+            groups=unit.groups,
+            active=tuple(u in stage.active for stage in problem.stages),
+            kept=state.kept[u],
+            num_slots=state.num_slots[u],
+        )
+        for u, unit in enumerate(problem.units)
+    )
+
+
+def _nothing_fits(profile: Profile, asked: int, budget: int, allow: tuple[str, ...]) -> BudgetError:
+    """The error that says how little would do, and which permission would lower it."""
+    allowed = [(), *((v.permission,) for v in profile.variants if v.permission in allow)]
+    smallest = min(least_bytes(pose(profile, permissions)) for permissions in allowed)
+    problem = pose(profile, allowed[-1])
+    tight = max(
+        problem.stages,
+        key=lambda stage: stage.overhead_bytes + sum(_least_of(problem, u) for u in stage.active),
+    )
+    options = {
+        v.permission: least_bytes(pose(profile, (v.permission,)))
+        for v in profile.variants
+        if v.permission not in allow
+    }
+    permission = min(options, key=lambda name: options[name]) if options else None
+    permitted = options[permission] if permission else None
+    if permitted is not None and permitted >= smallest:
+        permission = permitted = None
+    usable = "" if budget == asked else f" ({format_bytes(budget)} of it usable on {profile.device.name})"
+    advice = f"Give it at least {format_bytes(smallest)}"
+    if permission and permitted is not None:
+        advice += f", or allow {permission!r}, with which {format_bytes(permitted)} would do"
+    return BudgetError(
+        f"{profile.pipeline_class} does not fit {format_bytes(asked)}{usable}: stage {tight.name!r} alone needs "
+        f"{format_bytes(smallest)}, {format_bytes(tight.overhead_bytes)} of it besides weights. {advice}.",
+        budget_bytes=asked,
+        smallest_bytes=smallest,
+        permission=permission,
+        permitted_bytes=permitted,
+    )
