@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from vramtune import catalog
+from vramtune.catalog.pipelines import BUILDERS
+from vramtune.errors import UnknownNameError, UsageError
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the entries that were built, instead of pipelines."""
+    names: list[str] = []
+    for name in BUILDERS:
+        monkeypatch.setitem(BUILDERS, name, partial(names.append, name))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("SDXL", "sdxl"),
+        ("sd15", "sd15"),
+        ("SD 1.5", "sd15"),
+        ("flux", "flux.1-dev"),
+        ("FLUX.1-dev", "flux.1-dev"),
+        ("wan2.1-14B", "wan2.1-14b"),
+        ("sd3.5-large", "sd3.5-large"),
+        ("sd3.5 medium", "sd3.5-medium"),
+    ],
+)
+def test_a_name_is_matched_whatever_its_case_and_punctuation(
+    built: list[str], asked: str, meant: str
+) -> None:
+    catalog.load(asked)
+    assert built == [meant]
+
+
+def test_every_listed_name_and_alias_means_its_own_entry(built: list[str]) -> None:
+    for entry in catalog.models():
+        for name in (entry.name, *entry.aliases):
+            catalog.load(name)
+            assert built.pop() == entry.name
+    assert catalog.names() == tuple(BUILDERS)
+
+
+@pytest.mark.parametrize("name", ["sd3.5", "sdxxl", "dall-e"])
+def test_an_unknown_name_lists_known_ones(name: str) -> None:
+    with pytest.raises(UnknownNameError, match=r"sd3\.5-large|sdxl"):
+        catalog.load(name)
+
+
+def test_a_path_that_is_not_there_is_no_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not there.*save_pretrained.*sdxl"):
+        catalog.load(str(tmp_path / "sdxl"))
+
+
+def test_a_single_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        catalog.load(str(file))
+
+
+def test_a_path_means_the_folder_and_not_the_entry_of_that_name(
+    built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sdxl").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no pipeline's folder"):
+        catalog.load("./sdxl")
+    catalog.load("sdxl")
+    assert built == ["sdxl"]
+
+
+def test_a_folder_may_have_any_other_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no pipeline's folder"):
+        catalog.load("my-model")
+
+
+def test_listing_needs_no_torch() -> None:
+    code = "import sys; from vramtune import catalog; catalog.models(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_loaded_entry_is_a_pipeline() -> None:
+    assert isinstance(catalog.load("sd15"), DiffusionPipeline)

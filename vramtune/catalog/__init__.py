@@ -1,0 +1,62 @@
+"""Pipelines to predict for, without their weights: known by name, from a folder, or from the Hub."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vramtune.catalog.entries import ENTRIES, Entry, find_entry
+from vramtune.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["Entry", "load", "models", "names"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PATH_SIGNS = re.compile(r"[/\\~]|^\.")
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` knows without files or network."""
+    return tuple(entry.name for entry in ENTRIES)
+
+
+def models() -> tuple[Entry, ...]:
+    """The pipelines behind these names."""
+    return ENTRIES
+
+
+def load(model: str) -> "DiffusionPipeline":
+    """A complete pipeline whose parameters are on the meta device: everything is real but their values.
+
+    `model` is a name of `names()` (case and punctuation do not matter), a folder written by `save_pretrained`
+    (`./sdxl` where it is named like one of these), or a Hub id such as `org/name`. Of a folder or a Hub
+    repository only configurations, tokenizers and the headers of safetensors files are read, and each
+    component gets the dtype that its files have.
+    """
+    # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
+    entry = None if PATH_SIGNS.search(model) else find_entry(model)
+    folder = Path(model).expanduser()
+    if entry is not None:
+        from vramtune.catalog.pipelines import BUILDERS
+
+        return BUILDERS[entry.name]()
+    if folder.is_dir():
+        from vramtune.catalog.folder import load_folder
+
+        return load_folder(folder)
+    if HUB_ID.fullmatch(model):
+        from vramtune.catalog.hub import load_hub
+
+        return load_hub(model)
+    raise _unknown(model)
+
+
+def _unknown(model: str) -> UsageError:
+    if PATH_SIGNS.search(model):
+        found = "a file, not a folder" if Path(model).expanduser().exists() else "not there"
+        return UsageError(
+            f"{model!r} is {found}. Give a folder written by a pipeline's `save_pretrained`, "
+            f"a Hub id such as 'org/name', or one of: {', '.join(names())}."
+        )
+    return UnknownNameError("model", model, names())

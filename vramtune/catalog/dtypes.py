@@ -1,0 +1,85 @@
+"""The dtype of weights: given to modules that have none yet, read from files without reading weights."""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vramtune.errors import FileError
+
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# safetensors' names (https://huggingface.co/docs/safetensors); the others (integers, float8) are storage
+# that is not computed in
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def cast(module: torch.nn.Module, *, dtype: torch.dtype) -> None:
+    """Give parameters and saved buffers the dtype that `from_pretrained(dtype=dtype)` gives them.
+
+    Buffers that weight files do not hold keep theirs, and so does what the class wants in float32. Parameters
+    stay the same objects, so that tied ones stay tied.
+    """
+    in_float32 = _kept_in_float32(module, dtype=dtype)
+    for path, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if in_float32 & set(path.split(".")) else dtype)
+
+
+def _kept_in_float32(module: Any, *, dtype: torch.dtype) -> set[str]:
+    """Path segments: transformers means `_keep_in_fp32_modules` for float16 only, diffusers for any dtype."""
+    kept = set(module._keep_in_fp32_modules or ())
+    if not hasattr(module, "_keep_in_fp32_modules_strict"):
+        return kept
+    strict = set(module._keep_in_fp32_modules_strict or ())
+    return strict | kept if dtype == torch.float16 else strict
+
+
+def stored_dtypes(
+    file_names: Iterable[str], *, counts_of: Callable[[str], Counter[str]]
+) -> dict[str, torch.dtype]:
+    """The floating dtype of most numbers in each component's safetensors files.
+
+    Names are relative to the pipeline: `unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors`. Of
+    variants, the plain one counts where there is one, as when loading. `counts_of` a file gives its numbers
+    by safetensors dtype.
+    """
+    variants: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in sorted(file_names):
+        component, _, file = name.rpartition("/")
+        if file.endswith(".safetensors"):
+            variants[component][re.sub(r"-\d+-of-\d+", "", file)].append(name)
+    return {
+        component: _majority(sum(map(counts_of, files[min(files, key=len)]), Counter()))
+        for component, files in variants.items()
+    }
+
+
+def _majority(counts: Counter[str]) -> torch.dtype:
+    floating = Counter({name: number for name, number in counts.items() if name in TORCH_DTYPES})
+    return TORCH_DTYPES[floating.most_common(1)[0][0]] if floating else torch.float32
+
+
+def header_counts(file: Path) -> Counter[str]:
+    """Numbers by safetensors dtype; only the header is read (8 bytes of length, then JSON)."""
+    counts: Counter[str] = Counter()
+    try:
+        for name, tensor in _header(file).items():
+            if name != "__metadata__":
+                counts[tensor["dtype"]] += math.prod(tensor["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{str(file)!r} is damaged, or no safetensors file ({error}).") from error
+    return counts
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        num_bytes = int.from_bytes(stream.read(8), "little")
+        if num_bytes > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {num_bytes} bytes")
+        header: dict[str, Any] = json.loads(stream.read(num_bytes))
+    return header

@@ -1,0 +1,1 @@
+"""What each component costs: pipeline to `Profile`."""
