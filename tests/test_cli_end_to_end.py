@@ -1,0 +1,95 @@
+"""The command line on real pipelines, real GPU facts and the real tuner: nothing stands in."""
+
+import json
+
+import pytest
+
+from tests import tiny_pipelines
+from tests.test_cli import refused, run
+from vramtune import catalog
+from vramtune.schema import Plan
+from vramtune.units import GIB
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pipelines") / "tiny-sd15"
+    tiny_pipelines.build("sd15").save_pretrained(path)
+    return path
+
+
+SMALL = ["--gpu", "RTX 4060", "--height", "32", "--width", "32", "--steps", "3"]
+
+
+def test_a_folder_is_planned_for_end_to_end(folder, tmp_path):
+    files = ["--plot", tmp_path / "memory.png", "--save", tmp_path / "plan.json"]
+    result = run("plan", folder, "--vram-gb", 1, *SMALL, *files, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    calls = {row["component"]: row["num_calls"] for row in found["profile"]["components"]}
+    assert calls == {"text_encoder": 2, "unet": 3, "vae": 1}
+    assert (
+        found["profile"]["call_kwargs"] | {"height": 32, "num_inference_steps": 3}
+        == found["profile"]["call_kwargs"]
+    )
+    assert found["plan"]["estimate"]["peak_bytes"] <= GIB
+    assert Plan.load(tmp_path / "plan.json").asked_bytes == GIB
+    assert (tmp_path / "memory.png").stat().st_size > 10_000
+
+
+def test_a_folder_in_text(folder):
+    result = run("plan", folder, "--vram-gb", 1, *SMALL)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Fits: predicted peak ")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_a_folder_in_too_little_memory(folder):
+    result = run("plan", folder, "--vram-gb", 0.1, *SMALL)
+    assert result.exit_code == 3
+    assert "does not fit 102 MiB" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--vram-gb", "24", *SMALL], ["24.00 GiB", "RTX 4060", "8.00 GiB"]),
+        (["--vram-gb", "1", *SMALL, "--allow", "vae_tilling"], ["vae_tilling", "vae_tiling"]),
+        (["--vram-gb", "1", *SMALL, "--height", "33"], ["33", "divisible by 8"]),
+        (["--vram-gb", "1", *SMALL, "--frames", "9"], ["--frames", "StableDiffusionPipeline"]),
+    ],
+)
+def test_bad_input_for_a_real_pipeline(folder, arguments, said):
+    refused(run("plan", folder, *arguments), *said)
+
+
+def test_an_unknown_model_lists_the_near_ones():
+    refused(run("plan", "sdxll", "--vram-gb", 8, "--gpu", "RTX 4060"), "sdxll", "sdxl")
+
+
+def test_a_folder_that_is_no_pipeline(tmp_path):
+    refused(run("plan", tmp_path, "--vram-gb", 8, "--gpu", "RTX 4060"), "model_index.json")
+
+
+def test_models_are_listed():
+    result = run("models")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == list(catalog.names())
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_models_are_listed_as_json():
+    found = json.loads(run("models", "--json").stdout)
+    assert [model["name"] for model in found] == list(catalog.names())
+
+
+def test_gpus_are_listed():
+    result = run("gpus")
+    assert result.exit_code == 0
+    assert "\nRTX 4060 " in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_gpus_are_listed_as_json():
+    found = json.loads(run("gpus", "--json").stdout)
+    assert all(gpu["total_bytes"] > gpu["usable_bytes"] > GIB for gpu in found)

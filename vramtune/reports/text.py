@@ -1,0 +1,205 @@
+"""Nouns as text for a terminal or a pipe: rich renderables that fit 80 columns.
+
+Bytes stand in GiB under a heading that says so; all of it is predicted, and every part says that too.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vramtune.errors import BudgetError
+from vramtune.reports.tables import (
+    ComponentRow,
+    ModeRow,
+    PlacementRow,
+    StageRow,
+    component_rows,
+    mode_rows,
+    placement_rows,
+    stage_rows,
+)
+from vramtune.schema import Comparison, Device, Plan, Profile
+from vramtune.units import GIB, format_bytes, format_seconds
+
+UNKNOWN = "-"
+WORDS = ("fits", "placement", "title", "dtype")
+"""Headings over words, flush left; under all others but the first stand figures."""
+PLAN_MODE = "vramtune"
+
+
+def plan_report(profile: Profile, plan: Plan, comparison: Comparison) -> Group:
+    """A plan for people: the verdict first, then what it rests on."""
+    placements = placement_rows(plan)
+    return Group(
+        verdict(plan, profile),
+        component_table(component_rows(profile, permissions=plan.permissions), placements),
+        stage_table(stage_rows(profile, plan)),
+        mode_table(mode_rows(comparison, plan=plan)),
+        reason_list(plan.reasons),
+    )
+
+
+def budget_report(error: BudgetError, profile: Profile, comparison: Comparison) -> Group:
+    """Why nothing fits, what would, and what the stock modes would need."""
+    message = Text(str(error))
+    message.highlight_words(["does not fit"], style="bold red")
+    return Group(
+        message,
+        component_table(component_rows(profile), ()),
+        mode_table(mode_rows(comparison)),
+    )
+
+
+def verdict(plan: Plan, profile: Profile) -> Text:
+    """Whether it fits, into what, and how fast it will be."""
+    estimate = plan.estimate
+    limit = f"{_gib(plan.budget_bytes)} GiB"
+    if plan.asked_bytes > plan.budget_bytes:
+        limit += f" usable ({_gib(plan.asked_bytes)} asked)"
+    allowed = f" Allowed and used: {', '.join(plan.permissions)}." if plan.permissions else ""
+    return Text.assemble(
+        ("Fits: ", "bold green"),
+        f"predicted peak {_gib(estimate.peak_bytes)} of {limit} on {plan.device_name}.\n",
+        f"{plan.pipeline_class}{_settings(profile)}.{allowed}\n",
+        f"Predicted {format_seconds(estimate.seconds)} per call, {estimate.gap_fraction:.1%} above the bound "
+        f"of {format_seconds(estimate.bound_seconds)} that no plan beats; "
+        f"first call {format_seconds(estimate.first_call_seconds)}; "
+        f"{format_bytes(estimate.moved_bytes)} copied to the GPU per call.",
+    )
+
+
+def _settings(profile: Profile) -> str:
+    """The call's settings; a prompt may be long, so strings are left out."""
+    settings = profile.workload.call_kwargs.items()
+    shown = [f"{name}={value}" for name, value in settings if isinstance(value, int | float)]
+    return f", {', '.join(shown) or 'default settings'}"
+
+
+def component_table(rows: Iterable[ComponentRow], placements: Sequence[PlacementRow]) -> RenderableType:
+    """What each component costs, and where its weights are while it runs."""
+    table = _table("component", "weights", "used", "activ.", "calls", "compute", "copy 1x", "placement")
+    for row in rows:
+        table.add_row(
+            row.component,
+            _gib(row.weight_bytes),
+            _gib(row.used_bytes),
+            UNKNOWN if row.activation_bytes is None else _gib(row.activation_bytes),
+            str(row.num_calls),
+            format_seconds(row.compute_seconds) if row.num_calls else UNKNOWN,
+            format_seconds(row.copy_seconds) if row.used_bytes else UNKNOWN,
+            placement_label([cell for cell in placements if cell.component == row.component])
+            if row.used_bytes
+            else "unused",
+        )
+    return _titled("Components, predicted (GiB; of one call; streamed: weight groups kept / all)", table)
+
+
+def placement_label(cells: Iterable[PlacementRow]) -> str:
+    """A component's roles in the stages where it runs: `"streamed 22/40"` keeps 22 of its 40 groups."""
+    labels = [_role(cell) for cell in cells if cell.active]
+    return ", ".join(dict.fromkeys(labels)) or UNKNOWN
+
+
+def _role(cell: PlacementRow) -> str:
+    return f"streamed {cell.num_kept}/{cell.num_groups}" if cell.role == "streamed" else cell.role
+
+
+def stage_table(rows: Iterable[StageRow]) -> RenderableType:
+    """What is on the GPU in each stage, how long the stage takes, and what is copied in for it."""
+    table = _table("stage", "kept", "slots", "activ.", "peak", "seconds", "compute", "copied")
+    for row in rows:
+        table.add_row(
+            row.stage if row.num_iterations == 1 else f"{row.stage} x{row.num_iterations}",
+            _gib(row.kept_bytes),
+            _gib(row.slot_bytes),
+            _gib(row.activation_bytes),
+            _gib(row.peak_bytes),
+            format_seconds(row.seconds),
+            format_seconds(row.compute_seconds),
+            _gib(row.moved_bytes),
+        )
+    return _titled("Stages of a call, predicted (GiB; peak includes the CUDA context)", table)
+
+
+def mode_table(rows: Iterable[ModeRow]) -> RenderableType:
+    """The ways to run the pipeline, side by side."""
+    table = _table("mode", "fits", "peak", "seconds", "/ plan", "in", "out")
+    for row in rows:
+        table.add_row(
+            row.mode,
+            {True: "yes", False: "no", None: UNKNOWN}[row.fits],
+            _gib(row.peak_bytes),
+            format_seconds(row.seconds),
+            UNKNOWN if row.plan_ratio is None else f"{row.plan_ratio:.2f}x",
+            _gib(row.copied_in_bytes),
+            _gib(row.copied_out_bytes),
+            style="bold" if row.mode == PLAN_MODE else "",
+        )
+    return _titled("The stock diffusers modes, predicted (GiB; in, out: copied per call)", table)
+
+
+def reason_list(reasons: Iterable[str]) -> RenderableType:
+    """Why the plan is what it is."""
+    items = Table.grid(padding=(0, 1))
+    for reason in reasons:
+        items.add_row("-", Text(reason))
+    return _titled("Why", items)
+
+
+class Model(Protocol):
+    """A pipeline that is known by name, as the catalog describes it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def title(self) -> str: ...  # noqa: D102
+    @property
+    def num_parameters(self) -> int: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+
+
+def model_table(models: Iterable[Model]) -> RenderableType:
+    """The pipelines that are known by name."""
+    table = _table("model", "title", "parameters", "dtype")
+    for model in models:
+        table.add_row(model.name, model.title, f"{model.num_parameters / 1e9:.2f} B", model.dtype)
+    return table
+
+
+def device_table(devices: Iterable[Device]) -> RenderableType:
+    """The GPUs that can be named, with the rates that predictions rest on."""
+    table = _table("GPU", "GiB", "usable", "float16 TFLOP/s", "memory GB/s", "copy GB/s")
+    for device in devices:
+        rate = device.flops_per_second.get("float16")
+        table.add_row(
+            device.name,
+            f"{device.total_bytes / GIB:.0f}",
+            f"{device.usable_bytes / GIB:.1f}",
+            UNKNOWN if rate is None else f"{rate / 1e12:.0f}",
+            f"{device.memory_bytes_per_second / 1e9:.0f}",
+            f"{device.pinned_copy_bytes_per_second / 1e9:.0f}",
+        )
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    """A table with names on the left and numbers flush right, except under headings that hold words."""
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        is_words = heading in WORDS
+        table.add_column(heading, justify="left" if is_words else "right", no_wrap=not is_words)
+    return table
+
+
+def _titled(title: str, body: RenderableType) -> RenderableType:
+    return Group("", Text(title, style="bold"), body)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f}"
