@@ -143,8 +143,18 @@ def test_a_batch_of_videos_has_the_pipelines_name():
 
 
 def test_permissions_may_be_given_one_by_one(front):
-    run(*PLAN, "--allow", "vae_tiling", "--allow", "fp8_weights")
-    assert front.asked["allow"] == ("vae_tiling", "fp8_weights")
+    run(*PLAN, "--allow", "vae_tiling", "--allow", "vae_tiling")
+    assert front.asked["allow"] == ("vae_tiling", "vae_tiling")
+
+
+def test_an_unknown_permission_is_refused_before_the_work(front):
+    refused(run(*PLAN, "--allow", "fp8_weights"), "fp8_weights", "vae_tiling")
+    assert front.asked == {}
+
+
+def test_a_budget_above_the_card_is_refused_before_the_work(front):
+    refused(run("plan", "sdxl", "--vram-gb", "12", "--gpu", "RTX 4060"), "12.00 GiB", "RTX 4060 has 8.00 GiB")
+    assert front.asked == {}
 
 
 # Files

@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -158,6 +158,7 @@ def plan(
         _check_plot(plot)
         _check_writable(save, option="--save")
         with _progress() as show:
+            _check_gpu(gpu, budget_gb, allow or ())
             profile = _profile(model, gpu=gpu, settings=settings, show=show)
             show("Planning")
             answer, comparison = _answer(profile, budget_gb, allow=allow or ())
@@ -184,7 +185,6 @@ def _profile(
     """Build the pipeline and follow its call."""
     from vramtune import catalog, front
 
-    _check_gpu(gpu)
     show(f"Building {model}")
     pipe = catalog.load(model)
     return front.profile(
@@ -196,14 +196,13 @@ def _profile(
     )
 
 
-def _check_gpu(gpu: str | None) -> None:
-    """Refuse an unknown GPU, or a missing one, before anything takes time."""
+def _check_gpu(gpu: str | None, vram_gb: float, allow: Sequence[str]) -> None:
+    """Refuse a GPU that is unknown, missing or too small, and unknown permissions, before anything takes time."""
     from vramtune.profiler import device
+    from vramtune.tuner import search
 
-    if gpu is None:
-        device.this_gpu()
-    else:
-        device.find_gpu(gpu)
+    found = device.this_gpu() if gpu is None else device.find_gpu(gpu)
+    search.check(found, budget_bytes(vram_gb), allow)
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:

@@ -3,7 +3,6 @@
 `profile` needs torch and diffusers, and imports them when it is called; the others work on saved profiles alone.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ from vramtune.schema import Comparison, Frontier, Plan, Profile, Timeline
 from vramtune.tuner import frontier as tuner_frontier
 from vramtune.tuner import search, simulate, strategies
 from vramtune.units import budget_bytes
-
-DEFAULT_PROMPT = "a red fox in the snow"
 
 
 def profile(
@@ -36,7 +33,7 @@ def profile(
     from vramtune.profiler.shadow import predict_profile
 
     device = find_gpu(gpu) if gpu is not None else this_gpu()
-    kwargs = _with_prompt(pipe, call_kwargs or {})
+    kwargs = call_kwargs or {}
     if on_call is not None or not progress:
         return predict_profile(pipe, call_kwargs=kwargs, device=device, on_call=on_call)
 
@@ -77,11 +74,3 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
 
 def _names(allow: str | Sequence[str]) -> tuple[str, ...]:
     return (allow,) if isinstance(allow, str) else tuple(allow)
-
-
-def _with_prompt(pipe: Any, call_kwargs: Mapping[str, object]) -> dict[str, object]:
-    """The call with a prompt, where the pipeline wants one and neither it nor its embeddings are given."""
-    accepted = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
-    given = {"prompt", "prompt_embeds"} & call_kwargs.keys()
-    default = {"prompt": DEFAULT_PROMPT} if "prompt" in accepted and not given else {}
-    return {**default, **call_kwargs}

@@ -1,13 +1,13 @@
 """The fastest plan under a budget: program, rounding to whole groups, polish, reasons."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
-from vramtune.schema import Estimate, Placement, Plan, Profile
+from vramtune.schema import Device, Estimate, Placement, Plan, Profile
 from vramtune.tuner.polish import Judge, State, polish, settle, stage_bytes
-from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, pose
+from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, StageProblem, pose
 from vramtune.tuner.program import SLACK_FRACTION, solve
 from vramtune.tuner.reasons import explain
 from vramtune.tuner.simulate import estimate
@@ -27,7 +27,7 @@ def choose_plan(profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] =
     search itself allows. Raises `UsageError` for a budget above the card or an unknown permission, and
     `BudgetError` if nothing fits.
     """
-    check(profile, budget_bytes, allow)
+    check(profile.device, budget_bytes, allow)
     budget = min(budget_bytes, profile.device.usable_bytes)
     best: tuple[tuple[str, ...], Problem, State, Estimate] | None = None
     for permissions in ((), *((v.permission,) for v in profile.variants if v.permission in allow)):
@@ -56,12 +56,11 @@ def choose_plan(profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] =
     )
 
 
-def check(profile: Profile, budget_bytes: int, allow: tuple[str, ...]) -> None:
-    """Refuse budgets above the card and permissions that do not exist."""
+def check(device: Device, budget_bytes: int, allow: Sequence[str]) -> None:
+    """Refuse a budget above the card and permissions that do not exist: needs no profile, only the device."""
     for permission in allow:
         if permission not in PERMISSIONS:
             raise UnknownNameError("permission", permission, PERMISSIONS)
-    device = profile.device
     if budget_bytes > device.total_bytes:
         raise UsageError(
             f"A budget of {format_bytes(budget_bytes)} was asked; {device.name} has "
@@ -97,14 +96,12 @@ def _starts(problem: Problem, budget_bytes: int) -> Iterator[State]:
 
 def least_bytes(problem: Problem) -> int:
     """The smallest budget for which a plan exists: in each stage the least of each active unit, one slot."""
-    return max(
-        stage.overhead_bytes + sum(_least_of(problem, u) for u in stage.active) for stage in problem.stages
-    )
+    return max(_least_in(problem, stage) for stage in problem.stages)
 
 
-def _least_of(problem: Problem, u: int) -> int:
-    unit = problem.units[u]
-    return unit.prefix[unit.least_kept] + unit.ring_bytes(unit.least_kept, 1)
+def _least_in(problem: Problem, stage: StageProblem) -> int:
+    active = [problem.units[u] for u in stage.active]
+    return stage.overhead_bytes + sum(u.prefix[u.least_kept] + u.ring_bytes(u.least_kept, 1) for u in active)
 
 
 def _rounded(problem: Problem, budget_bytes: int, num_slots: int) -> State | None:
@@ -150,25 +147,18 @@ def _placements(problem: Problem, state: State) -> tuple[Placement, ...]:
 
 def _nothing_fits(profile: Profile, asked: int, budget: int, allow: tuple[str, ...]) -> BudgetError:
     """The error that says how little would do, and which permission would lower it."""
-    allowed = [(), *((v.permission,) for v in profile.variants if v.permission in allow)]
-    smallest = min(least_bytes(pose(profile, permissions)) for permissions in allowed)
-    problem = pose(profile, allowed[-1])
-    tight = max(
-        problem.stages,
-        key=lambda stage: stage.overhead_bytes + sum(_least_of(problem, u) for u in stage.active),
-    )
-    options = {
-        v.permission: least_bytes(pose(profile, (v.permission,)))
-        for v in profile.variants
-        if v.permission not in allow
-    }
-    permission = min(options, key=lambda name: options[name]) if options else None
-    permitted = options[permission] if permission else None
-    if permitted is not None and permitted >= smallest:
-        permission = permitted = None
+    variants: dict[tuple[str, ...], Problem] = {(): pose(profile)}
+    variants |= {(v.permission,): pose(profile, (v.permission,)) for v in profile.variants}
+    needed = {permissions: least_bytes(problem) for permissions, problem in variants.items()}
+    best = min((p for p in needed if set(p) <= set(allow)), key=needed.__getitem__)
+    other = min(needed, key=needed.__getitem__)
+    smallest = needed[best]
+    permission, permitted = (other[0], needed[other]) if needed[other] < smallest else (None, None)
+    tight = max(variants[best].stages, key=lambda stage: _least_in(variants[best], stage))
     usable = "" if budget == asked else f" ({format_bytes(budget)} of it usable on {profile.device.name})"
-    advice = f"Give it at least {format_bytes(smallest)}"
-    if permission and permitted is not None:
+    on_card = smallest <= profile.device.usable_bytes
+    advice = f"Give it at least {format_bytes(smallest)}" + ("" if on_card else ", which takes a larger GPU")
+    if permitted is not None:
         advice += f", or allow {permission!r}, with which {format_bytes(permitted)} would do"
     return BudgetError(
         f"{profile.pipeline_class} does not fit {format_bytes(asked)}{usable}: stage {tight.name!r} alone needs "

@@ -1,0 +1,98 @@
+"""How long the command line and the solver take, and how much RAM.
+
+python -m benchmarks.speed
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.results_file import environment, table, write_result
+from vramtune import catalog, front
+from vramtune.tuner.problem import pose
+from vramtune.tuner.search import find_state
+from vramtune.units import GIB
+
+VRAMTUNE = str(Path(sys.executable).with_name("vramtune"))
+RUNS, SOLVES = 3, 9
+BUDGETS = (6, 8, 12, 24)
+LIMITS = {"sdxl": 8.0, "flux.1-dev": 8.0, "wan2.1-14b": 25.0}
+"""Seconds that `vramtune plan` may take."""
+
+
+def main() -> None:
+    """Run every command a few times, solve every problem a few times, write the tables."""
+    commands = [[name, *whole_command(name), limit(name)] for name in tqdm(catalog.names(), unit="model")]
+    starts = [
+        ["`import vramtune`", *started([sys.executable, "-c", "import vramtune"]), "0.1 s"],
+        ["nothing: `python -c pass`", *started([sys.executable, "-c", "pass"]), ""],
+        ["`vramtune --help`", *started([VRAMTUNE, "--help"]), "0.3 s"],
+    ]
+    lines = [
+        "# Speed of the command line and the solver, measured",
+        "",
+        *environment("python -m benchmarks.speed"),
+        f"- Medians; `plan` {RUNS} runs each, solves {SOLVES} each.",
+        "",
+        '## `vramtune plan MODEL --vram-gb 8 --gpu "RTX 4060"`, the whole process',
+        "",
+        *table(["model", "seconds", "peak RAM GiB", "may take"], commands),
+        "",
+        "## Start",
+        "",
+        *table(["command", "seconds", "peak RAM GiB", "may take"], starts),
+        "",
+        "## Solve: from a profile to groups kept (milliseconds, RTX 4090, `vae_tiling` allowed)",
+        "",
+        *table(
+            ["model", *(f"{budget} GiB" for budget in BUDGETS)], [solves(name) for name in catalog.names()]
+        ),
+    ]
+    print(write_result("speed", lines))
+
+
+def limit(name: str) -> str:
+    return f"{LIMITS[name]:.0f} s, 2.5 GiB" if name in LIMITS else "2.5 GiB"
+
+
+def whole_command(name: str) -> tuple[str, str]:
+    return started([VRAMTUNE, "plan", name, "--vram-gb", "8", "--gpu", "RTX 4060"])
+
+
+def started(command: list[str]) -> tuple[str, str]:
+    """Median wall seconds and highest resident set of a process, by the operating system's account."""
+    seconds, peaks = [], []
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds.append(time.perf_counter() - begin)
+        peaks.append(usage.ru_maxrss * 1024 / GIB)
+        if os.waitstatus_to_exitcode(status) not in (0, 3):
+            raise RuntimeError(f"{command} failed")
+    return f"{statistics.median(seconds):.2f}", f"{max(peaks):.2f}"
+
+
+def solves(name: str) -> list[str]:
+    """A row of median solve milliseconds."""
+    profile = front.profile(catalog.load(name), gpu="RTX 4090", progress=False)
+    permission = tuple(variant.permission for variant in profile.variants)
+    problem = pose(profile, permission)
+    row = [name]
+    for budget in BUDGETS:
+        spans = []
+        for _ in range(SOLVES):
+            begin = time.perf_counter()
+            state = find_state(problem, min(budget * GIB, profile.device.usable_bytes))
+            spans.append(time.perf_counter() - begin)
+        row.append(f"{statistics.median(spans) * 1e3:.0f}" if state else "does not fit")
+    return row
+
+
+if __name__ == "__main__":
+    main()

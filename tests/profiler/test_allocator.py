@@ -1,0 +1,96 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vramtune.profiler.allocator import reserved_peak_bytes, rounded_bytes
+from vramtune.units import MIB
+
+SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 2 * MIB), st.integers(1, 64 * MIB))
+
+
+@st.composite
+def histories(draw):
+    """Allocations in a drawn order, some freed again at drawn moments."""
+    events, live = [], {}
+    for key, num_bytes in enumerate(draw(st.lists(SIZES, min_size=1, max_size=40))):
+        events.append((key, num_bytes))
+        live[key] = num_bytes
+        freed = draw(st.lists(st.sampled_from(sorted(live)), unique=True, max_size=3))
+        events.extend((key, -live.pop(key)) for key in freed)
+    return events
+
+
+def freed_in_the_end(events):
+    live = {}
+    for key, num_bytes in events:
+        live[key] = live.get(key, 0) + num_bytes
+    return [*events, *((key, -num_bytes) for key, num_bytes in live.items() if num_bytes)]
+
+
+def allocated_peak_bytes(events):
+    live = peak = 0
+    for _, num_bytes in events:
+        live += rounded_bytes(num_bytes) if num_bytes > 0 else -rounded_bytes(-num_bytes)
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "reserved"),
+    [
+        (1, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 1, 20 * MIB),
+        (10 * MIB - 512, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (10 * MIB + 1, 12 * MIB),
+        (11 * MIB, 12 * MIB),
+    ],
+)
+def test_one_request_opens_the_segment_of_its_size(num_bytes, reserved):
+    assert reserved_peak_bytes([(0, num_bytes)]) == reserved
+
+
+def test_medium_requests_share_a_segment():
+    assert reserved_peak_bytes([(0, 6 * MIB), (1, 6 * MIB), (2, 6 * MIB)]) == 20 * MIB
+    assert reserved_peak_bytes([(n, 6 * MIB) for n in range(4)]) == 40 * MIB
+
+
+def test_small_and_large_requests_never_share():
+    assert reserved_peak_bytes([(0, 6 * MIB), (1, 512)]) == 22 * MIB
+
+
+def test_a_large_rest_is_split_off_and_a_small_one_wasted():
+    freed_thirty = [(0, 30 * MIB), (0, -30 * MIB)]
+    assert reserved_peak_bytes([*freed_thirty, (1, 28 * MIB), (2, 2 * MIB)]) == 30 * MIB
+    assert reserved_peak_bytes([*freed_thirty, (1, 29 * MIB), (2, MIB + 1)]) == 50 * MIB
+
+
+def test_best_fit_takes_the_smallest_block_that_holds_the_request():
+    both_free = [(0, 40 * MIB), (1, 20 * MIB), (0, -40 * MIB), (1, -20 * MIB)]
+    assert reserved_peak_bytes([*both_free, (2, 20 * MIB), (3, 40 * MIB)]) == 60 * MIB
+
+
+def test_neighbours_join_when_freed_but_segments_do_not():
+    halves = [(0, 10 * MIB), (1, 10 * MIB), (0, -10 * MIB), (1, -10 * MIB)]
+    assert reserved_peak_bytes([*halves, (2, 20 * MIB)]) == 40 * MIB
+    in_one_segment = [(0, 20 * MIB), (0, -20 * MIB), *halves]
+    assert reserved_peak_bytes([*in_one_segment, (2, 20 * MIB)]) == 20 * MIB
+
+
+@given(histories())
+def test_what_is_reserved_holds_what_is_allocated(events):
+    assert reserved_peak_bytes(events) >= allocated_peak_bytes(events)
+
+
+@given(histories())
+def test_once_all_is_freed_every_earlier_request_is_served_from_the_cache(events):
+    everything_free = freed_in_the_end(events)
+    largest = max(num_bytes for _, num_bytes in events)
+    assert reserved_peak_bytes([*everything_free, (-1, largest)]) == reserved_peak_bytes(events)
+
+
+@given(histories())
+def test_reserved_memory_only_grows(events):
+    reserved = [reserved_peak_bytes(events[:length]) for length in range(len(events) + 1)]
+    assert reserved == sorted(reserved)

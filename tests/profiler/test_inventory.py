@@ -1,0 +1,172 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from vramtune.profiler.calls import part_of, record_calls
+from vramtune.profiler.inventory import CRUMB_FRACTION, even_partition, weigh_component
+from vramtune.units import MIB
+
+SIZES = st.lists(st.integers(0, 300), max_size=30)
+
+
+def totals(sizes, cap):
+    return [sum(sizes[start:stop]) for start, stop in even_partition(sizes, cap=cap)]
+
+
+class OneModelPipeline(DiffusionPipeline):
+    """Calls its only component once, on a row of ones."""
+
+    model_cpu_offload_seq = "model"
+
+    def __init__(self, model):
+        super().__init__()
+        self.register_modules(model=model)
+
+    @torch.no_grad()
+    def __call__(self, width=16):
+        return self.model(torch.ones(1, width))
+
+
+def weigh(model):
+    pipe = OneModelPipeline(model)
+    recording = record_calls(pipe, {}, largest_real_bytes=MIB, on_call=lambda name: None)
+    return weigh_component("model", part_of(model), [call.trace for call in recording.calls])
+
+
+def group_names(component):
+    return [group.name for group in component.groups]
+
+
+class Blocks(nn.Module):
+    """Equal blocks, each a stack of its own."""
+
+    def __init__(self, num_blocks, num_linears=1):
+        super().__init__()
+        blocks = (nn.Sequential(*(nn.Linear(16, 16) for _ in range(num_linears))) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@given(SIZES, st.integers(1, 400))
+def test_a_partition_covers_everything_in_order_and_stays_under_the_cap(sizes, cap):
+    runs = even_partition(sizes, cap=cap)
+    assert [index for run in runs for index in range(*run)] == list(range(len(sizes)))
+    for start, stop in runs:
+        largest = max(sizes[start:stop])
+        assert sum(sizes[start:stop]) <= max(cap, largest + CRUMB_FRACTION * cap)
+
+
+@given(SIZES, st.integers(1, 400))
+def test_no_two_neighbouring_runs_could_be_one(sizes, cap):
+    runs = totals(sizes, cap)
+    assert all(left + right > cap for left, right in pairwise(runs) if left + right > 0)
+
+
+def test_runs_are_alike_rather_than_full():
+    assert totals([1] * 10, cap=8) == [5, 5]
+
+
+def test_crumbs_ride_along_with_what_is_too_large_anyway():
+    assert totals([1, 200, 1, 1, 200], cap=100) == [201, 202]
+
+
+def test_equal_blocks_become_equal_groups():
+    component = weigh(Blocks(32))
+    assert group_names(component) == ["root", *(f"blocks.{n}" for n in range(32))]
+    assert {group.weight_bytes for group in component.groups[1:]} == {4 * (16 * 16 + 16)}
+    assert component.groups[0].weight_bytes == 0
+    assert [layer.block for layer in component.layers] == [f"blocks.{n}" for n in range(32)]
+
+
+def test_many_small_modules_are_joined_to_about_thirty_groups():
+    component = weigh(Blocks(128))
+    assert len(component.groups) == 33
+    assert component.groups[1].modules == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
+    assert component.groups[1].name == "blocks.0 … blocks.3"
+
+
+def test_large_blocks_are_split_at_their_layers():
+    component = weigh(Blocks(4, num_linears=8))
+    assert "blocks.3.7" in group_names(component)
+    assert len(component.groups) == 33
+
+
+def test_unused_layers_weigh_but_are_in_no_group():
+    model = Blocks(32)
+    model.idle = nn.Linear(100, 100)
+    component = weigh(model)
+    assert component.weight_bytes - component.used_bytes == 4 * (100 * 100 + 100)
+    assert component.num_tensors == 66
+    assert len(component.layers) == 32
+
+
+def test_a_split_modules_own_weights_are_the_roots():
+    model = Blocks(32)
+    model.shift = nn.Parameter(torch.zeros(16))
+    model.forward = lambda x: Blocks.forward(model, x + model.shift)
+    component = weigh(model)
+    assert component.groups[0].weight_bytes == 16 * 4
+    assert component.layers[0].name == ""
+    assert component.layers[0].group == 0
+
+
+def test_weights_used_outside_their_own_forward_are_the_roots():
+    model = Blocks(32)
+    borrowed = model.blocks[5][0]
+    model.forward = lambda x: nn.functional.linear(Blocks.forward(model, x), borrowed.weight)
+    component = weigh(model)
+    assert component.groups[0].weight_bytes == 4 * (16 * 16 + 16)
+    assert all("blocks.5" not in group.modules for group in component.groups)
+
+
+def test_weights_tied_across_blocks_count_once_and_are_the_roots():
+    model = Blocks(32)
+    model.blocks[9][0].weight = model.blocks[3][0].weight
+    component = weigh(model)
+    assert component.used_bytes == component.weight_bytes == 4 * (31 * 16 * 16 + 32 * 16)
+    assert next(layer.group for layer in component.layers if layer.name == "blocks.3.0") == 0
+
+
+def test_a_module_that_is_called_past_its_forward_hooks_is_no_group_of_its_own():
+    model = Blocks(32)
+    block = model.blocks[0]
+    model.blocks[0] = nn.Identity()
+    model.plain = block
+    model.forward = lambda x: Blocks.forward(model, block[0].forward(x))
+    component = weigh(model)
+    assert component.groups[0].weight_bytes == 4 * (16 * 16 + 16)
+
+
+def test_a_module_that_is_mostly_its_own_table_is_one_group():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("positions", torch.zeros(100, 16))
+            self.proj = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.proj(x) + self.positions[:1]
+
+    model = Blocks(32)
+    model.table = Table()
+    model.forward = lambda x: Blocks.forward(model, model.table(x))
+    component = weigh(model)
+    assert "table" in group_names(component)
+    assert component.groups[0].weight_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_dtype_is_that_of_most_bytes(dtype):
+    model = Blocks(4).to(dtype)
+    model.shift = nn.Parameter(torch.zeros(1))
+    model.forward = lambda x: Blocks.forward(model, x.to(dtype))
+    assert weigh(model).dtype == str(dtype).removeprefix("torch.")

@@ -1,0 +1,93 @@
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vramtune.profiler.calls import weights_of
+from vramtune.profiler.tracker import Allocation, Start, Tracker
+
+MODE = FakeTensorMode()
+
+
+def tracked(run, tracker=None):
+    tracker = tracker or Tracker(weights={})
+    with torch.no_grad(), MODE, tracker:
+        run()
+    return tracker
+
+
+def live_and_peak(tracker):
+    live = peak = 0
+    for entry in tracker.tape:
+        if isinstance(entry, Allocation):
+            live += entry.num_bytes
+            peak = max(peak, live)
+    return live, peak
+
+
+def test_a_chain_of_operations_holds_two_results_at_a_time():
+    def chain():
+        tensor = torch.empty(1024, dtype=torch.float32)
+        for _ in range(10):
+            tensor = tensor + 1
+
+    assert live_and_peak(tracked(chain)) == (0, 2 * 4096)
+
+
+def test_storage_is_rounded_to_512_bytes():
+    kept = []
+    assert live_and_peak(tracked(lambda: kept.append(torch.empty(3)))) == (512, 512)
+
+
+def test_views_and_writes_in_place_take_no_memory():
+    def reuse():
+        tensor = torch.empty(64, 64)
+        view = tensor.t()[3:5]
+        view.add_(1)
+        tensor[0] = 2
+
+    # In-place assignment of a number makes a scalar on the way; nothing of the tensor's size is made.
+    assert live_and_peak(tracked(reuse))[1] <= 64 * 64 * 4 + 512
+
+
+def test_a_storage_lives_as_long_as_its_last_view():
+    def keep_a_row():
+        row = torch.empty(1024)[:1]
+        del row
+
+    kept = []
+    assert live_and_peak(tracked(keep_a_row))[0] == 0
+    assert live_and_peak(tracked(lambda: kept.append(torch.empty(1024)[:1])))[0] == 4096
+
+
+def test_inputs_and_weights_are_not_counted_but_noted():
+    with MODE:
+        model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
+    tracker = Tracker(weights_of(model))
+    tracker.know([given])
+    with tracker.watch_modules({model[0]: "0"}, {"0"}):
+        tracked(lambda: model(given), tracker)
+    assert live_and_peak(tracker) == (0, 512)
+    assert tracker.usage.weights == {("0.weight", ("0",))}
+    assert [entry for entry in tracker.tape if isinstance(entry, Start)] == [Start("0")]
+
+
+def test_a_weight_used_outside_its_module_begins_that_layer():
+    with MODE:
+        model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
+    tracker = Tracker(weights_of(model))
+    tracked(lambda: nn.functional.linear(given, model[0].weight), tracker)
+    assert Start("0") in tracker.tape
+    assert tracker.usage.weights == {("0.weight", ())}
+
+
+def test_hooks_are_gone_after_a_watch_that_fails():
+    module = nn.Linear(2, 2)
+    tracker = Tracker(weights={})
+    try:
+        with tracker.watch_modules({module: "x"}, set()):
+            module("no tensor")
+    except TypeError:
+        pass
+    module(torch.ones(1, 2))
+    assert list(tracker.usage.entered) == ["x"]
+    assert tracker.stack == ()

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.profiles import MIB, profiles
+from tests.tuner.test_search import budget_between, small
+from vramtune.errors import FileError
+from vramtune.schema import (
+    SCHEMA_VERSION,
+    Comparison,
+    Frontier,
+    Placement,
+    Plan,
+    Profile,
+    WeightGroup,
+    from_json,
+    to_json,
+)
+from vramtune.tuner.frontier import trace_frontier
+from vramtune.tuner.problem import pose
+from vramtune.tuner.search import choose_plan
+from vramtune.tuner.simulate import timeline
+from vramtune.tuner.strategies import compare_modes
+
+GROUPS = tuple(WeightGroup(name=str(n), weight_bytes=n * MIB, modules=()) for n in (1, 8, 4, 2))
+
+
+def placement(kept: tuple[int, ...], active: tuple[bool, ...], num_slots: int = 3) -> Placement:
+    return Placement(component="m", methods=(), groups=GROUPS, active=active, kept=kept, num_slots=num_slots)
+
+
+class TestJson:
+    @settings(max_examples=30, deadline=None)
+    @given(profiles(), st.floats(0, 1))
+    def test_profiles_and_plans_come_back_equal(self, profile: Profile, fraction: float) -> None:
+        plan = choose_plan(profile, budget_between(pose(profile), fraction))
+        assert from_json(Profile, to_json(profile)) == profile
+        assert from_json(Plan, to_json(plan)) == plan
+
+    def test_so_do_comparisons_frontiers_and_timelines(self) -> None:
+        plan = choose_plan(small(), 250 * MIB)
+        for noun in (compare_modes(small(), 250 * MIB), trace_frontier(small()), timeline(small(), plan)):
+            assert from_json(type(noun), to_json(noun)) == noun
+
+    def test_a_plan_is_saved_and_loaded(self, tmp_path: Path) -> None:
+        plan = choose_plan(small(), 250 * MIB)
+        plan.save(tmp_path / "plan.json")
+        assert Plan.load(tmp_path / "plan.json") == plan
+
+
+class TestForeignFiles:
+    @pytest.fixture
+    def envelope(self) -> dict:
+        return json.loads(to_json(choose_plan(small(), 250 * MIB)))
+
+    @pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"[]", b"{}", b'{"kind": 3}', b"not json"])
+    def test_what_is_no_file_of_ours(self, text: bytes) -> None:
+        with pytest.raises(FileError, match=r"Expected a vramtune Plan; this is no file"):
+            from_json(Plan, text)
+
+    def test_another_kind(self, envelope: dict) -> None:
+        with pytest.raises(FileError, match=r"Expected a vramtune Profile; this file holds a Plan"):
+            from_json(Profile, json.dumps(envelope))
+
+    def test_another_version(self, envelope: dict) -> None:
+        envelope["schema_version"] = SCHEMA_VERSION + 1
+        with pytest.raises(FileError, match=r"Expected schema version 1; this Plan has version 2"):
+            from_json(Plan, json.dumps(envelope))
+
+    def test_a_missing_field(self, envelope: dict) -> None:
+        del envelope["body"]["stages"]
+        with pytest.raises(FileError, match="This Plan is damaged"):
+            from_json(Plan, json.dumps(envelope))
+
+    def test_a_count_that_no_pipeline_could_follow(self, envelope: dict) -> None:
+        envelope["body"]["placements"][0]["kept"][0] = 99
+        with pytest.raises(FileError, match="99"):
+            from_json(Plan, json.dumps(envelope))
+
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(FileError, match=r"missing\.json"):
+            Plan.load(tmp_path / "missing.json")
+
+    def test_segments_and_layers_that_point_nowhere(self) -> None:
+        text = json.loads(to_json(small()))
+        text["body"]["stages"][0]["activities"][0]["segments"][0]["layer"] = 77
+        with pytest.raises(FileError, match="names no layer"):
+            from_json(Profile, json.dumps(text))
+
+
+class TestPlacement:
+    def test_roles(self) -> None:
+        assert placement((4, 4), (True, False)).role(0) == "resident"
+        assert placement((4, 1), (True, False)).role(0) == "offloaded"
+        assert placement((4, 1), (True, False)).role(1) == "idle"
+        assert placement((2, 2), (True, True)).role(0) == "streamed"
+
+    def test_slots_are_as_large_as_the_largest_streamed_group_and_no_more_than_all(self) -> None:
+        assert placement((2, 2), (True, False), num_slots=1).slot_bytes(0) == 4 * MIB
+        assert placement((2, 2), (True, False), num_slots=3).slot_bytes(0) == 6 * MIB
+        assert placement((2, 2), (True, False)).slot_bytes(1) == 0
+        assert placement((4, 4), (True, True)).slot_bytes(0) == 0
+
+    def test_only_groups_kept_in_every_stage_are_resident(self) -> None:
+        one = placement((4, 2, 3), (True, False, True))
+        assert one.num_resident == 2
+        assert one.kept_bytes(1) == 9 * MIB
+
+    @pytest.mark.parametrize(
+        ("kept", "active"), [((5,), (True,)), ((-1,), (False,)), ((0,), (True,)), ((1, 1), (True,))]
+    )
+    def test_impossible_counts_are_refused(self, kept, active) -> None:
+        with pytest.raises(ValueError, match="placement of 'm'"):
+            placement(kept, active)
+
+
+def test_comparison_and_frontier_are_nouns_of_their_own() -> None:
+    with pytest.raises(FileError):
+        from_json(Frontier, to_json(compare_modes(small(), 250 * MIB)))
+    assert isinstance(compare_modes(small(), 250 * MIB), Comparison)

@@ -1,0 +1,61 @@
+import pytest
+
+from vramtune.errors import (
+    BudgetError,
+    FileError,
+    NoAcceleratorError,
+    TraceError,
+    UnknownNameError,
+    UsageError,
+)
+from vramtune.units import GIB, budget_bytes, format_bytes, format_seconds
+
+
+class TestBudget:
+    @pytest.mark.parametrize(("given", "expected"), [(8, 8 * GIB), (11.5, 12_348_030_976), (0.5, GIB // 2)])
+    def test_is_in_gibibytes(self, given: float, expected: int) -> None:
+        assert budget_bytes(given) == expected
+
+    @pytest.mark.parametrize("given", [0, -8, float("nan"), float("inf"), "8", None, True, [8]])
+    def test_anything_else_is_refused_with_what_was_given(self, given: object) -> None:
+        with pytest.raises(UsageError, match="vram_gb") as raised:
+            budget_bytes(given)
+        assert repr(given) in str(raised.value)
+
+
+class TestFormats:
+    @pytest.mark.parametrize(
+        ("num_bytes", "text"),
+        [(0, "0 B"), (700, "700 B"), (4096, "4 KiB"), (34 * 2**20, "34 MiB"), (8 * GIB, "8.00 GiB")],
+    )
+    def test_bytes(self, num_bytes: int, text: str) -> None:
+        assert format_bytes(num_bytes) == text
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [
+            (0, "0 µs"),
+            (8e-5, "80 µs"),
+            (0.045, "45 ms"),
+            (1.234, "1.23 s"),
+            (12.34, "12.3 s"),
+            (125, "2 min 05 s"),
+        ],
+    )
+    def test_seconds(self, seconds: float, text: str) -> None:
+        assert format_seconds(seconds) == text
+
+
+class TestTree:
+    def test_bad_arguments_are_also_value_errors_and_failures_runtime_errors(self) -> None:
+        assert issubclass(UsageError, ValueError)
+        assert issubclass(FileError, UsageError)
+        assert issubclass(UnknownNameError, UsageError)
+        assert issubclass(TraceError, RuntimeError)
+        assert issubclass(NoAcceleratorError, RuntimeError)
+        assert not issubclass(BudgetError, ValueError)
+
+    def test_near_names_are_offered_and_all_where_none_is_near(self) -> None:
+        assert "sdxl" in str(UnknownNameError("model", "sdxll", ["sdxl", "flux"]))
+        assert "flux" not in str(UnknownNameError("model", "sdxll", ["sdxl", "flux"]))
+        assert "Known are: sdxl, flux" in str(UnknownNameError("model", "qqq", ["sdxl", "flux"]))

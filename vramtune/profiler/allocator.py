@@ -1,0 +1,132 @@
+"""From allocated to reserved: the rules of PyTorch's caching allocator.
+
+Source: `c10/core/AllocatorConfig.h` and `c10/cuda/CUDACachingAllocator.cpp` (torch 2.13), default settings:
+one stream, no expandable segments, no garbage collection, no largest split size.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vramtune.units import MIB
+
+SMALLEST_BLOCK_BYTES = 512
+SMALL_REQUEST_BYTES = MIB
+SMALL_SEGMENT_BYTES = 2 * MIB
+MEDIUM_REQUEST_BYTES = 10 * MIB
+MEDIUM_SEGMENT_BYTES = 20 * MIB
+LARGE_SEGMENT_ROUNDING_BYTES = 2 * MIB
+
+
+def rounded_bytes(num_bytes: int) -> int:
+    """What a request of `num_bytes` takes from its block."""
+    return max(1, -(-num_bytes // SMALLEST_BLOCK_BYTES)) * SMALLEST_BLOCK_BYTES
+
+
+def segment_bytes(block_bytes: int) -> int:
+    """What is asked of the driver when no cached block serves a rounded request."""
+    if block_bytes <= SMALL_REQUEST_BYTES:
+        return SMALL_SEGMENT_BYTES
+    if block_bytes < MEDIUM_REQUEST_BYTES:
+        return MEDIUM_SEGMENT_BYTES
+    return -(-block_bytes // LARGE_SEGMENT_ROUNDING_BYTES) * LARGE_SEGMENT_ROUNDING_BYTES
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Block:
+    """A stretch of a segment, free or in use, between its neighbours."""
+
+    address: int
+    num_bytes: int
+    is_free: bool = True
+    before: "Block | None" = None
+    after: "Block | None" = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Pool:
+    """Free blocks of the small or of the large requests, in the order in which best fit looks at them."""
+
+    least_rest_bytes: int
+    """A block is split where at least this much of it would be left over."""
+    order: list[tuple[int, int]] = field(default_factory=list)
+    """(bytes, address), ascending."""
+    blocks: dict[int, Block] = field(default_factory=dict)
+    """Free blocks by address."""
+
+    def put(self, block: Block) -> None:
+        """Offer a block."""
+        block.is_free = True
+        self.blocks[block.address] = block
+        insort(self.order, (block.num_bytes, block.address))
+
+    def withdraw(self, block: Block) -> None:
+        """Take a given block out."""
+        del self.blocks[block.address]
+        del self.order[bisect_left(self.order, (block.num_bytes, block.address))]
+
+    def take(self, num_bytes: int) -> Block | None:
+        """The smallest free block that holds `num_bytes`, lowest address first."""
+        index = bisect_left(self.order, (num_bytes, 0))
+        if index == len(self.order):
+            return None
+        _, address = self.order.pop(index)
+        return self.blocks.pop(address)
+
+    def split(self, block: Block, num_bytes: int) -> None:
+        """Give back what a taken block has beyond `num_bytes`, where that is worth it."""
+        rest_bytes = block.num_bytes - num_bytes
+        if rest_bytes < self.least_rest_bytes:
+            return
+        rest = Block(address=block.address + num_bytes, num_bytes=rest_bytes, before=block, after=block.after)
+        if rest.after is not None:
+            rest.after.before = rest
+        block.num_bytes, block.after = num_bytes, rest
+        self.put(rest)
+
+    def release(self, block: Block) -> None:
+        """Free a block and join it with free neighbours."""
+        if block.before is not None and block.before.is_free:
+            self.withdraw(block.before)
+            block = join(block.before, block)
+        if block.after is not None and block.after.is_free:
+            self.withdraw(block.after)
+            block = join(block, block.after)
+        self.put(block)
+
+
+def join(left: Block, right: Block) -> Block:
+    """Two neighbours as one block: the left one grows."""
+    left.num_bytes += right.num_bytes
+    left.after = right.after
+    if right.after is not None:
+        right.after.before = left
+    return left
+
+
+def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
+    """Bytes the allocator holds of the device after a sequence of allocations and frees, from an empty cache.
+
+    An event is (key, bytes), allocated, or (key, -bytes), freed. Cached segments are not given back, so what is
+    reserved in the end is the peak.
+    """
+    small = Pool(least_rest_bytes=SMALLEST_BLOCK_BYTES)
+    large = Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
+    in_use: dict[int, tuple[Pool, Block]] = {}
+    reserved = next_address = 0
+    for key, num_bytes in events:
+        if num_bytes <= 0:
+            pool, block = in_use.pop(key)
+            pool.release(block)
+            continue
+        needed = rounded_bytes(num_bytes)
+        pool = small if needed <= SMALL_REQUEST_BYTES else large
+        found = pool.take(needed)
+        if found is None:
+            found = Block(address=next_address, num_bytes=segment_bytes(needed))
+            reserved += found.num_bytes
+            next_address += found.num_bytes
+        found.is_free = False
+        pool.split(found, needed)
+        in_use[key] = pool, found
+    return reserved

@@ -1,0 +1,107 @@
+"""One operation's arithmetic and traffic, and the seconds they take on a device."""
+
+from collections.abc import Sequence
+from functools import cache
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+from vramtune.schema import Device
+
+Kind = Literal["matmul", "convolution", "attention", "pointwise"]
+
+
+class Work(NamedTuple):
+    """What one kernel does: multiply-adds count two FLOPs; bytes are read and written memory."""
+
+    kind: Kind
+    dtype: str
+    flops: int
+    num_bytes: int
+
+
+RATE_EFFICIENCY: dict[Kind, float] = {
+    "matmul": 0.70,
+    "convolution": 0.55,
+    "attention": 0.55,
+    "pointwise": 0.50,
+}
+"""Share of the dense peak that kernels of large diffusion models reach: priors, until a probe replaces them.
+
+cuBLAS reaches 60-80% on shapes of a thousand and more; cuDNN's convolutions and FlashAttention-2 less.
+"""
+BANDWIDTH_EFFICIENCY = 0.80
+"""Share of the memory bandwidth that streaming kernels reach (a prior)."""
+
+_MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
+_CONVOLUTION = {"convolution", "_convolution", "cudnn_convolution", "convolution_overrideable"}
+_GATHER = {"embedding", "index", "gather", "index_select"}
+_NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"}
+
+
+def work_seconds(work: Work, device: Device) -> float:
+    """Roofline: the slower of arithmetic and traffic, and the launch.
+
+    `max(flops / (rate(dtype) * efficiency), bytes / (bandwidth * efficiency)) + launch`. A dtype that the device
+    has no rate for is computed at the rate of float32.
+    """
+    rate = device.flops_per_second.get(work.dtype, device.flops_per_second["float32"])
+    compute = work.flops / (rate * RATE_EFFICIENCY[work.kind])
+    traffic = work.num_bytes / (device.memory_bytes_per_second * BANDWIDTH_EFFICIENCY)
+    return max(compute, traffic) + device.launch_seconds
+
+
+def operation_work(
+    function: Any, args: tuple[Any, ...], *, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+) -> Work | None:
+    """The work of an ATen operation that is no view; None for one that starts no kernel."""
+    name = function.overloadpacket.__name__
+    if name in _NO_KERNEL or not outputs:
+        return None
+    kind = operation_kind(name)
+    written = sum(map(touched_bytes, outputs))
+    # A lookup reads of its table only what it writes.
+    read = written if name in _GATHER else sum(map(touched_bytes, inputs))
+    return Work(
+        kind, dtype_name(inputs or outputs), operation_flops(function, args, kind, outputs), read + written
+    )
+
+
+@cache
+def operation_kind(name: str) -> Kind:
+    """The class of operation by its ATen name."""
+    if name in _MATMUL:
+        return "matmul"
+    if name in _CONVOLUTION:
+        return "convolution"
+    return "attention" if "scaled_dot_product" in name else "pointwise"
+
+
+def operation_flops(function: Any, args: tuple[Any, ...], kind: Kind, outputs: Sequence[torch.Tensor]) -> int:
+    """FLOPs by PyTorch's own formulas (`torch.utils.flop_counter`); 0 for what is bound by memory anyway."""
+    if kind == "pointwise":
+        return 0
+    if kind == "attention":
+        return attention_flops(*args[:3])
+    return int(flop_registry[function.overloadpacket](*args, out_val=outputs[0]))
+
+
+def attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Two matrix products per head; PyTorch has no formula for the fused kernel of the CPU.
+
+    query: [... lq d], key: [... lk d], value: [... lk dv]; counted without a causal mask's saving.
+    """
+    return 2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def touched_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements; of an expanded one those that exist."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def dtype_name(tensors: Sequence[torch.Tensor]) -> str:
+    """Name of the first floating dtype, else of the first."""
+    floating = next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
+    return str(floating.dtype).removeprefix("torch.")

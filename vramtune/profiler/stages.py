@@ -1,0 +1,218 @@
+"""From the sequence of calls to stages: loops found, equal calls counted, memory and seconds attached."""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+from vramtune.profiler.allocator import reserved_peak_bytes
+from vramtune.profiler.calls import Recording, Trace, call_name
+from vramtune.profiler.roofline import Work, work_seconds
+from vramtune.profiler.tracker import Allocation, Entry
+from vramtune.schema import Activity, Component, Device, Segment, Stage
+
+LONGEST_PERIOD = 8
+LEAST_REPEATS = 3
+"""What repeats less often is unrolled: a stage of its own each time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """`num_iterations` times the same `period` calls, from call number `start` on."""
+
+    start: int
+    period: int
+    num_iterations: int
+
+    @property
+    def stop(self) -> int:
+        """Number of the first call after it."""
+        return self.start + self.period * self.num_iterations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """What the pipeline itself does around one call."""
+
+    held_bytes: int
+    """Its own live bytes while the component runs."""
+    peak_bytes: int
+    """Its highest live bytes between this call and the next one."""
+    seconds: float
+    """Its work between this call and the next one."""
+
+
+def build_stages(
+    recording: Recording, traces: Sequence[Trace], components: Mapping[str, Component], device: Device
+) -> tuple[Stage, ...]:
+    """The stages of a recorded call; `traces` says, call by call, how the component was executed."""
+    pricing = Pricing(device)
+    intervals = glue_intervals(recording, pricing)
+    activities = {
+        trace: pricing.activity(trace, components[trace.component]) for trace in dict.fromkeys(traces)
+    }
+    stages: list[Stage] = []
+    for loop in find_loops(traces):
+        stage = _stage(loop, traces, activities, intervals)
+        if stages and _can_merge(stages[-1], stage):
+            stages[-1] = _merged(stages[-1], stage)
+        else:
+            stages.append(stage)
+    return _uniquely_named(stages)
+
+
+def find_loops(tokens: Sequence[Hashable]) -> list[Loop]:
+    """Cut a sequence into loops: at each place the period that covers most, the shortest of equals.
+
+    A loop repeats at least three times; what does not is a loop of one iteration of one call.
+    """
+    loops: list[Loop] = []
+    start = 0
+    while start < len(tokens):
+        found = max(
+            (_loop_at(tokens, start, period) for period in range(1, LONGEST_PERIOD + 1)), key=_coverage
+        )
+        loops.append(found if _coverage(found) else Loop(start=start, period=1, num_iterations=1))
+        start = loops[-1].stop
+    return loops
+
+
+def _loop_at(tokens: Sequence[Hashable], start: int, period: int) -> Loop:
+    stop = start + period
+    while stop < len(tokens) and tokens[stop] == tokens[stop - period]:
+        stop += 1
+    return Loop(start=start, period=period, num_iterations=(stop - start) // period)
+
+
+def _coverage(loop: Loop) -> int:
+    return loop.period * loop.num_iterations if loop.num_iterations >= LEAST_REPEATS else 0
+
+
+# ---------------------------------------------------------------------------------------------------
+# One call
+
+
+class Pricing:
+    """Seconds of work on a device; each different piece of work is computed once."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._seconds: dict[Work, float] = {}
+
+    def seconds(self, work: Work) -> float:
+        """Roofline seconds."""
+        known = self._seconds.get(work)
+        if known is None:
+            known = self._seconds[work] = work_seconds(work, self._device)
+        return known
+
+    def activity(self, trace: Trace, component: Component) -> Activity:
+        """One call, cut into segments."""
+        return Activity(
+            component=trace.component,
+            method=trace.method,
+            num_calls=1,
+            segments=tuple(self._segments(trace.tape, component)),
+            activation_bytes=reserved_peak_bytes(e for e in trace.tape if isinstance(e, Allocation)),
+        )
+
+    def _segments(self, tape: Iterable[Entry], component: Component) -> list[Segment]:
+        index = {layer.name: number for number, layer in enumerate(component.layers)}
+        segments: list[Segment] = []
+        layer, seconds, live, peak = None, 0.0, 0, 0
+        for entry in tape:
+            if isinstance(entry, Work):
+                seconds += self.seconds(entry)
+            elif isinstance(entry, Allocation):
+                live += entry.num_bytes
+                peak = max(peak, live)
+            elif (begun := index.get(entry.layer)) is not None and begun != layer:
+                if layer is not None:  # what comes before the first layer goes to the first
+                    segments.append(Segment(layer=layer, seconds=seconds, activation_bytes=peak))
+                    seconds, peak = 0.0, live
+                layer = begun
+        if layer is not None:
+            segments.append(Segment(layer=layer, seconds=seconds, activation_bytes=peak))
+        return segments
+
+
+# ---------------------------------------------------------------------------------------------------
+# The pipeline itself
+
+
+def glue_intervals(recording: Recording, pricing: Pricing) -> list[Interval]:
+    """The pipeline's own memory and work around each call; what precedes the first one goes to the first."""
+    bounds = [call.glue_position for call in recording.calls] + [len(recording.glue)]
+    intervals, live = [], 0
+    lead_peak, lead_seconds, live = _glue_work(recording.glue[: bounds[0]], live, pricing)
+    for start, stop in pairwise(bounds):
+        held = live
+        peak, seconds, live = _glue_work(recording.glue[start:stop], live, pricing)
+        intervals.append(
+            Interval(held_bytes=held, peak_bytes=max(peak, lead_peak), seconds=seconds + lead_seconds)
+        )
+        lead_peak, lead_seconds = 0, 0.0
+    return intervals
+
+
+def _glue_work(tape: Iterable[Entry], live: int, pricing: Pricing) -> tuple[int, float, int]:
+    """Peak, seconds, and what is live at the end."""
+    peak, seconds = live, 0.0
+    for entry in tape:
+        if isinstance(entry, Allocation):
+            live += entry.num_bytes
+            peak = max(peak, live)
+        elif isinstance(entry, Work):
+            seconds += pricing.seconds(entry)
+    return peak, seconds, live
+
+
+# ---------------------------------------------------------------------------------------------------
+# Stages
+
+
+def _stage(
+    loop: Loop, traces: Sequence[Trace], activities: Mapping[Trace, Activity], intervals: Sequence[Interval]
+) -> Stage:
+    iteration = traces[loop.start : loop.start + loop.period]
+    active = tuple(replace(activities[trace], num_calls=len(list(run))) for trace, run in groupby(iteration))
+    around = intervals[loop.start : loop.stop]
+    activation_bytes = max(activity.activation_bytes for activity in active)
+    held_bytes = max(interval.held_bytes for interval in around)
+    # The pipeline's own peak between calls (a decoded video being converted) must fit as well.
+    between_bytes = max(interval.peak_bytes for interval in around) - activation_bytes
+    return Stage(
+        name=" + ".join(dict.fromkeys(call_name(activity.component, activity.method) for activity in active)),
+        num_iterations=loop.num_iterations,
+        activities=active,
+        glue_bytes=max(held_bytes, between_bytes),
+        glue_seconds=sum(interval.seconds for interval in around) / loop.num_iterations,
+    )
+
+
+def _can_merge(first: Stage, second: Stage) -> bool:
+    same = {(a.component, a.method) for a in first.activities} == {
+        (a.component, a.method) for a in second.activities
+    }
+    return same and min(first.num_iterations, second.num_iterations) < LEAST_REPEATS
+
+
+def _merged(first: Stage, second: Stage) -> Stage:
+    costlier = max(first, second, key=lambda stage: (stage.activation_bytes, stage.seconds))
+    num_iterations = first.num_iterations + second.num_iterations
+    glue_seconds = sum(stage.num_iterations * stage.glue_seconds for stage in (first, second))
+    return replace(
+        costlier,
+        num_iterations=num_iterations,
+        glue_bytes=max(first.glue_bytes, second.glue_bytes),
+        glue_seconds=glue_seconds / num_iterations,
+    )
+
+
+def _uniquely_named(stages: Iterable[Stage]) -> tuple[Stage, ...]:
+    seen: dict[str, int] = {}
+    named = []
+    for stage in stages:
+        seen[stage.name] = seen.get(stage.name, 0) + 1
+        suffix = f" ({seen[stage.name]})" if seen[stage.name] > 1 else ""
+        named.append(replace(stage, name=stage.name + suffix))
+    return tuple(named)

@@ -1,0 +1,202 @@
+"""Watch operations on fake or real tensors: live storage, work, and which weights are used under which modules."""
+
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vramtune.profiler.allocator import rounded_bytes
+from vramtune.profiler.roofline import Work, operation_work
+
+Stack = tuple[str, ...]
+"""Paths, inside the component, of the modules being executed; innermost last."""
+
+
+class Allocation(NamedTuple):
+    """Storage that begins to live, or ceases to (bytes below 0)."""
+
+    key: int
+    num_bytes: int
+
+
+class Start(NamedTuple):
+    """A module that owns weights begins, or one of its weights is used outside its own `forward`."""
+
+    layer: str
+
+
+Entry = Allocation | Start | Work
+"""What a tape holds, in the order in which it happened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A parameter or buffer of a component; tied ones are one weight."""
+
+    name: str
+    owners: tuple[str, ...]
+    """Paths of the modules that own it directly."""
+    num_bytes: int
+    dtype: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """How modules and weights of one component were used."""
+
+    weights: set[tuple[str, Stack]] = field(default_factory=set)
+    """Which weight was read under which stack."""
+    entered: dict[str, None] = field(default_factory=dict)
+    """Modules called through their `forward`, in order of their first call."""
+
+
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes the tape of what is executed while it is the innermost mode.
+
+    `weights` maps storages (their `_cdata`) to weights; storages it was told of as known are never counted.
+    """
+
+    def __init__(self, weights: Mapping[int, Weight]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.weights = weights
+        self.tape: list[Entry] = []
+        self.usage = Usage()
+        self.stack: Stack = ()
+        self.keys: dict[int, int] = {}
+        """Live storages by `_cdata`."""
+        self._known: set[int] = set(weights)
+        self._deaths: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._numbers = itertools.count(1)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.prim.device.default:
+            return out
+        outputs = list(tensors_in((out,)))
+        if outputs:
+            inputs = list(tensors_in(args)) if not kwargs else list(tensors_in((args, kwargs.values())))
+            self._note(func, args, inputs, outputs)
+        return out
+
+    def _note(
+        self, func: Any, args: tuple[Any, ...], inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+    ) -> None:
+        given = {storage_id(tensor) for tensor in inputs}
+        if not is_mutable(func) and all(storage_id(tensor) in given for tensor in outputs):
+            return  # a view costs nothing
+        for identity in given & self.weights.keys():
+            self._use(self.weights[identity])
+        for tensor in outputs:
+            self.count(tensor)
+        work = operation_work(func, args, inputs=inputs, outputs=outputs)
+        if work is not None:
+            self.tape.append(work)
+
+    def _use(self, weight: Weight) -> None:
+        self.usage.weights.add((weight.name, self.stack))
+        if not any(owner in self.stack for owner in weight.owners):
+            self.tape.append(Start(weight.owners[0]))
+
+    def know(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Never count these tensors, which the caller keeps alive."""
+        self._known.update(map(storage_id, tensors))
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage from now until it dies, if it is a new one."""
+        storage = tensor.untyped_storage()
+        identity = storage._cdata
+        if identity in self.keys or identity in self._known or storage.nbytes() == 0:
+            return
+        key = self.new_key()
+        self.tape.append(Allocation(key, rounded_bytes(storage.nbytes())))
+        self.follow(storage, key)
+
+    def new_key(self) -> int:
+        """A number for a storage that none had before."""
+        return next(self._numbers)
+
+    def follow(self, storage: torch.UntypedStorage, key: int) -> None:
+        """Note the death of a storage whose birth is on the tape under `key`."""
+        identity, num_bytes = storage._cdata, rounded_bytes(storage.nbytes())
+        self.keys[identity] = key
+        tape = self.tape
+
+        def died(_: object) -> None:
+            del self.keys[identity], self._deaths[key]
+            tape.append(Allocation(key, -num_bytes))
+
+        self._deaths[key] = weakref.ref(storage, died)
+
+    def forget(self, storage: torch.UntypedStorage) -> None:
+        """No longer note the death of a storage: the tape has it already."""
+        key = self.keys.pop(storage._cdata)
+        del self._deaths[key]
+
+    def enter(self, path: str, owners: set[str]) -> None:
+        """A module begins to execute."""
+        self.stack += (path,)
+        self.usage.entered.setdefault(path)
+        if path in owners:
+            self.tape.append(Start(path))
+
+    def watch_modules(self, paths: Mapping[nn.Module, str], owners: set[str]) -> "ModuleWatch":
+        """While entered: follow which of these modules are executing."""
+        return ModuleWatch(self, paths, owners)
+
+
+class ModuleWatch:
+    """Hooks on every module call of the process, for as long as it is entered; only known modules are noted."""
+
+    def __init__(self, tracker: Tracker, paths: Mapping[nn.Module, str], owners: set[str]) -> None:
+        self._tracker, self._paths, self._owners = tracker, paths, owners
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        module = torch.nn.modules.module
+        self._handles = [
+            module.register_module_forward_pre_hook(self._entered),
+            module.register_module_forward_hook(self._left, always_call=True),
+        ]
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _entered(self, module: nn.Module, args: object) -> None:
+        path = self._paths.get(module)
+        if path is None:
+            return
+        self._tracker.enter(path, self._owners)
+
+    def _left(self, module: nn.Module, args: object, output: object) -> None:
+        if module in self._paths:
+            self._tracker.stack = self._tracker.stack[:-1]
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among an operation's arguments or results, which nest at most in lists and tuples."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple | type({}.values())):
+            yield from tensors_in(value)
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """What tells living storages apart."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
+
+
+@cache
+def is_mutable(func: Any) -> bool:
+    """Whether an ATen operation writes into an argument."""
+    return bool(func._schema.is_mutable)
