@@ -35,6 +35,13 @@ def device(**changes: object) -> Device:
         "copy_latency_seconds": 0.0,
         "flops_per_second": {"float32": 1e12, "float16": 4e12, "bfloat16": 4e12},
         "memory_bytes_per_second": 1e11,
+        "efficiency_fraction": {
+            "matmul": 1.0,
+            "convolution": 1.0,
+            "attention": 1.0,
+            "pointwise": 1.0,
+            "memory": 1.0,
+        },
         "launch_seconds": 1e-6,
     }
     return Device(**{**facts, **changes})

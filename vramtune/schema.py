@@ -28,7 +28,7 @@ Engine = Literal["compute", "copy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A GPU as the planner sees it; rates are what is reached, not what a brochure says."""
+    """A GPU as the planner sees it."""
 
     name: str
     total_bytes: int
@@ -51,6 +51,9 @@ class Device:
     flops_per_second: dict[str, float]
     """Peak dense multiply-add rate by dtype: `float32`, `float16`, `bfloat16`."""
     memory_bytes_per_second: float
+    efficiency_fraction: dict[str, float]
+    """Share of these two that kernels reach (0-1): of `flops_per_second` by kind of operation (`matmul`,
+    `convolution`, `attention`, `pointwise`), of the bandwidth as `memory`."""
     launch_seconds: float
     """Least time of one kernel."""
     source: Source = "predicted"

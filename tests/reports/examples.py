@@ -33,6 +33,13 @@ DEVICE = Device(
     overlap_fraction=0.9,
     copy_latency_seconds=1e-5,
     flops_per_second={"float16": 60e12, "bfloat16": 60e12, "float32": 15e12},
+    efficiency_fraction={
+        "matmul": 0.7,
+        "convolution": 0.5,
+        "attention": 0.6,
+        "pointwise": 0.5,
+        "memory": 0.8,
+    },
     memory_bytes_per_second=272e9,
     launch_seconds=5e-6,
 )

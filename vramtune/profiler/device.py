@@ -44,6 +44,14 @@ OVERLAP_FRACTION = 0.95
 """Copies lose a little to kernels that read the same memory; no published figure."""
 COPY_LATENCY_SECONDS = 10e-6
 """Launch and set-up of one asynchronous copy; no published figure."""
+EFFICIENCY_FRACTION = {
+    "matmul": 0.70,
+    "convolution": 0.55,
+    "attention": 0.55,
+    "pointwise": 0.50,
+    "memory": 0.80,
+}
+"""Of the dense peak on shapes of a thousand and more: cuBLAS 60-80%, cuDNN's convolutions and FlashAttention-2 less."""
 LAUNCH_SECONDS = 4e-6
 """Kernels shorter than this wait for the next launch: 3 to 5 microseconds."""
 
@@ -162,6 +170,7 @@ def _device(row: dict[str, str]) -> Device:
             "bfloat16": float32 if row["architecture"] == "Turing" else float16,
         },
         memory_bytes_per_second=float(row["memory_gb_per_second"]) * 1e9,
+        efficiency_fraction=dict(EFFICIENCY_FRACTION),
         launch_seconds=LAUNCH_SECONDS,
     )
 

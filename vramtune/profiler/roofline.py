@@ -22,19 +22,6 @@ class Work(NamedTuple):
     num_bytes: int
 
 
-RATE_EFFICIENCY: dict[Kind, float] = {
-    "matmul": 0.70,
-    "convolution": 0.55,
-    "attention": 0.55,
-    "pointwise": 0.50,
-}
-"""Share of the dense peak that kernels of large diffusion models reach: priors, until a probe replaces them.
-
-cuBLAS reaches 60-80% on shapes of a thousand and more; cuDNN's convolutions and FlashAttention-2 less.
-"""
-BANDWIDTH_EFFICIENCY = 0.80
-"""Share of the memory bandwidth that streaming kernels reach (a prior)."""
-
 _MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
 _CONVOLUTION = {"convolution", "_convolution", "cudnn_convolution", "convolution_overrideable"}
 _GATHER = {"embedding", "index", "gather", "index_select"}
@@ -52,12 +39,12 @@ _NO_KERNEL = {
 def work_seconds(work: Work, device: Device) -> float:
     """Roofline: the slower of arithmetic and traffic, and the launch.
 
-    `max(flops / (rate(dtype) * efficiency), bytes / (bandwidth * efficiency)) + launch`. A dtype that the device
+    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency)) + launch`. A dtype that the device
     has no rate for is computed at the rate of float32.
     """
     rate = device.flops_per_second.get(work.dtype, device.flops_per_second["float32"])
-    compute = work.flops / (rate * RATE_EFFICIENCY[work.kind])
-    traffic = work.num_bytes / (device.memory_bytes_per_second * BANDWIDTH_EFFICIENCY)
+    compute = work.flops / (rate * device.efficiency_fraction[work.kind])
+    traffic = work.num_bytes / (device.memory_bytes_per_second * device.efficiency_fraction["memory"])
     return max(compute, traffic) + device.launch_seconds
 
 
