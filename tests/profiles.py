@@ -13,6 +13,7 @@ from vramtune.schema import (
     Segment,
     Stage,
     WeightGroup,
+    Weights,
     Workload,
 )
 
@@ -47,6 +48,11 @@ def device(**changes: object) -> Device:
     return Device(**{**facts, **changes})
 
 
+def weights(num_bytes: int, num_tensors: int = 1) -> Weights:
+    """Tensors that fill their 512-byte units."""
+    return Weights(num_bytes=num_bytes, allocated_bytes=num_bytes, num_tensors=num_tensors)
+
+
 def component(name: str, sizes: Sequence[int], *, root_bytes: int = 0) -> Component:
     """A component whose groups are one layer each, every layer a block."""
     groups = (
@@ -57,15 +63,14 @@ def component(name: str, sizes: Sequence[int], *, root_bytes: int = 0) -> Compon
         ),
     )
     layers = tuple(
-        Layer(name=f"blocks.{i}", weight_bytes=n, num_tensors=1, group=i + 1, block=f"blocks.{i}")
+        Layer(name=f"blocks.{i}", parameters=weights(n, 1), group=i + 1, block=f"blocks.{i}")
         for i, n in enumerate(sizes)
     )
     return Component(
         name=name,
         class_name="Tiny",
         dtype="float16",
-        weight_bytes=root_bytes + sum(sizes),
-        num_tensors=len(sizes) + 1,
+        parameters=weights(root_bytes + sum(sizes), len(sizes) + 1),
         groups=groups,
         layers=layers,
     )

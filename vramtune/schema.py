@@ -60,16 +60,42 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Parameters or buffers, tied ones once."""
+
+    num_bytes: int = 0
+    """What a copy of them moves."""
+    allocated_bytes: int = 0
+    """What they take on the device: each tensor rounded up to 512 bytes."""
+    num_tensors: int = 0
+
+    def __add__(self, other: "Weights") -> "Weights":
+        """Both."""
+        return Weights(
+            num_bytes=self.num_bytes + other.num_bytes,
+            allocated_bytes=self.allocated_bytes + other.allocated_bytes,
+            num_tensors=self.num_tensors + other.num_tensors,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A module that owns parameters itself: the finest thing that the stock modes move."""
+    """A module that owns weights itself: the finest thing that the stock modes move."""
 
     name: str
-    weight_bytes: int
-    num_tensors: int
+    parameters: Weights
+    buffers: Weights = Weights()
     group: int
     """Index into the component's groups."""
     block: str | None
-    """The element of a top-level ModuleList or Sequential it lies in (diffusers' "block"), or None."""
+    """What diffusers' block-level group offload moves it with, or None: then it moves with its shell."""
+    shell: str = ""
+    """The module whose call that mode hooks around it: the component ("") or one that the component names."""
+
+    @property
+    def weights(self) -> Weights:
+        """Parameters and buffers."""
+        return self.parameters + self.buffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +104,7 @@ class WeightGroup:
 
     name: str
     weight_bytes: int
+    """Of its flat buffer, in which each tensor starts at a multiple of 512 bytes."""
     modules: tuple[str, ...]
     """Paths, inside the component, of the modules whose `forward` needs this group; empty for the root."""
 
@@ -92,9 +119,9 @@ class Component:
     name: str
     class_name: str
     dtype: str
-    weight_bytes: int
-    """Everything the module owns, used by this call or not; tied weights once."""
-    num_tensors: int
+    parameters: Weights
+    """Everything the module owns, used by this call or not."""
+    buffers: Weights = Weights()
     groups: tuple[WeightGroup, ...]
     layers: tuple[Layer, ...]
     """The layers used by the call, in execution order."""
@@ -105,8 +132,13 @@ class Component:
             raise ValueError(f"component {self.name!r}: a layer belongs to no group")
 
     @property
+    def weights(self) -> Weights:
+        """Parameters and buffers."""
+        return self.parameters + self.buffers
+
+    @property
     def used_bytes(self) -> int:
-        """Bytes of all groups: what the call uses of `weight_bytes`."""
+        """Bytes of all groups: what the call uses of the weights."""
         return sum(group.weight_bytes for group in self.groups)
 
 

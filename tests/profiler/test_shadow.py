@@ -103,9 +103,12 @@ def test_groups_hold_every_used_weight_once(name, device):
     profile = predict(tiny_pipelines.build(name), name, device)
     for component in profile.components:
         layers = component.layers
-        assert component.used_bytes == sum(layer.weight_bytes for layer in layers) <= component.weight_bytes
+        assert component.used_bytes == sum(layer.weights.allocated_bytes for layer in layers)
+        assert component.used_bytes <= component.weights.allocated_bytes
         for number, group in enumerate(component.groups):
-            assert group.weight_bytes == sum(layer.weight_bytes for layer in layers if layer.group == number)
+            assert group.weight_bytes == sum(
+                layer.weights.allocated_bytes for layer in layers if layer.group == number
+            )
         assert len({group.name for group in component.groups}) == len(component.groups)
 
 
@@ -116,8 +119,8 @@ def test_weights_are_what_the_modules_own(name, device):
     for component in profile.components:
         module = getattr(pipe, component.name)
         tensors = [*module.parameters(), *module.buffers()]
-        assert component.weight_bytes == sum(tensor.nbytes for tensor in tensors)
-        assert component.num_tensors == len(tensors)
+        assert component.weights.num_bytes == sum(tensor.nbytes for tensor in tensors)
+        assert component.weights.num_tensors == len(tensors)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,7 +171,7 @@ def test_an_encoded_image_and_a_decoded_one_are_different_stages(device):
     call = {"prompt": "a cat", "image": torch.zeros(1, 3, 32, 32), "num_inference_steps": 10}
     profile = predict_profile(pipe, call_kwargs=call, device=device)
     assert [name for name, _ in stages_of(profile)] == ["text_encoder", "vae.encode", "unet", "vae.decode"]
-    assert profile.component("vae").used_bytes == profile.component("vae").weight_bytes
+    assert profile.component("vae").used_bytes == profile.component("vae").weights.allocated_bytes
 
 
 def test_the_peak_is_that_of_ordinary_reasoning():
@@ -213,7 +216,7 @@ def test_a_vae_that_is_cast_up_before_it_decodes_weighs_double(device):
     assert (profile.component("vae").dtype, profile.component("unet").dtype) == ("float32", "float16")
     assert state_of(pipe) == before
     # Weights are not what the pipeline itself holds.
-    assert max(stage.glue_bytes for stage in profile.stages) < single.weight_bytes
+    assert max(stage.glue_bytes for stage in profile.stages) < single.weights.num_bytes
 
 
 def test_tiling_is_a_variant_where_it_saves_memory(device):

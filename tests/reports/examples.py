@@ -1,5 +1,6 @@
 """Hand-made nouns shaped like SDXL and Flux: no pipeline, no profiler, no tuner behind them."""
 
+from tests.profiles import weights as weights_of
 from vramtune.schema import (
     Activity,
     Comparison,
@@ -51,15 +52,13 @@ def component(name: str, weight_mib: int, num_groups: int, *, used_mib: int | No
     sizes = [used * MIB // num_groups] * num_groups
     groups = tuple(WeightGroup(name=f"g{i}", weight_bytes=b, modules=(f"m{i}",)) for i, b in enumerate(sizes))
     layers = tuple(
-        Layer(name=f"m{i}", weight_bytes=b, num_tensors=2, group=i, block=f"m{i}")
-        for i, b in enumerate(sizes)
+        Layer(name=f"m{i}", parameters=weights_of(b, 2), group=i, block=f"m{i}") for i, b in enumerate(sizes)
     )
     return Component(
         name=name,
         class_name=f"Tiny{name.title().replace('_', '')}",
         dtype="bfloat16",
-        weight_bytes=weight_mib * MIB,
-        num_tensors=2 * num_groups,
+        parameters=weights_of(weight_mib * MIB, 2 * num_groups),
         groups=groups,
         layers=layers,
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.profiles import GIB, MIB, activity, component, device, profile, profiles, stage
+from tests.profiles import GIB, MIB, activity, component, device, profile, profiles, stage, weights
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Component, Plan, Profile, Variant, WeightGroup
 from vramtune.tuner.polish import State, residencies, stage_bytes
@@ -171,12 +171,14 @@ def scaled(given_profile: Profile, factor: int) -> Profile:
         return replace(
             of,
             name=names[of.name],
-            weight_bytes=of.weight_bytes * factor,
+            parameters=weights(of.parameters.num_bytes * factor),
             groups=tuple(
                 WeightGroup(name=g.name[::-1], weight_bytes=g.weight_bytes * factor, modules=())
                 for g in of.groups
             ),
-            layers=tuple(replace(one, weight_bytes=one.weight_bytes * factor) for one in of.layers),
+            layers=tuple(
+                replace(one, parameters=weights(one.parameters.num_bytes * factor)) for one in of.layers
+            ),
         )
 
     return replace(

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.profiles import GIB, MIB, activity, component, device, profile, stage
+from tests.profiles import GIB, MIB, activity, component, device, profile, stage, weights
 from tests.tuner.test_search import small
-from vramtune.schema import ModeEstimate, Profile
+from vramtune.schema import Layer, ModeEstimate, Profile, Segment, Weights
 from vramtune.tuner.strategies import compare_modes, stock_modes
 
 IN, OUT, PINNED = MIB / 0.5e9, MIB / 0.25e9, MIB / 1e9  # seconds per MiB on the test device
@@ -33,7 +33,7 @@ def three_encoders_twice() -> Profile:
 
 class TestResident:
     def test_holds_every_weight_used_or_not(self) -> None:
-        model = replace(component("m", [10 * MIB]), weight_bytes=30 * MIB)
+        model = replace(component("m", [10 * MIB]), parameters=weights(30 * MIB))
         found = modes(profile(device(), [model], [stage("m", 4, activity(model, [0.5]))]))["all resident"]
         assert (found.peak_bytes, found.seconds) == (30 * MIB, 2.0)
 
@@ -85,9 +85,37 @@ class TestStateless:
         assert found["group offload, block"].peak_bytes == 100 * MIB
 
     def test_the_root_goes_in_and_out_with_every_call_even_with_a_stream(self) -> None:
-        model = component("m", [100 * MIB] * 2, root_bytes=30 * MIB)
-        found = modes(profile(device(), [model], [stage("m", 4, activity(model, [0.1] * 2))]))
+        blocks = component("m", [100 * MIB] * 2)
+        norm = Layer(name="norm", parameters=weights(30 * MIB), group=0, block=None)
+        model = replace(blocks, layers=(*blocks.layers, norm))
+        found = modes(profile(device(), [model], [stage("m", 4, activity(model, [0.1] * 3))]))
         assert found["group offload, block, stream"].copied_out_bytes == 4 * 30 * MIB
+
+    def test_buffers_in_no_block_move_twice_with_it_and_stay_under_sequential_offload(self) -> None:
+        blocks = component("m", [100 * MIB] * 2)
+        table = Layer(name="pos", parameters=Weights(), buffers=weights(7 * MIB), group=0, block=None)
+        model = replace(blocks, layers=(*blocks.layers, table), buffers=weights(7 * MIB))
+        call = activity(model, [0.1] * 3)
+        found = modes(profile(device(), [model], [stage("m", 1, call)]))
+        assert found["group offload, block"].copied_in_bytes == (200 + 2 * 7) * MIB
+        assert found["group offload, block"].peak_bytes == (100 + 2 * 7) * MIB
+        assert found["sequential offload"].copied_in_bytes == 200 * MIB
+        assert found["sequential offload"].peak_bytes == (100 + 7) * MIB
+
+    def test_a_named_shell_moves_its_own_loose_layers_only(self) -> None:
+        """An AutoencoderKL's decoder: its blocks move by themselves, its other layers around its call."""
+        plain = component("vae", [10 * MIB] * 3)
+        loose = replace(plain.layers[0], block=None, shell="decoder")
+        inside = replace(plain.layers[1], block="decoder.up_blocks.0", shell="decoder")
+        other = replace(plain.layers[2], block=None, shell="post_quant_conv")
+        vae = replace(plain, layers=(loose, inside, other))
+        call = replace(
+            activity(vae, [0.1], method="decode", layers=[0]),
+            segments=tuple(Segment(layer=n, seconds=0.1, activation_bytes=0) for n in (2, 0, 1)),
+        )
+        found = modes(profile(device(), [vae], [stage("vae.decode", 1, call)]))["group offload, block"]
+        assert found.copied_in_bytes == 30 * MIB
+        assert found.peak_bytes == 20 * MIB
 
     def test_a_decode_is_never_prefetched_by_leaf(self) -> None:
         vae = component("vae", [10 * MIB] * 3)

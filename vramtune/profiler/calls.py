@@ -54,8 +54,9 @@ class Part:
 
     class_name: str
     weights: tuple[Weight, ...]
-    block_lists: frozenset[str]
-    """Its direct children that are a ModuleList or Sequential."""
+    shells: dict[str, tuple[str, ...]]
+    """What diffusers' block-level group offload hooks around: the component ("") and modules that it names, each
+    with the blocks in it that move by themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,14 +95,25 @@ def record_calls(
 
 def part_of(component: nn.Module) -> Part:
     """What the inventory needs to know of a component besides its calls."""
-    lists = (
-        name for name, child in component.named_children() if isinstance(child, nn.ModuleList | nn.Sequential)
-    )
+    named = getattr(component, "_group_offload_block_modules", None)
     return Part(
         class_name=type(component).__name__,
         weights=tuple(weights_of(component).values()),
-        block_lists=frozenset(lists),
+        shells=dict(shells_of(component, "", frozenset(named or ()))),
     )
+
+
+def shells_of(module: nn.Module, path: str, named: frozenset[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Shells and their blocks: the elements of direct children that are lists, but not in children of a name in
+    `named`, which are shells themselves (`_apply_group_offloading_block_level` in diffusers)."""
+    prefix = f"{path}." if path else ""
+    blocks: list[str] = []
+    for name, child in module.named_children():
+        if name in named:
+            yield from shells_of(child, prefix + name, named)
+        elif isinstance(child, nn.ModuleList | nn.Sequential):
+            blocks += [f"{prefix}{name}.{number}" for number in range(len(child))]
+    yield path, tuple(blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -242,17 +254,20 @@ def weights_of(component: nn.Module) -> dict[int, Weight]:
     """The component's parameters and buffers by storage (its `_cdata`), tied ones once."""
     owners: dict[torch.Tensor, list[str]] = {}
     names: dict[torch.Tensor, str] = {}
+    buffers: set[torch.Tensor] = set()
     for path, module in component.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 owners.setdefault(tensor, []).append(path)
                 names.setdefault(tensor, f"{path}.{name}" if path else name)
+        buffers.update(tensor for tensor in module._buffers.values() if tensor is not None)
     return {
         tensor.untyped_storage()._cdata: Weight(
             name=name,
             owners=tuple(owners[tensor]),
             num_bytes=tensor.numel() * tensor.element_size(),
             dtype=str(tensor.dtype).removeprefix("torch."),
+            is_buffer=tensor in buffers,
         )
         for tensor, name in names.items()
     }

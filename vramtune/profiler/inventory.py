@@ -1,15 +1,16 @@
 """Weigh a component: its used layers, and the weight groups in which they are moved."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
 from math import inf
 
+from vramtune.profiler.allocator import rounded_bytes
 from vramtune.profiler.calls import Part, Trace
 from vramtune.profiler.tracker import Stack, Start, Weight
-from vramtune.schema import Component, Layer, WeightGroup
+from vramtune.schema import Component, Layer, WeightGroup, Weights
 from vramtune.units import MIB
 
 LARGEST_GROUP_BYTES = 128 * MIB
@@ -24,10 +25,15 @@ class UsedLayer:
     """A module with weights of its own that the calls used."""
 
     path: str
-    weight_bytes: int
-    num_tensors: int
+    parameters: Weights
+    buffers: Weights
     homes: frozenset[str]
     """Modules that were executing at every use of its weights."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """What it takes in a group's flat buffer."""
+        return self.parameters.allocated_bytes + self.buffers.allocated_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +60,10 @@ def weigh_component(name: str, part: Part, traces: Sequence[Trace]) -> Component
         name=name,
         class_name=part.class_name,
         dtype=main_dtype([weight for weight in weights if used & set(weight.owners)] or weights),
-        weight_bytes=sum(weight.num_bytes for weight in weights),
-        num_tensors=len(weights),
+        parameters=weighed(weight for weight in weights if not weight.is_buffer),
+        buffers=weighed(weight for weight in weights if weight.is_buffer),
         groups=groups,
-        layers=listed_layers(layers, groups, part.block_lists),
+        layers=listed_layers(layers, groups, part.shells),
     )
 
 
@@ -69,6 +75,14 @@ def largest_versions(versions: Iterable[Iterable[Weight]]) -> list[Weight]:
             known = largest.get(weight.name, weight)
             largest[weight.name] = max(known, weight, key=lambda version: version.num_bytes)
     return list(largest.values())
+
+
+def weighed(weights: Iterable[Weight]) -> Weights:
+    """Their bytes, and what they take on the device."""
+    sizes = [weight.num_bytes for weight in weights]
+    return Weights(
+        num_bytes=sum(sizes), allocated_bytes=sum(map(rounded_bytes, sizes)), num_tensors=len(sizes)
+    )
 
 
 def main_dtype(weights: Iterable[Weight]) -> str:
@@ -112,8 +126,8 @@ def owner_in_use(owners: tuple[str, ...], stack: Stack) -> str:
 def _used_layer(path: str, weights: list[Weight], homes: dict[str, frozenset[str]]) -> UsedLayer:
     return UsedLayer(
         path=path,
-        weight_bytes=sum(weight.num_bytes for weight in weights),
-        num_tensors=len(weights),
+        parameters=weighed(weight for weight in weights if not weight.is_buffer),
+        buffers=weighed(weight for weight in weights if weight.is_buffer),
         homes=reduce(
             frozenset.intersection, (homes[weight.name] for weight in weights if weight.name in homes)
         ),
@@ -121,17 +135,19 @@ def _used_layer(path: str, weights: list[Weight], homes: dict[str, frozenset[str
 
 
 def listed_layers(
-    layers: Iterable[UsedLayer], groups: Sequence[WeightGroup], block_lists: frozenset[str]
+    layers: Iterable[UsedLayer], groups: Sequence[WeightGroup], shells: Mapping[str, tuple[str, ...]]
 ) -> tuple[Layer, ...]:
     """The layers as the profile lists them, each with the group it lies in."""
+    blocks = {block for inside in shells.values() for block in inside}
     group_of = {path: number for number, group in enumerate(groups) for path in group.modules}
     return tuple(
         Layer(
             name=layer.path,
-            weight_bytes=layer.weight_bytes,
-            num_tensors=layer.num_tensors,
+            parameters=layer.parameters,
+            buffers=layer.buffers,
             group=next((group_of[path] for path in ancestry(layer.path) if path in group_of), 0),
-            block=block_of(layer.path, block_lists),
+            block=next((path for path in ancestry(layer.path) if path in blocks), None),
+            shell=next((path for path in ancestry(layer.path) if path in shells), ""),
         )
         for layer in layers
     )
@@ -142,12 +158,6 @@ def ancestry(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def block_of(path: str, block_lists: frozenset[str]) -> str | None:
-    """The element of a top-level list in which a module lies, as diffusers' block-level offload cuts."""
-    first, _, rest = path.partition(".")
-    return f"{first}.{rest.partition('.')[0]}" if first in block_lists and rest else None
 
 
 # ---------------------------------------------------------------------------------------------------

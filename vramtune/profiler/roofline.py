@@ -20,6 +20,7 @@ class Work(NamedTuple):
     dtype: str
     flops: int
     num_bytes: int
+    num_kernels: int = 1
 
 
 _MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
@@ -39,13 +40,13 @@ _NO_KERNEL = {
 def work_seconds(work: Work, device: Device) -> float:
     """Roofline: the slower of arithmetic and traffic, and the launch.
 
-    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency)) + launch`. A dtype that the device
+    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency)) + kernels * launch`. A dtype that the device
     has no rate for is computed at the rate of float32.
     """
     rate = device.flops_per_second.get(work.dtype, device.flops_per_second["float32"])
     compute = work.flops / (rate * device.efficiency_fraction[work.kind])
     traffic = work.num_bytes / (device.memory_bytes_per_second * device.efficiency_fraction["memory"])
-    return max(compute, traffic) + device.launch_seconds
+    return max(compute, traffic) + work.num_kernels * device.launch_seconds
 
 
 def operation_work(
@@ -59,9 +60,10 @@ def operation_work(
     written = sum(map(touched_bytes, outputs))
     # A lookup reads of its table only what it writes.
     read = written if name in _GATHER else sum(map(touched_bytes, inputs))
-    return Work(
-        kind, dtype_name(inputs or outputs), operation_flops(function, args, kind, outputs), read + written
-    )
+    dtype, flops = dtype_name(inputs or outputs), operation_flops(function, args, kind, outputs)
+    if name == "constant_pad_nd":  # fills the result, then copies the input into it
+        return Work(kind, dtype, flops, written + 2 * read, num_kernels=2)
+    return Work(kind, dtype, flops, read + written)
 
 
 @cache

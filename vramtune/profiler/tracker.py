@@ -44,6 +44,7 @@ class Weight:
     """Paths of the modules that own it directly."""
     num_bytes: int
     dtype: str
+    is_buffer: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

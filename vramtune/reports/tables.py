@@ -98,7 +98,7 @@ def _component_row(component: Component, stages: tuple[Stage, ...], bytes_per_se
         component=component.name,
         class_name=component.class_name,
         dtype=component.dtype,
-        weight_bytes=component.weight_bytes,
+        weight_bytes=component.weights.num_bytes,
         used_bytes=component.used_bytes,
         activation_bytes=max((activity.activation_bytes for _, activity in calls), default=None),
         num_calls=sum(repeats * activity.num_calls for repeats, activity in calls),

@@ -6,13 +6,24 @@ What a mode leaves out here (hook overhead on the host, fragmentation by weights
 slower or larger, never faster or smaller.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Protocol
 
 from vramtune.errors import BudgetError
-from vramtune.schema import Activity, Comparison, Component, Device, Layer, ModeEstimate, Plan, Profile
+from vramtune.schema import (
+    Activity,
+    Comparison,
+    Component,
+    Device,
+    Layer,
+    ModeEstimate,
+    Plan,
+    Profile,
+    Segment,
+    Weights,
+)
 from vramtune.tuner.search import choose_plan
 
 PLAN_MODE = "vramtune"
@@ -20,10 +31,9 @@ PLAN_MODE = "vramtune"
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """What a mode moves as one, and the compute of one visit."""
+    """What a mode moves as one, and the compute of one visit; no weights between chunks that have some."""
 
-    num_bytes: int
-    num_tensors: int
+    weights: Weights
     seconds: float
     activation_bytes: int
 
@@ -48,7 +58,9 @@ def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[Mode
         _stateless(profile, budget_bytes, "group offload, block", _block),
         _stateless(profile, budget_bytes, "group offload, leaf, stream", _leaf_stream),
         _stateless(profile, budget_bytes, "group offload, leaf", _leaf),
-        _stateless(profile, budget_bytes, "sequential offload", _sequential),
+        _stateless(
+            profile, budget_bytes, "sequential offload", _sequential, held_bytes=_buffer_bytes(profile)
+        ),
     )
 
 
@@ -89,7 +101,7 @@ def _base_bytes(device: Device) -> int:
 
 def _resident(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
     """`pipe.to("cuda")`: every weight, used or not, stays."""
-    weights = sum(component.weight_bytes for component in profile.components)
+    weights = sum(component.weights.allocated_bytes for component in profile.components)
     peak = weights + max(stage.activation_bytes + stage.glue_bytes for stage in profile.stages)
     seconds = _compute_seconds(profile)
     return _mode(profile, budget_bytes, "all resident", _Cost(seconds, peak, 0))
@@ -116,7 +128,7 @@ def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
                 if name not in present:
                     present.add(name)
                     moved = _load(moved, device, profile.component(name))
-                held = sum(profile.component(c).weight_bytes for c in present)
+                held = sum(profile.component(c).weights.allocated_bytes for c in present)
                 peak = held + activity.activation_bytes + stage.glue_bytes
                 moved = _Cost(
                     moved.seconds, max(moved.peak_bytes, peak), moved.copied_in_bytes, moved.copied_out_bytes
@@ -133,36 +145,45 @@ def _has(profile: Profile, name: str) -> bool:
 
 
 def _load(so_far: _Cost, device: Device, component: Component) -> _Cost:
-    seconds = _pageable_in(device, component.weight_bytes, component.num_tensors)
-    copied = so_far.copied_in_bytes + component.weight_bytes
-    return _Cost(so_far.seconds + seconds, so_far.peak_bytes, copied, so_far.copied_out_bytes)
+    seconds = so_far.seconds + _pageable_in(device, component.weights)
+    copied = so_far.copied_in_bytes + component.weights.num_bytes
+    return _Cost(seconds, so_far.peak_bytes, copied, so_far.copied_out_bytes)
 
 
 def _evict(so_far: _Cost, device: Device, component: Component) -> _Cost:
-    seconds = _readback(device, component.weight_bytes, component.num_tensors)
-    copied = so_far.copied_out_bytes + component.weight_bytes
-    return _Cost(so_far.seconds + seconds, so_far.peak_bytes, so_far.copied_in_bytes, copied)
+    seconds = so_far.seconds + _readback(device, component.weights)
+    copied = so_far.copied_out_bytes + component.weights.num_bytes
+    return _Cost(seconds, so_far.peak_bytes, so_far.copied_in_bytes, copied)
 
 
-def _pageable_in(device: Device, num_bytes: int, num_tensors: int) -> float:
-    return num_bytes / device.pageable_copy_bytes_per_second + num_tensors * device.copy_latency_seconds
+def _pageable_in(device: Device, weights: Weights) -> float:
+    latency = weights.num_tensors * device.copy_latency_seconds
+    return weights.num_bytes / device.pageable_copy_bytes_per_second + latency
 
 
-def _readback(device: Device, num_bytes: int, num_tensors: int) -> float:
-    return num_bytes / device.readback_bytes_per_second + num_tensors * device.copy_latency_seconds
+def _readback(device: Device, weights: Weights) -> float:
+    latency = weights.num_tensors * device.copy_latency_seconds
+    return weights.num_bytes / device.readback_bytes_per_second + latency
 
 
-def _pinned_in(device: Device, num_bytes: int, num_tensors: int) -> float:
+def _pinned_in(device: Device, weights: Weights) -> float:
     rate = device.pinned_copy_bytes_per_second * device.overlap_fraction
-    return num_bytes / rate + num_tensors * device.copy_latency_seconds
+    return weights.num_bytes / rate + weights.num_tensors * device.copy_latency_seconds
 
 
 class _CallCost(Protocol):
     def __call__(self, device: Device, component: Component, activity: Activity) -> _Cost: ...
 
 
-def _stateless(profile: Profile, budget_bytes: int | None, mode: str, call_cost: _CallCost) -> ModeEstimate:
-    """A mode that keeps nothing between calls: the sum over all calls."""
+def _buffer_bytes(profile: Profile) -> int:
+    """Sequential offload leaves the buffers of all components on the device."""
+    return sum(component.buffers.allocated_bytes for component in profile.components)
+
+
+def _stateless(
+    profile: Profile, budget_bytes: int | None, mode: str, call_cost: _CallCost, *, held_bytes: int = 0
+) -> ModeEstimate:
+    """A mode that keeps no parameters between calls: the sum over all calls."""
     seconds, peak, copied_in, copied_out = 0.0, 0, 0, 0
     for stage in profile.stages:
         seconds += stage.num_iterations * stage.glue_seconds
@@ -172,7 +193,7 @@ def _stateless(profile: Profile, budget_bytes: int | None, mode: str, call_cost:
             seconds += num_calls * cost.seconds
             copied_in += num_calls * cost.copied_in_bytes
             copied_out += num_calls * cost.copied_out_bytes
-            peak = max(peak, cost.peak_bytes + stage.glue_bytes)
+            peak = max(peak, held_bytes + cost.peak_bytes + stage.glue_bytes)
     return _mode(profile, budget_bytes, mode, _Cost(seconds, peak, copied_in, copied_out))
 
 
@@ -190,122 +211,115 @@ def _mode(profile: Profile, budget_bytes: int | None, mode: str, cost: _Cost) ->
 
 
 def _sequential(device: Device, component: Component, activity: Activity) -> _Cost:
-    """accelerate's `cpu_offload`: each layer in before its forward, dropped after it."""
-    layers = _layer_chunks(component, activity)
-    seconds = sum(c.seconds + _pageable_in(device, c.num_bytes, c.num_tensors) for c in layers)
-    return _Cost(seconds, _peak(activity, layers, 0), sum(c.num_bytes for c in layers))
+    """accelerate's `cpu_offload`: each layer's parameters in before its forward, dropped after it."""
+    chunks = _layer_chunks(component, activity, _parameters)
+    seconds = sum(chunk.seconds + _pageable_in(device, chunk.weights) for chunk in chunks)
+    return _Cost(seconds, _peak(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
 
 
 def _leaf(device: Device, component: Component, activity: Activity) -> _Cost:
-    """Group offload by leaf without streams: as sequential, and each layer is copied back."""
-    return _there_and_back(device, activity, _layer_chunks(component, activity), 0, 0)
+    """Group offload by leaf without streams: as sequential, with buffers, and each layer is copied back."""
+    return _there_and_back(device, activity, _layer_chunks(component, activity, _all_weights))
 
 
-def _block(device: Device, component: Component, activity: Activity) -> _Cost:
-    """Group offload by block without streams: the rest of the component in and out around each call."""
-    root_bytes, root_tensors = _root_of_blocks(component)
-    return _there_and_back(device, activity, _block_chunks(component, activity), root_bytes, root_tensors)
-
-
-def _there_and_back(
-    device: Device, activity: Activity, chunks: list[_Chunk], root_bytes: int, root_tensors: int
-) -> _Cost:
-    moves = [(root_bytes, root_tensors), *((c.num_bytes, c.num_tensors) for c in chunks)]
-    copies = sum(_pageable_in(device, *move) + _readback(device, *move) for move in moves)
-    total = sum(num_bytes for num_bytes, _ in moves)
-    return _Cost(copies + sum(c.seconds for c in chunks), _peak(activity, chunks, root_bytes), total, total)
+def _there_and_back(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Cost:
+    copies = sum(_pageable_in(device, chunk.weights) + _readback(device, chunk.weights) for chunk in chunks)
+    copied = sum(chunk.weights.num_bytes for chunk in chunks)
+    return _Cost(copies + sum(chunk.seconds for chunk in chunks), _peak(activity, chunks), copied, copied)
 
 
 def _leaf_stream(device: Device, component: Component, activity: Activity) -> _Cost:
     """Group offload by leaf with a stream; a `decode` is never traced, so its copies block."""
-    chunks = _layer_chunks(component, activity)
+    chunks = _layer_chunks(component, activity, _all_weights)
     if activity.method == "forward":
-        return _prefetched(device, activity, chunks, 0, 0)
-    seconds = sum(c.seconds + _pinned_in(device, c.num_bytes, c.num_tensors) for c in chunks)
-    return _Cost(seconds, _peak(activity, chunks, 0), sum(c.num_bytes for c in chunks))
+        return _prefetched(device, activity, chunks)
+    seconds = sum(chunk.seconds + _pinned_in(device, chunk.weights) for chunk in chunks)
+    return _Cost(seconds, _peak(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
+
+
+def _block(device: Device, component: Component, activity: Activity) -> _Cost:
+    """Group offload by block without streams."""
+    return _in_shells(device, component, activity, _there_and_back)
 
 
 def _block_stream(device: Device, component: Component, activity: Activity) -> _Cost:
-    """Group offload by block with a stream; the rest of the component never streams and is copied back."""
-    root_bytes, root_tensors = _root_of_blocks(component)
-    chunks = _block_chunks(component, activity)
-    return _prefetched(device, activity, chunks, root_bytes, root_tensors)
+    """Group offload by block with a stream."""
+    return _in_shells(device, component, activity, _prefetched)
 
 
-def _prefetched(
-    device: Device, activity: Activity, chunks: list[_Chunk], root_bytes: int, root_tensors: int
-) -> _Cost:
+class _BlocksCost(Protocol):
+    def __call__(self, device: Device, activity: Activity, chunks: list[_Chunk]) -> _Cost: ...
+
+
+def _in_shells(device: Device, component: Component, activity: Activity, blocks_cost: _BlocksCost) -> _Cost:
+    """Block by block within each shell; what is in no block comes in and goes back around the shell's call.
+
+    That never streams. Its buffers move twice and lie on the device twice: with their modules, and once more from
+    a list that still holds the tensors that `module.to` replaced.
+    """
+    total = _Cost(0.0, 0, 0)
+    for shell, run in groupby(activity.segments, key=lambda s: component.layers[s.layer].shell):
+        loose = [layer for layer in component.layers if layer.shell == shell and layer.block is None]
+        root = sum((layer.weights + layer.buffers for layer in loose), Weights())
+        cost = blocks_cost(device, activity, _block_chunks(component, tuple(run)))
+        total = _Cost(
+            total.seconds + cost.seconds + _pageable_in(device, root) + _readback(device, root),
+            max(total.peak_bytes, cost.peak_bytes + root.allocated_bytes),
+            total.copied_in_bytes + cost.copied_in_bytes + root.num_bytes,
+            total.copied_out_bytes + cost.copied_out_bytes + root.num_bytes,
+        )
+    return total
+
+
+def _prefetched(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Cost:
     """One group ahead, with the host waiting for the copy before each group and for the kernels after it."""
-    moving = [c for c in chunks if c.num_bytes] or [_Chunk(0, 0, 0.0, 0)]
-    clock = _pageable_in(device, root_bytes, root_tensors)
-    ready = clock + _pinned_in(device, moving[0].num_bytes, moving[0].num_tensors)
-    following = iter([*moving[1:], None])
+    moving = [chunk.weights for chunk in chunks if chunk.weights.num_tensors]
+    following = iter([*moving[1:], Weights()])
+    clock, ready = 0.0, _pinned_in(device, moving[0]) if moving else 0.0
     for chunk in chunks:
-        if chunk.num_bytes:
+        if chunk.weights.num_tensors:
             clock = max(clock, ready)
-            after = next(following)
-            ready = clock + (_pinned_in(device, after.num_bytes, after.num_tensors) if after else 0.0)
+            ready = clock + _pinned_in(device, next(following))
         clock += chunk.seconds
-    clock += _readback(device, root_bytes, root_tensors)
-    copied = root_bytes + sum(c.num_bytes for c in moving)
-    return _Cost(clock, _peak(activity, _with_next(chunks), root_bytes), copied, root_bytes)
+    return _Cost(clock, _peak(activity, _with_next(chunks)), sum(weights.num_bytes for weights in moving))
 
 
 def _with_next(chunks: list[_Chunk]) -> list[_Chunk]:
-    """Each chunk beside the bytes of the next one that moves: both are on the device while it computes."""
-    beside, following = [], 0
+    """Each chunk beside the weights of the next one that moves: both are on the device while it computes."""
+    beside, following = [], Weights()
     for chunk in reversed(chunks):
-        num_bytes = chunk.num_bytes + following
-        beside.append(_Chunk(num_bytes, chunk.num_tensors, chunk.seconds, chunk.activation_bytes))
-        following = chunk.num_bytes or following
+        beside.append(_Chunk(chunk.weights + following, chunk.seconds, chunk.activation_bytes))
+        following = chunk.weights if chunk.weights.num_tensors else following
     return beside
 
 
-def _layer_chunks(component: Component, activity: Activity) -> list[_Chunk]:
+def _parameters(layer: Layer) -> Weights:
+    return layer.parameters
+
+
+def _all_weights(layer: Layer) -> Weights:
+    return layer.weights
+
+
+def _layer_chunks(
+    component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]
+) -> list[_Chunk]:
     layers = ((component.layers[s.layer], s) for s in activity.segments)
-    return [
-        _Chunk(layer.weight_bytes, layer.num_tensors, s.seconds, s.activation_bytes) for layer, s in layers
-    ]
+    return [_Chunk(weights_of(layer), s.seconds, s.activation_bytes) for layer, s in layers]
 
 
-def _block_chunks(component: Component, activity: Activity) -> list[_Chunk]:
+def _block_chunks(component: Component, segments: tuple[Segment, ...]) -> list[_Chunk]:
     """Visits of blocks in execution order; stretches outside of blocks carry no weights."""
-    sizes = {
-        block: _size_of(layer for layer in component.layers if layer.block == block)
-        for block in _blocks(component)
-    }
-    chunks: list[_Chunk] = []
-    last: str | None = None
-    for segment in activity.segments:
-        block = component.layers[segment.layer].block
-        if chunks and block == last:
-            before = chunks.pop()
-            seconds = before.seconds + segment.seconds
-            peak = max(before.activation_bytes, segment.activation_bytes)
-            chunks.append(_Chunk(before.num_bytes, before.num_tensors, seconds, peak))
-        else:
-            num_bytes, num_tensors = sizes[block] if block else (0, 0)
-            chunks.append(_Chunk(num_bytes, num_tensors, segment.seconds, segment.activation_bytes))
-        last = block
+    chunks = []
+    for block, run in groupby(segments, key=lambda s: component.layers[s.layer].block):
+        stretch = list(run)
+        inside = [layer.weights for layer in component.layers if block and layer.block == block]
+        peak = max(segment.activation_bytes for segment in stretch)
+        chunks.append(_Chunk(sum(inside, Weights()), sum(s.seconds for s in stretch), peak))
     return chunks
 
 
-def _blocks(component: Component) -> list[str]:
-    return list(dict.fromkeys(layer.block for layer in component.layers if layer.block))
-
-
-def _size_of(layers: Iterable[Layer]) -> tuple[int, int]:
-    sizes = [(layer.weight_bytes, layer.num_tensors) for layer in layers]
-    return sum(num_bytes for num_bytes, _ in sizes), sum(num_tensors for _, num_tensors in sizes)
-
-
-def _root_of_blocks(component: Component) -> tuple[int, int]:
-    """Bytes and tensors outside of blocks, unused ones included: they move with every call."""
-    num_bytes, num_tensors = _size_of(layer for layer in component.layers if layer.block)
-    return component.weight_bytes - num_bytes, component.num_tensors - num_tensors
-
-
-def _peak(activity: Activity, chunks: list[_Chunk], root_bytes: int) -> int:
+def _peak(activity: Activity, chunks: list[_Chunk]) -> int:
     """Weights and activations at the worst moment, with what the allocator reserves beyond."""
     beyond = activity.activation_bytes - max((s.activation_bytes for s in activity.segments), default=0)
-    return root_bytes + beyond + max(c.num_bytes + c.activation_bytes for c in chunks)
+    return beyond + max(chunk.weights.allocated_bytes + chunk.activation_bytes for chunk in chunks)
