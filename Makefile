@@ -34,6 +34,7 @@ bench: setup  ## Writes dated tables to benchmarks/results/.
 	$(BIN)/python -m benchmarks.plans
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.stock_modes_on_sim
+	$(BIN)/python -m benchmarks.prediction_on_sim
 
 gpu: setup  ## The tests that need a CUDA GPU; they fail without one.
 	$(BIN)/pytest -m gpu

@@ -19,19 +19,9 @@ import torch
 
 from tests import tiny_pipelines
 from tests.simgpu import load
+from tests.simgpu.prediction import RATES
 from tests.simgpu.stock_modes import MODES, MeasuredCall, call, on_cpu
 
-# Those of a mid-range card, divided by 1000: a MB of these pipelines stands for a GB. Latencies are life-size.
-RATES = {
-    "flops_per_second": 30e9,
-    "memory_bytes_per_second": 500e6,
-    "launch_seconds": 5e-6,
-    "pinned_copy_bytes_per_second": 25e6,
-    "pageable_copy_bytes_per_second": 6e6,
-    "pinned_readback_bytes_per_second": 25e6,
-    "readback_bytes_per_second": 6e6,
-    "copy_latency_seconds": 10e-6,
-}
 COLUMNS = """mode, peak KB, copied in KB, copied out KB, copies in, copies out, synchronisations, blocking copies,
 compute ms, copying in ms, copying out ms, call ms, x resident, bits equal CPU's""".replace("\n", " ").split(
     ", "

@@ -92,7 +92,7 @@ def activity(
         method=method,
         num_calls=num_calls,
         segments=tuple(
-            Segment(layer=layer, seconds=span, activation_bytes=activation_bytes)
+            Segment(layer=layer, layer_seconds=span, layer_activation_bytes=activation_bytes)
             for layer, span in zip(order, seconds, strict=True)
         ),
         activation_bytes=activation_bytes,

@@ -144,13 +144,28 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A stretch of one call, from the moment a layer starts until the next one does."""
+    """A stretch of one call, from the moment a layer starts until the next one does: the layer's own `forward`,
+    then code of no layer."""
 
     layer: int
     """Index into the component's layers."""
-    seconds: float
-    activation_bytes: int
-    """Highest allocated bytes (no weights) during the segment."""
+    layer_seconds: float
+    """Compute seconds of the layer's `forward`."""
+    layer_activation_bytes: int
+    """Highest allocated bytes (no weights) during it."""
+    after_seconds: float = 0.0
+    """The same for what follows it."""
+    after_activation_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Compute seconds of the whole stretch."""
+        return self.layer_seconds + self.after_seconds
+
+    @property
+    def activation_bytes(self) -> int:
+        """Highest allocated bytes (no weights) of the whole stretch."""
+        return max(self.layer_activation_bytes, self.after_activation_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

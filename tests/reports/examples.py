@@ -69,7 +69,11 @@ def activity(weights: Component, seconds: float, activation_mib: int, *, method:
     num = len(weights.layers)
     swell = [1 - abs(2 * i / max(num - 1, 1) - 1) ** 2 for i in range(num)]
     segments = tuple(
-        Segment(layer=i, seconds=seconds / num, activation_bytes=int(activation_mib * MIB * (0.4 + 0.6 * s)))
+        Segment(
+            layer=i,
+            layer_seconds=seconds / num,
+            layer_activation_bytes=int(activation_mib * MIB * (0.4 + 0.6 * s)),
+        )
         for i, s in enumerate(swell)
     )
     return Activity(

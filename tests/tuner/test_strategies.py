@@ -111,7 +111,7 @@ class TestStateless:
         vae = replace(plain, layers=(loose, inside, other))
         call = replace(
             activity(vae, [0.1], method="decode", layers=[0]),
-            segments=tuple(Segment(layer=n, seconds=0.1, activation_bytes=0) for n in (2, 0, 1)),
+            segments=tuple(Segment(layer=n, layer_seconds=0.1, layer_activation_bytes=0) for n in (2, 0, 1)),
         )
         found = modes(profile(device(), [vae], [stage("vae.decode", 1, call)]))["group offload, block"]
         assert found.copied_in_bytes == 30 * MIB

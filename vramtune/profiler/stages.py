@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 from vramtune.profiler.allocator import reserved_peak_bytes
 from vramtune.profiler.calls import Recording, Trace, call_name
 from vramtune.profiler.roofline import Work, work_seconds
-from vramtune.profiler.tracker import Allocation, Entry
+from vramtune.profiler.tracker import Allocation, End, Entry
 from vramtune.schema import Activity, Component, Device, Segment, Stage
 
 LONGEST_PERIOD = 8
@@ -27,6 +27,14 @@ class Loop:
     def stop(self) -> int:
         """Number of the first call after it."""
         return self.start + self.period * self.num_iterations
+
+
+@dataclass(slots=True, kw_only=True)
+class Stretch:
+    """A part of a tape while it is read."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,21 +126,36 @@ class Pricing:
     def _segments(self, tape: Iterable[Entry], component: Component) -> list[Segment]:
         index = {layer.name: number for number, layer in enumerate(component.layers)}
         segments: list[Segment] = []
-        layer, seconds, live, peak = None, 0.0, 0, 0
+        layer: int | None = None
+        own, after = Stretch(), Stretch()
+        now, live = own, 0  # what comes before the first layer goes to the first
         for entry in tape:
             if isinstance(entry, Work):
-                seconds += self.seconds(entry)
+                now.seconds += self.seconds(entry)
             elif isinstance(entry, Allocation):
                 live += entry.num_bytes
-                peak = max(peak, live)
-            elif (begun := index.get(entry.layer)) is not None and begun != layer:
-                if layer is not None:  # what comes before the first layer goes to the first
-                    segments.append(Segment(layer=layer, seconds=seconds, activation_bytes=peak))
-                    seconds, peak = 0.0, live
-                layer = begun
+                now.peak_bytes = max(now.peak_bytes, live)
+            elif isinstance(entry, End):
+                if index.get(entry.layer) == layer and now is own:
+                    now = after = Stretch(peak_bytes=live)
+            elif (begun := index.get(entry.layer)) is not None and (begun != layer or now is after):
+                if layer is not None:
+                    segments.append(_segment(layer, own, after))
+                    own, after = Stretch(peak_bytes=live), Stretch()
+                layer, now = begun, own
         if layer is not None:
-            segments.append(Segment(layer=layer, seconds=seconds, activation_bytes=peak))
+            segments.append(_segment(layer, own, after))
         return segments
+
+
+def _segment(layer: int, own: Stretch, after: Stretch) -> Segment:
+    return Segment(
+        layer=layer,
+        layer_seconds=own.seconds,
+        layer_activation_bytes=own.peak_bytes,
+        after_seconds=after.seconds,
+        after_activation_bytes=after.peak_bytes,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -31,7 +31,13 @@ class Start(NamedTuple):
     layer: str
 
 
-Entry = Allocation | Start | Work
+class End(NamedTuple):
+    """The `forward` of a module that owns weights is done."""
+
+    layer: str
+
+
+Entry = Allocation | Start | End | Work
 """What a tape holds, in the order in which it happened."""
 
 
@@ -148,6 +154,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if path in owners:
             self.tape.append(Start(path))
 
+    def leave(self, path: str, owners: set[str]) -> None:
+        """The module that began last is done."""
+        self.stack = self.stack[:-1]
+        if path in owners:
+            self.tape.append(End(path))
+
     def watch_modules(self, paths: Mapping[nn.Module, str], owners: set[str]) -> "ModuleWatch":
         """While entered: follow which of these modules are executing."""
         return ModuleWatch(self, paths, owners)
@@ -178,8 +190,10 @@ class ModuleWatch:
         self._tracker.enter(path, self._owners)
 
     def _left(self, module: nn.Module, args: object, output: object) -> None:
-        if module in self._paths:
-            self._tracker.stack = self._tracker.stack[:-1]
+        path = self._paths.get(module)
+        if path is None:
+            return
+        self._tracker.leave(path, self._owners)
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:

@@ -7,7 +7,7 @@ slower or larger, never faster or smaller.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Protocol
 
@@ -31,11 +31,13 @@ PLAN_MODE = "vramtune"
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """What a mode moves as one, and the compute of one visit; no weights between chunks that have some."""
+    """What a mode moves as one, and the compute of one visit: while it is there, and after it has gone."""
 
     weights: Weights
     seconds: float
     activation_bytes: int
+    after_seconds: float = 0.0
+    after_activation_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ def _mode(profile: Profile, budget_bytes: int | None, mode: str, cost: _Cost) ->
 def _sequential(device: Device, component: Component, activity: Activity) -> _Cost:
     """accelerate's `cpu_offload`: each layer's parameters in before its forward, dropped after it."""
     chunks = _layer_chunks(component, activity, _parameters)
-    seconds = sum(chunk.seconds + _pageable_in(device, chunk.weights) for chunk in chunks)
+    seconds = _compute(chunks) + sum(_pageable_in(device, chunk.weights) for chunk in chunks)
     return _Cost(seconds, _peak(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
 
 
@@ -225,7 +227,7 @@ def _leaf(device: Device, component: Component, activity: Activity) -> _Cost:
 def _there_and_back(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Cost:
     copies = sum(_pageable_in(device, chunk.weights) + _readback(device, chunk.weights) for chunk in chunks)
     copied = sum(chunk.weights.num_bytes for chunk in chunks)
-    return _Cost(copies + sum(chunk.seconds for chunk in chunks), _peak(activity, chunks), copied, copied)
+    return _Cost(copies + _compute(chunks), _peak(activity, chunks), copied, copied)
 
 
 def _leaf_stream(device: Device, component: Component, activity: Activity) -> _Cost:
@@ -233,7 +235,7 @@ def _leaf_stream(device: Device, component: Component, activity: Activity) -> _C
     chunks = _layer_chunks(component, activity, _all_weights)
     if activity.method == "forward":
         return _prefetched(device, activity, chunks)
-    seconds = sum(chunk.seconds + _pinned_in(device, chunk.weights) for chunk in chunks)
+    seconds = _compute(chunks) + sum(_pinned_in(device, chunk.weights) for chunk in chunks)
     return _Cost(seconds, _peak(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
 
 
@@ -275,22 +277,30 @@ def _prefetched(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Co
     """One group ahead, with the host waiting for the copy before each group and for the kernels after it."""
     moving = [chunk.weights for chunk in chunks if chunk.weights.num_tensors]
     following = iter([*moving[1:], Weights()])
-    clock, ready = 0.0, _pinned_in(device, moving[0]) if moving else 0.0
+    host, computed, ready = 0.0, 0.0, _pinned_in(device, moving[0]) if moving else 0.0
     for chunk in chunks:
-        if chunk.weights.num_tensors:
-            clock = max(clock, ready)
-            ready = clock + _pinned_in(device, next(following))
-        clock += chunk.seconds
-    return _Cost(clock, _peak(activity, _with_next(chunks)), sum(weights.num_bytes for weights in moving))
+        moves = chunk.weights.num_tensors
+        if moves:
+            host = max(host, ready)
+            ready = host + _pinned_in(device, next(following))
+        computed = max(computed, host) + chunk.seconds
+        host = computed if moves else host
+        computed += chunk.after_seconds
+    return _Cost(computed, _peak(activity, _with_next(chunks)), sum(weights.num_bytes for weights in moving))
 
 
 def _with_next(chunks: list[_Chunk]) -> list[_Chunk]:
     """Each chunk beside the weights of the next one that moves: both are on the device while it computes."""
     beside, following = [], Weights()
     for chunk in reversed(chunks):
-        beside.append(_Chunk(chunk.weights + following, chunk.seconds, chunk.activation_bytes))
+        after = chunk.after_activation_bytes + following.allocated_bytes
+        beside.append(replace(chunk, weights=chunk.weights + following, after_activation_bytes=after))
         following = chunk.weights if chunk.weights.num_tensors else following
     return beside
+
+
+def _compute(chunks: list[_Chunk]) -> float:
+    return sum(chunk.seconds + chunk.after_seconds for chunk in chunks)
 
 
 def _parameters(layer: Layer) -> Weights:
@@ -305,7 +315,16 @@ def _layer_chunks(
     component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]
 ) -> list[_Chunk]:
     layers = ((component.layers[s.layer], s) for s in activity.segments)
-    return [_Chunk(weights_of(layer), s.seconds, s.activation_bytes) for layer, s in layers]
+    return [
+        _Chunk(
+            weights_of(layer),
+            s.layer_seconds,
+            s.layer_activation_bytes,
+            s.after_seconds,
+            s.after_activation_bytes,
+        )
+        for layer, s in layers
+    ]
 
 
 def _block_chunks(component: Component, segments: tuple[Segment, ...]) -> list[_Chunk]:
@@ -322,4 +341,7 @@ def _block_chunks(component: Component, segments: tuple[Segment, ...]) -> list[_
 def _peak(activity: Activity, chunks: list[_Chunk]) -> int:
     """Weights and activations at the worst moment, with what the allocator reserves beyond."""
     beyond = activity.activation_bytes - max((s.activation_bytes for s in activity.segments), default=0)
-    return beyond + max(chunk.weights.allocated_bytes + chunk.activation_bytes for chunk in chunks)
+    return beyond + max(
+        max(chunk.weights.allocated_bytes + chunk.activation_bytes, chunk.after_activation_bytes)
+        for chunk in chunks
+    )
