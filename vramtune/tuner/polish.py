@@ -14,8 +14,10 @@ from vramtune.tuner.program import SLACK_FRACTION
 from vramtune.tuner.schedule import Residency, moved_bytes, num_simulated, stage_seconds
 
 MAX_SLOTS = 8
-# Effort of one search, in simulated visits (about a microsecond each); small problems are done long before.
-MAX_EFFORT, EFFORT_PER_CANDIDATE = 15_000, 30
+# Effort of one search, in simulated visits (half a microsecond to one each); small problems are done long before.
+MAX_EFFORT = 20_000
+EFFORT_PER_ENTRY = 4
+"""To settle a candidate, by unit and stage."""
 # A gain below this share of the score is rounding noise.
 LEAST_GAIN = 1e-8
 
@@ -107,7 +109,7 @@ def polish(judge: Judge, state: State) -> State:
     while improving:
         improving = False
         for candidate in _neighbours(judge.problem, judge.budget_bytes, state):
-            judge.effort += EFFORT_PER_CANDIDATE
+            judge.effort += EFFORT_PER_ENTRY * len(state.kept) * len(judge.problem.stages)
             if judge.is_tired:
                 return state
             if judge.least_score(candidate) >= score * (1 - LEAST_GAIN):

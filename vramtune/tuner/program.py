@@ -1,4 +1,4 @@
-"""The plan as a small mixed-integer program over bytes on the GPU per unit and stage, and its bound.
+"""The plan as a small program over bytes on the GPU per unit and stage, and its bound.
 
 For unit c and stage s: `x` bytes kept, `r` those kept in every stage, `y` of `x` those there when the stage
 begins, `z` whether anything is streamed, `f` and `t` seconds of the first and of each further iteration. U is a
@@ -12,8 +12,10 @@ unit's bytes, v the mean visits of its bytes in an iteration, g its slots, C com
     copy      R f >= sum v (U - x) + (x - y),  R t >= sum v (U - x),  f >= C,  t >= C
 
 Solved three times, each within what the pass before reached: fastest, fewest bytes moved, least held.
+z should be 0 or 1; see `solve`.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -23,28 +25,30 @@ from vramtune.tuner.problem import Problem, StageProblem
 
 # The second pass may give up this share of the speed: streaming hundreds of gigabytes for less is not worth it.
 SLACK_FRACTION = 0.005
+# Of the solver, for variables of about 1.
+TOLERANCE = 1e-6
 
 Term = tuple[int, float]
 
 
 def solve(problem: Problem, budget_bytes: int, num_slots: int) -> list[list[float]] | None:
-    """Bytes kept by unit and stage in the fastest plan, before rounding to groups; None if nothing fits."""
+    """Bytes kept by unit and stage in the fastest plan, before rounding to groups; None if nothing fits.
+
+    First with z between 0 and 1; then with z rounded up, which the polish may undo. (Branching on z brings nothing
+    that the polish does not find, and HiGHS prints to stdout while it branches.)
+    """
+    relaxed = _Rows(problem)
+    _add_constraints(relaxed, problem, budget_bytes, num_slots)
+    found = relaxed.in_turn(_seconds(relaxed, problem), _moved(relaxed, problem))
+    if found is None:
+        return None
     rows = _Rows(problem)
     _add_constraints(rows, problem, budget_bytes, num_slots)
-    seconds, moved = _seconds(rows, problem), _moved(rows, problem)
-    solution = rows.minimise(seconds)
+    rows.fix({variable: math.ceil(found[variable] - TOLERANCE) for variable in rows.streams.values()})
+    solution = rows.in_turn(_seconds(rows, problem), _moved(rows, problem), _held(rows, problem))
     if solution is None:
         return None
-    rows.keep(seconds, solution, SLACK_FRACTION)
-    solution = rows.minimise(moved)
-    if solution is not None:
-        rows.keep(moved, solution, 1e-6)
-        rows.fix_streams(solution)  # a linear program is left: what is streamed is decided
-        solution = rows.minimise(_held(rows, problem))
-    if solution is None:
-        return None
-    scale = rows.bytes_scale
-    return [[float(solution[x]) * scale for x in kept] for kept in rows.kept]
+    return [[float(solution[x]) * rows.bytes_scale for x in kept] for kept in rows.kept]
 
 
 def bound_seconds(problem: Problem, budget_bytes: int) -> float:
@@ -84,24 +88,22 @@ class _Rows:
         self.rate = problem.copy_bytes_per_second * self.seconds_scale / self.bytes_scale
         self.lower: list[float] = []
         self.upper: list[float] = []
-        self.integer: list[int] = []
         units, stages = range(len(problem.units)), range(len(problem.stages))
         sizes = [unit.total_bytes / self.bytes_scale for unit in problem.units]
         self.sizes = sizes
         self.resident = [self.variable(sizes[u]) for u in units]
         self.kept = [[self.variable(sizes[u]) for _ in stages] for u in units]
         self.carried = [[self.variable(sizes[u]) for _ in stages] for u in units]
-        self.streams = {(u, s): self.variable(1, integer=1) for s in stages for u in problem.stages[s].active}
+        self.streams = {(u, s): self.variable(1) for s in stages for u in problem.stages[s].active}
         self.first = [self.variable(np.inf) for _ in stages]
         self.further = [self.variable(np.inf) for _ in stages]
         self.coefficients: list[np.ndarray] = []
         self.low: list[float] = []
         self.high: list[float] = []
 
-    def variable(self, upper: float, *, integer: int = 0) -> int:
+    def variable(self, upper: float) -> int:
         self.lower.append(0.0)
         self.upper.append(upper)
-        self.integer.append(integer)
         return len(self.upper) - 1
 
     def add(self, terms: Iterable[Term], *, low: float = -np.inf, high: float = np.inf) -> None:
@@ -112,22 +114,32 @@ class _Rows:
         self.low.append(low)
         self.high.append(high)
 
-    def keep(self, goal: np.ndarray, solution: np.ndarray, slack_fraction: float) -> None:
-        """Demand of later passes what this one reached, but for a slack."""
-        reached = float(goal @ solution)
-        self.add(enumerate(goal), high=reached + slack_fraction * abs(reached) + 1e-9)
+    def fix(self, values: dict[int, float]) -> None:
+        """Give variables their values."""
+        for variable, value in values.items():
+            self.lower[variable] = self.upper[variable] = value
 
-    def fix_streams(self, solution: np.ndarray) -> None:
-        for variable in self.streams.values():
-            self.lower[variable] = self.upper[variable] = float(round(solution[variable]))
-            self.integer[variable] = 0
+    def in_turn(self, *goals: np.ndarray) -> np.ndarray | None:
+        """The solution that is best by the last goal, within what the goals before it reached.
 
-    def minimise(self, goal: np.ndarray) -> np.ndarray | None:
+        The first, seconds, may be missed by a slack: for less, moving many more bytes is not worth it.
+        """
+        solution, slack = None, SLACK_FRACTION
+        for goal in goals:
+            solution = self._minimise(goal)
+            if solution is None:
+                return None
+            reached = float(goal @ solution)
+            self.add(enumerate(goal), high=reached + slack * abs(reached) + TOLERANCE)
+            slack = TOLERANCE
+        return solution
+
+    def _minimise(self, goal: np.ndarray) -> np.ndarray | None:
+        rows = np.array(self.coefficients)
         found = milp(
             goal,
-            constraints=LinearConstraint(np.array(self.coefficients), self.low, self.high),
+            constraints=LinearConstraint(rows, self.low, self.high),
             bounds=Bounds(self.lower, self.upper),
-            integrality=np.array(self.integer),
         )
         return found.x  # None unless solved
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, islice, product
 
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Device, Estimate, Placement, Plan, Profile
@@ -83,15 +83,12 @@ def find_state(problem: Problem, budget_bytes: int) -> State | None:
 
 
 def _starts(problem: Problem, budget_bytes: int) -> Iterator[State]:
-    """Where a search may start, best first: the program's solutions, then one unit giving way to the others."""
-    for num_slots in range(DEFAULT_SLOTS, 0, -1):
-        start = _rounded(problem, budget_bytes, num_slots)
-        if start is not None:
-            yield start
-    for num_slots, victim in product(range(1, DEFAULT_SLOTS + 1), range(len(problem.units))):
-        start = settle(problem, budget_bytes, _whole_state(problem, num_slots), victim)
-        if start is not None:
-            yield start
+    """Where a search may start, best first: the program's solution with as many slots as fit, then states in which
+    one unit gives way to the others."""
+    solutions = (_rounded(problem, budget_bytes, num_slots) for num_slots in range(DEFAULT_SLOTS, 0, -1))
+    wishes = product(range(1, DEFAULT_SLOTS + 1), range(len(problem.units)))
+    givers = (settle(problem, budget_bytes, _whole_state(problem, n), victim) for n, victim in wishes)
+    yield from filter(None, chain(islice(filter(None, solutions), 1), givers))
 
 
 def least_bytes(problem: Problem) -> int:
