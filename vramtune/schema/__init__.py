@@ -1,0 +1,72 @@
+"""Every noun, frozen, and how it is written to JSON and read back.
+
+The data flows one way: a pipeline becomes a `Profile` (what each component costs), a profile and a budget
+become a `Plan` (how many weight groups are on the GPU in each stage), a profile and a plan become a
+`Timeline`. Bytes are ints, seconds are floats, counts start with `num_`, unknown is None. Nothing here, and
+nothing that imports only this, needs torch.
+"""
+
+from vramtune.schema.costs import (
+    Activity,
+    Component,
+    Device,
+    Layer,
+    Profile,
+    Scalar,
+    Segment,
+    Source,
+    Stage,
+    Variant,
+    WeightGroup,
+    Weights,
+    Workload,
+)
+from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json
+from vramtune.schema.plans import (
+    Comparison,
+    Engine,
+    Estimate,
+    Frontier,
+    FrontierPoint,
+    MemoryLevel,
+    ModeEstimate,
+    Placement,
+    Plan,
+    Role,
+    Span,
+    StageEstimate,
+    Timeline,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Activity",
+    "Comparison",
+    "Component",
+    "Device",
+    "Engine",
+    "Estimate",
+    "Frontier",
+    "FrontierPoint",
+    "Layer",
+    "MemoryLevel",
+    "ModeEstimate",
+    "Placement",
+    "Plan",
+    "Profile",
+    "Role",
+    "Scalar",
+    "Segment",
+    "Source",
+    "Span",
+    "Stage",
+    "StageEstimate",
+    "Timeline",
+    "Variant",
+    "WeightGroup",
+    "Weights",
+    "Workload",
+    "from_json",
+    "read_file",
+    "to_json",
+]

@@ -1,0 +1,49 @@
+"""Nouns as JSON, with their kind and the schema version around them."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from vramtune.errors import FileError
+
+SCHEMA_VERSION = 1
+
+Noun = TypeVar("Noun")
+
+
+def to_json(noun: object) -> bytes:
+    """A noun as JSON, with its kind and the schema version around it."""
+    envelope = {"kind": type(noun).__name__, "schema_version": SCHEMA_VERSION, "body": noun}
+    return msgspec.json.format(msgspec.json.encode(envelope), indent=1) + b"\n"
+
+
+def from_json(kind: type[Noun], text: bytes | str) -> Noun:
+    """The noun of that kind that `to_json` wrote; `FileError` says what else the text is."""
+    try:
+        envelope = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        found = msgspec.json.decode(envelope["kind"], type=str)
+        version = msgspec.json.decode(envelope["schema_version"], type=int)
+        body = envelope["body"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+        raise FileError(
+            f"Expected a vramtune {kind.__name__}; this is no file of vramtune's ({error})."
+        ) from error
+    if found != kind.__name__:
+        raise FileError(f"Expected a vramtune {kind.__name__}; this file holds a {found}.")
+    if version != SCHEMA_VERSION:
+        raise FileError(
+            f"Expected schema version {SCHEMA_VERSION}; this {found} has version {version}. Make it anew."
+        )
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise FileError(f"This {found} is damaged: {error}.") from error
+
+
+def read_file(path: str | Path) -> bytes:
+    """The file's bytes; a `FileError` that names it where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
