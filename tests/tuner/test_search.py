@@ -9,7 +9,7 @@ from tests.profiles import GIB, MIB, activity, component, device, profile, profi
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Component, Plan, Profile, Variant, WeightGroup
 from vramtune.tuner.polish import State, residencies, stage_bytes
-from vramtune.tuner.problem import Problem, pose
+from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, pose
 from vramtune.tuner.program import SLACK_FRACTION, bound_seconds
 from vramtune.tuner.schedule import stage_seconds
 from vramtune.tuner.search import choose_plan, find_state, least_bytes
@@ -276,8 +276,8 @@ class TestStreamingQuality:
         plan = choose_plan(
             profile(device(), [model], [stage("transformer", num_steps, call)]), round(fraction * sum(sizes))
         )
-        placement = plan.placements[0]
-        assume(placement.slot_bytes(0) <= 0.05 * (sum(sizes) - placement.kept_bytes(0)))
+        streamed = sum(sizes) - plan.placements[0].kept_bytes(0)
+        assume(DEFAULT_SLOTS * max(sizes) <= 0.05 * streamed)  # fewer slots than that wait for long visits
         assert plan.estimate.gap_fraction <= 0.10
 
     def test_what_is_not_kept_is_spread_evenly(self) -> None:
