@@ -33,6 +33,7 @@ test: setup  ## Everything that needs no GPU.
 bench: setup  ## Writes dated tables to benchmarks/results/.
 	$(BIN)/python -m benchmarks.plans
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.flux_bound
 	$(BIN)/python -m benchmarks.stock_modes_on_sim
 	$(BIN)/python -m benchmarks.prediction_on_sim
 
