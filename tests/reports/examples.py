@@ -12,6 +12,7 @@ from vramtune.schema import (
     ModeEstimate,
     Placement,
     Plan,
+    PlannedStage,
     Profile,
     Segment,
     Stage,
@@ -124,7 +125,19 @@ def plan(costs: Profile, budget_gib: float, kept: dict[str, tuple[int, ...]]) ->
         device_name=costs.device.name,
         asked_bytes=asked,
         budget_bytes=min(asked, costs.device.usable_bytes),
-        stages=tuple(s.name for s in costs.stages),
+        stages=tuple(
+            PlannedStage(
+                name=s.name,
+                num_iterations=s.num_iterations,
+                visits=tuple(
+                    (p, g)
+                    for p, placed in enumerate(placements)
+                    if placed.active[index]
+                    for g in range(len(placed.groups))
+                ),
+            )
+            for index, s in enumerate(costs.stages)
+        ),
         placements=placements,
         permissions=(),
         estimate=Estimate(

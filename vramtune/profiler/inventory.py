@@ -1,7 +1,7 @@
 """Weigh a component: its used layers, and the weight groups in which they are moved."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
@@ -54,8 +54,9 @@ def weigh_component(name: str, part: Part, traces: Sequence[Trace]) -> Component
     """
     weights = largest_versions([part.weights, *(trace.weights for trace in traces)])
     layers = used_layers(weights, traces)
-    groups = weight_groups(layers, traces)
     used = {layer.path for layer in layers}
+    unused = {weight.owners[0] for weight in weights if not used & set(weight.owners)}
+    groups = weight_groups(layers, unused, traces)
     return Component(
         name=name,
         class_name=part.class_name,
@@ -139,13 +140,13 @@ def listed_layers(
 ) -> tuple[Layer, ...]:
     """The layers as the profile lists them, each with the group it lies in."""
     blocks = {block for inside in shells.values() for block in inside}
-    group_of = {path: number for number, group in enumerate(groups) for path in group.modules}
+    group_of = {path: number for number, group in enumerate(groups[1:], 1) for path in group.modules}
     return tuple(
         Layer(
             name=layer.path,
             parameters=layer.parameters,
             buffers=layer.buffers,
-            group=next((group_of[path] for path in ancestry(layer.path) if path in group_of), 0),
+            group=next((group_of[path] for path in (*ancestry(layer.path), "") if path in group_of), 0),
             block=next((path for path in ancestry(layer.path) if path in blocks), None),
             shell=next((path for path in ancestry(layer.path) if path in shells), ""),
         )
@@ -164,19 +165,25 @@ def ancestry(path: str) -> Iterator[str]:
 # Groups
 
 
-def weight_groups(layers: Sequence[UsedLayer], traces: Sequence[Trace]) -> tuple[WeightGroup, ...]:
-    """The root group and the others, in the order in which they first execute."""
+def weight_groups(
+    layers: Sequence[UsedLayer], unused: Collection[str], traces: Sequence[Trace]
+) -> tuple[WeightGroup, ...]:
+    """The root group and the others, in the order in which they first execute; none holds an unused layer."""
     used_bytes = sum(layer.weight_bytes for layer in layers)
     cap = min(used_bytes // LEAST_NUM_GROUPS, LARGEST_GROUP_BYTES)
     methods: dict[str, frozenset[str]] = {}
     for trace in traces:
         for path in trace.usage.entered:
             methods[path] = methods.get(path, frozenset()) | {trace.method}
-    atoms = list(find_atoms("", layers, methods, cap=cap))
+    split = {path for layer in unused for path in ("", layer, *ancestry(layer))}
+    whole = {path: called_by for path, called_by in methods.items() if path not in split}
+    atoms = list(find_atoms("", layers, whole, cap=cap))
     order = {path: number for number, path in enumerate(methods)}
     atoms.sort(key=lambda atom: order[atom.path])
     root_bytes = used_bytes - sum(atom.weight_bytes for atom in atoms)
-    root = WeightGroup(name="root", weight_bytes=root_bytes, modules=())
+    moving = {atom.path for atom in atoms}
+    left = tuple(layer.path for layer in layers if not moving & {"", *ancestry(layer.path)})
+    root = WeightGroup(name="root", weight_bytes=root_bytes, modules=left)
     return root, *join_atoms(atoms, cap=cap)
 
 

@@ -110,7 +110,7 @@ def memory_over_call(timeline: Timeline, *, profile: Profile, plan: Plan) -> Mem
         budget_gib=plan.budget_bytes / GIB,
         peak_position=_position(peak.start_seconds, peak.end_seconds, bands),
         peak_gib=_held_bytes(peak) / GIB,
-        peak_stage=plan.stages[peak.stage],
+        peak_stage=plan.stages[peak.stage].name,
         peak_owners=_largest_owners(peak),
     )
 
@@ -139,7 +139,7 @@ def _bands(runs: list[list[MemoryLevel]], *, profile: Profile, plan: Plan) -> tu
     borders = [0.0, *itertools.accumulate(width / sum(widths) for width in widths)]
     return tuple(
         StageBand(
-            label=_stage_label(plan.stages[run[0].stage], repeats[run[0].stage]),
+            label=_stage_label(plan.stages[run[0].stage].name, repeats[run[0].stage]),
             start_seconds=run[0].start_seconds,
             end_seconds=run[-1].end_seconds,
             left=left,

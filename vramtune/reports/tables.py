@@ -123,7 +123,7 @@ def placement_rows(plan: Plan) -> tuple[PlacementRow, ...]:
         PlacementRow(
             placement=placement.name,
             component=placement.component,
-            stage=name,
+            stage=stage.name,
             active=placement.active[index],
             role=placement.role(index),
             num_kept=placement.kept[index],
@@ -132,7 +132,7 @@ def placement_rows(plan: Plan) -> tuple[PlacementRow, ...]:
             slot_bytes=placement.slot_bytes(index),
         )
         for placement in plan.placements
-        for index, name in enumerate(plan.stages)
+        for index, stage in enumerate(plan.stages)
     )
 
 

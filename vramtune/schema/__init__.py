@@ -2,7 +2,7 @@
 
 The data flows one way: a pipeline becomes a `Profile` (what each component costs), a profile and a budget
 become a `Plan` (how many weight groups are on the GPU in each stage), a profile and a plan become a
-`Timeline`. Bytes are ints, seconds are floats, counts start with `num_`, unknown is None. Nothing here, and
+`Timeline`, and a tuned pipeline's call becomes a `Measurement`. Bytes are ints, seconds are floats, counts start with `num_`, unknown is None. Nothing here, and
 nothing that imports only this, needs torch.
 """
 
@@ -22,6 +22,7 @@ from vramtune.schema.costs import (
     Workload,
 )
 from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json
+from vramtune.schema.measured import MeasuredStage, Measurement
 from vramtune.schema.plans import (
     Comparison,
     Engine,
@@ -32,6 +33,7 @@ from vramtune.schema.plans import (
     ModeEstimate,
     Placement,
     Plan,
+    PlannedStage,
     Role,
     Span,
     StageEstimate,
@@ -49,10 +51,13 @@ __all__ = [
     "Frontier",
     "FrontierPoint",
     "Layer",
+    "MeasuredStage",
+    "Measurement",
     "MemoryLevel",
     "ModeEstimate",
     "Placement",
     "Plan",
+    "PlannedStage",
     "Profile",
     "Role",
     "Scalar",

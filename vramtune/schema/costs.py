@@ -87,7 +87,8 @@ class WeightGroup:
     weight_bytes: int
     """Of its flat buffer, in which each tensor starts at a multiple of 512 bytes."""
     modules: tuple[str, ...]
-    """Paths, inside the component, of the modules whose `forward` needs this group; empty for the root."""
+    """Paths, inside the component: of the modules whose `forward` needs this group, with all that they contain. Of
+    the root group: of the modules whose own weights it holds, without what these contain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,16 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """A stage as a plan knows it: enough to have every copy on its way before it is needed."""
+
+    name: str
+    num_iterations: int
+    visits: tuple[tuple[int, int], ...]
+    """One iteration in execution order: index into the placements, and into that placement's groups."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageEstimate:
     """One stage of a predicted call."""
 
@@ -110,7 +120,7 @@ class Plan:
     """The budget as the user gave it."""
     budget_bytes: int
     """What was planned for: the asked budget, or what is usable on the device if that is less."""
-    stages: tuple[str, ...]
+    stages: tuple[PlannedStage, ...]
     placements: tuple[Placement, ...]
     permissions: tuple[str, ...]
     """Permissions that the plan uses, of those the user gave."""

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from vramtune.schema import Activity, Component, Device, Profile, Stage, WeightGroup
+from vramtune.schema import Activity, Component, Device, PlannedStage, Profile, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
 
@@ -91,6 +91,18 @@ def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
         device=profile.device,
         units=tuple(units),
         stages=tuple(_stage_problem(profile, stage, units, rank) for stage in stages),
+    )
+
+
+def planned_stages(problem: Problem) -> tuple[PlannedStage, ...]:
+    """The stages as a plan carries them; its placements are the problem's units."""
+    return tuple(
+        PlannedStage(
+            name=stage.name,
+            num_iterations=stage.num_iterations,
+            visits=tuple((unit, group) for unit, group, _ in stage.visits),
+        )
+        for stage in problem.stages
     )
 
 

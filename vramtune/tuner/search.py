@@ -7,7 +7,7 @@ from itertools import chain, islice, product
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Device, Estimate, Placement, Plan, Profile
 from vramtune.tuner.polish import Judge, State, polish, settle, stage_bytes
-from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, StageProblem, pose
+from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, StageProblem, planned_stages, pose
 from vramtune.tuner.program import SLACK_FRACTION, solve
 from vramtune.tuner.reasons import explain
 from vramtune.tuner.simulate import estimate
@@ -47,7 +47,7 @@ def choose_plan(profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] =
         device_name=profile.device.name,
         asked_bytes=budget_bytes,
         budget_bytes=budget,
-        stages=tuple(stage.name for stage in problem.stages),
+        stages=planned_stages(problem),
         placements=_placements(problem, state),
         permissions=permissions,
         estimate=found,

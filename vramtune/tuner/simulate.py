@@ -3,7 +3,7 @@
 from vramtune.errors import UsageError
 from vramtune.schema import Engine, Estimate, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
 from vramtune.tuner.polish import State, residencies, stage_bytes
-from vramtune.tuner.problem import Problem, pose
+from vramtune.tuner.problem import Problem, planned_stages, pose
 from vramtune.tuner.program import bound_seconds
 from vramtune.tuner.schedule import Visit, moved_bytes, stage_seconds, stage_visits
 
@@ -65,7 +65,7 @@ def recall(profile: Profile, plan: Plan) -> tuple[Problem, State]:
     problem = pose(profile, plan.permissions)
     ours = [(unit.component, unit.methods, unit.groups) for unit in problem.units]
     theirs = [(p.component, p.methods, p.groups) for p in plan.placements]
-    if ours != theirs or tuple(stage.name for stage in problem.stages) != plan.stages:
+    if ours != theirs or planned_stages(problem) != plan.stages:
         raise UsageError(
             f"This plan was made for a {plan.pipeline_class} with other weights or stages than this profile of a "
             f"{profile.pipeline_class}. Plan again with this profile."

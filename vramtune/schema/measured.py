@@ -1,0 +1,37 @@
+"""What was seen to happen: the nouns of a `Measurement`. Nothing in here is ever an estimate."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStage:
+    """One stage of a measured call, in the order in which they ran."""
+
+    name: str
+    """As in the plan; a stage that the plan does not know is named after what ran."""
+    seconds: float
+    """On the device, from the stage's first operation to the next stage's (events on the compute stream)."""
+    exposed_copy_seconds: float
+    """Of it: for which the compute stream stood waiting for copies."""
+    moved_bytes: int
+    """Host to device."""
+    peak_bytes: int
+    """Highest reserved bytes of PyTorch's allocator, by its own counter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The last call of a tuned pipeline, as the device's own counters and events tell it."""
+
+    device_name: str
+    peak_bytes: int
+    """Highest reserved bytes of PyTorch's allocator, plus `context_bytes` where that is known."""
+    context_bytes: int | None
+    """What the process holds outside PyTorch's allocator, or None where nothing tells."""
+    seconds: float
+    """On the device, from the call's first stage to its last operation."""
+    moved_bytes: int
+    """Host to device: weights, without prompts and latents."""
+    num_out_of_memory: int
+    """Times a component's call ran out of memory and was run again with fewer groups kept."""
+    stages: tuple[MeasuredStage, ...]
