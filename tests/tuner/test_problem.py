@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from tests.profiles import MIB, activity, component, device, profile, stage
+from tests.profiles import MIB, activity, component, device, profile, stage, weights
 from vramtune.tuner.problem import DEFAULT_SLOTS, group_visits, pose
 
 
@@ -30,6 +32,42 @@ class TestUnits:
         assert problem.units[0].total_bytes == 12 * MIB
 
 
+class TestExclusion:
+    def test_all_groups_are_the_least_active_or_idle(self) -> None:
+        vae, model = component("vae", [4 * MIB] * 4, root_bytes=MIB), component("transformer", [4 * MIB] * 4)
+        stages = [
+            stage("transformer", 2, activity(model, [0.1] * 4)),
+            stage("vae", 1, activity(vae, [0.1] * 4)),
+        ]
+        excluded, free = pose(profile(device(), [vae, model], stages, excluded=("vae",))).units
+        assert (excluded.component, excluded.least_kept, excluded.least_idle) == ("vae", 5, 5)
+        assert (free.component, free.least_kept, free.least_idle) == ("transformer", 1, 0)
+
+    def test_what_the_call_does_not_use_is_on_the_device_in_every_stage(self) -> None:
+        vae = replace(component("vae", [4 * MIB] * 2), parameters=weights(11 * MIB))
+        extra = component("extra", [2 * MIB])
+        decode = stage("vae.decode", 1, activity(vae, [0.1] * 2, activation_bytes=5 * MIB))
+        problem = pose(profile(device(), [vae, extra], [decode, decode], excluded=("vae", "extra")))
+        assert problem.excluded == {"vae": 3 * MIB, "extra": 2 * MIB}
+        assert [s.overhead_bytes for s in problem.stages] == [10 * MIB] * 2
+
+    def test_methods_that_share_only_the_root_leave_nothing_unused(self) -> None:
+        vae = component("vae", [4 * MIB] * 2, root_bytes=MIB)
+        problem = pose(
+            profile(
+                device(),
+                [vae],
+                [
+                    stage("vae.encode", 1, activity(vae, [0.1], method="encode", layers=[0])),
+                    stage("vae.decode", 1, activity(vae, [0.1], method="decode", layers=[1])),
+                ],
+                excluded=("vae",),
+            )
+        )
+        assert [unit.is_excluded for unit in problem.units] == [True, True]
+        assert problem.excluded == {"vae": 0}
+
+
 class TestKeepOrder:
     def test_the_root_is_first_and_every_group_is_there_once(self) -> None:
         model = component("m", [3 * MIB, MIB, 2 * MIB], root_bytes=MIB)
@@ -56,8 +94,6 @@ class TestKeepOrder:
 
 class TestVisits:
     def test_root_layers_count_with_the_group_before(self) -> None:
-        from dataclasses import replace
-
         model = component("m", [MIB, MIB, MIB])
         layers = (model.layers[0], replace(model.layers[1], group=0), model.layers[2])
         model = replace(model, layers=layers)

@@ -10,12 +10,39 @@ from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Component, Plan, Profile, Variant, WeightGroup
 from vramtune.tuner.polish import State, residencies, stage_bytes
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, pose
-from vramtune.tuner.program import SLACK_FRACTION, bound_seconds
+from vramtune.tuner.program import SLACK_FRACTION, bound_seconds, solve
 from vramtune.tuner.schedule import stage_seconds
 from vramtune.tuner.search import choose_plan, find_state, least_bytes
 from vramtune.tuner.simulate import estimate, simulate, timeline
 
 fractions = st.floats(0, 1)
+
+
+@st.composite
+def excluding(draw: st.DrawFn, **limits: int) -> Profile:
+    """Profiles with components excluded from offload, with weights that the call does not use, and one never run."""
+    base = draw(profiles(**limits))
+    unused = st.integers(0, 60).map(lambda n: n * MIB)
+    components = [
+        *(replace(c, parameters=weights(c.used_bytes + draw(unused))) for c in base.components),
+        component("never_run", [MIB, 30 * MIB]),
+    ]
+    names = draw(st.sets(st.sampled_from([c.name for c in components]), min_size=1))
+    return replace(base, components=tuple(components), excluded=(*sorted(names), "safety_checker"))
+
+
+def with_or_without_exclusion(**limits: int) -> st.SearchStrategy[Profile]:
+    return st.one_of(profiles(**limits), excluding(**limits))
+
+
+def unused_bytes(given_profile: Profile) -> int:
+    """What excluded components own beyond what the call uses of them."""
+    run = {name for one in given_profile.stages for name in one.components}
+    return sum(
+        c.weights.allocated_bytes - (c.used_bytes if c.name in run else 0)
+        for c in given_profile.components
+        if c.name in given_profile.excluded
+    )
 
 
 def whole_bytes(problem: Problem) -> int:
@@ -27,9 +54,14 @@ def budget_between(problem: Problem, fraction: float) -> int:
     return round(low + fraction * (high - low))
 
 
-def all_states(problem: Problem, max_slots: int) -> list[State]:
+def all_states(problem: Problem, max_slots: int, excluded: tuple[str, ...]) -> list[State]:
     """Every state that the rules allow, whether it fits or not."""
-    rows = [list(rows_of(problem, u)) for u in range(len(problem.units))]
+    rows = [
+        [(len(unit.groups),) * len(problem.stages)]
+        if unit.component in excluded
+        else list(rows_of(problem, u))
+        for u, unit in enumerate(problem.units)
+    ]
     slots = product(range(1, max_slots + 1), repeat=len(problem.units))
     return [
         State(kept, tuple(map(min, kept)), num_slots) for num_slots, kept in product(slots, product(*rows))
@@ -65,15 +97,17 @@ def fits(problem: Problem, state: State, budget: int) -> bool:
 
 class TestAgainstBruteForce:
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(profiles(max_components=2, max_groups=3, max_stages=3), fractions)
+    @given(with_or_without_exclusion(max_components=2, max_groups=3, max_stages=3), fractions)
     def test_within_one_percent(self, given_profile: Profile, fraction: float) -> None:
-        problem = pose(given_profile)
-        budget = budget_between(problem, fraction)
+        """The exclusion is put to brute force as a choice of states and as room taken, not by the problem."""
+        budget = budget_between(pose(given_profile), fraction)
+        free = pose(replace(given_profile, excluded=()))
+        room = budget - unused_bytes(given_profile)
         seen: dict = {}
         best = min(
-            seconds_of(problem, state, seen)
-            for state in all_states(problem, max_slots=3)
-            if fits(problem, state, budget)
+            seconds_of(free, state, seen)
+            for state in all_states(free, 3, given_profile.excluded)
+            if fits(free, state, room)
         )
         found = choose_plan(given_profile, budget).estimate
         assert found.seconds <= best * 1.01
@@ -81,7 +115,7 @@ class TestAgainstBruteForce:
 
 class TestBudget:
     @settings(max_examples=100, deadline=None)
-    @given(profiles(), fractions)
+    @given(with_or_without_exclusion(), fractions)
     def test_a_plan_never_exceeds_it(self, given_profile: Profile, fraction: float) -> None:
         budget = budget_between(pose(given_profile), fraction)
         plan = choose_plan(given_profile, budget)
@@ -91,7 +125,7 @@ class TestBudget:
         assert max(held) <= budget
 
     @settings(max_examples=100, deadline=None)
-    @given(profiles(), fractions, fractions)
+    @given(with_or_without_exclusion(), fractions, fractions)
     def test_more_is_never_slower(self, given_profile: Profile, one: float, other: float) -> None:
         problem = pose(given_profile)
         less, more = (
@@ -102,7 +136,7 @@ class TestBudget:
         assert more.seconds <= less.seconds * (1 + SLACK_FRACTION + 0.01)
 
     @settings(max_examples=60, deadline=None)
-    @given(profiles())
+    @given(with_or_without_exclusion())
     def test_the_smallest_one_works_and_a_byte_less_does_not(self, given_profile: Profile) -> None:
         smallest = least_bytes(pose(given_profile))
         assert choose_plan(given_profile, smallest).estimate.peak_bytes <= smallest
@@ -111,7 +145,7 @@ class TestBudget:
         assert raised.value.smallest_bytes == smallest
 
     @settings(max_examples=60, deadline=None)
-    @given(profiles())
+    @given(with_or_without_exclusion())
     def test_a_model_that_fits_whole_moves_nothing(self, given_profile: Profile) -> None:
         plan = choose_plan(given_profile, whole_bytes(pose(given_profile)))
         assert plan.estimate.moved_bytes == 0
@@ -131,21 +165,88 @@ class TestBudget:
 
 class TestBound:
     @settings(max_examples=100, deadline=None)
-    @given(profiles(max_components=2, max_groups=3), fractions, st.randoms(use_true_random=False))
+    @given(
+        with_or_without_exclusion(max_components=2, max_groups=3),
+        fractions,
+        st.randoms(use_true_random=False),
+    )
     def test_no_plan_beats_it(self, given_profile: Profile, fraction: float, random) -> None:
         problem = pose(given_profile)
         budget = budget_between(problem, fraction)
-        states = [state for state in all_states(problem, max_slots=2) if fits(problem, state, budget)]
+        states = all_states(problem, 2, given_profile.excluded)
+        states = [state for state in states if fits(problem, state, budget)]
         assume(states)
         state = random.choice(states)
         found = estimate(problem, state, budget)
         assert found.bound_seconds <= found.seconds * (1 + 1e-9)
         assert found.bound_seconds == bound_seconds(problem, budget)
 
+    def test_by_hand_beside_an_excluded_component(self) -> None:
+        """80 MiB excluded, 10 MiB of root: of 40 MiB that are visited twice a step, 20 find room."""
+        text, model = component("text", [80 * MIB]), component("model", [10 * MIB] * 4, root_bytes=10 * MIB)
+        twice = activity(model, [0.0] * 8, layers=[*range(4)] * 2)
+        stages = [stage("text", 1, activity(text, [0.1])), stage("model", 5, twice)]
+        problem = pose(profile(device(), [text, model], stages, excluded=("text",)))
+        assert bound_seconds(problem, 110 * MIB) == pytest.approx(0.1 + 5 * 2 * 20 * MIB / 1e9)
+
+
+class TestExclusion:
+    @settings(max_examples=100, deadline=None)
+    @given(excluding(), fractions)
+    def test_is_honoured_in_every_stage(self, given_profile: Profile, fraction: float) -> None:
+        plan = choose_plan(given_profile, budget_between(pose(given_profile), fraction))
+        for placement in plan.placements:
+            if placement.component in given_profile.excluded:
+                assert set(placement.kept) == {len(placement.groups)}
+
+    @settings(max_examples=100, deadline=None)
+    @given(excluding(), fractions)
+    def test_every_byte_of_the_components_counts(self, given_profile: Profile, fraction: float) -> None:
+        plan = choose_plan(given_profile, budget_between(pose(given_profile), fraction))
+        for s, (one, found) in enumerate(zip(given_profile.stages, plan.estimate.stages, strict=True)):
+            planned = sum(p.kept_bytes(s) + p.slot_bytes(s) for p in plan.placements)
+            assert found.peak_bytes == planned + one.activation_bytes + unused_bytes(given_profile)
+
+    @settings(max_examples=60, deadline=None)
+    @given(excluding(), fractions)
+    def test_leaves_the_program_no_choice(self, given_profile: Profile, fraction: float) -> None:
+        problem = pose(given_profile)
+        solution = solve(problem, budget_between(problem, fraction), 1)
+        assert solution is not None
+        for unit, row in zip(problem.units, solution, strict=True):
+            if unit.component in given_profile.excluded:
+                assert row == pytest.approx([unit.total_bytes] * len(problem.stages))
+
+    @pytest.mark.parametrize("budget_bytes", [170 * MIB, 250 * MIB, GIB])
+    def test_of_what_the_pipeline_does_not_have_changes_nothing(self, budget_bytes: int) -> None:
+        plan = choose_plan(replace(small(), excluded=("safety_checker",)), budget_bytes)
+        assert plan == choose_plan(small(), budget_bytes)
+
+    def test_the_error_names_what_it_costs(self) -> None:
+        """All 100 MiB of the text encoder, 20 of them unused, stay beside the decoder's 150 MiB of activations."""
+        text, *others = small().components
+        components = (replace(text, parameters=weights(100 * MIB)), *others)
+        given_profile = replace(small(), components=components, excluded=("text_encoder", "safety_checker"))
+        enough = least_bytes(pose(small()))
+        with pytest.raises(BudgetError, match="'text_encoder' is excluded from offload") as raised:
+            choose_plan(given_profile, 200 * MIB)
+        assert enough < 200 * MIB < raised.value.smallest_bytes == enough + 100 * MIB
+        assert "stage 'vae.decode' alone needs 0.25 GiB, 0.15 GiB of it besides weights" in str(raised.value)
+        assert "without that 0.15 GiB would do" in str(raised.value)
+
+    def test_the_error_names_all_that_are_excluded(self) -> None:
+        with pytest.raises(BudgetError, match="'text_encoder' and 'vae' are excluded"):
+            choose_plan(replace(small(), excluded=("vae", "text_encoder")), 200 * MIB)
+
+    def test_the_error_is_silent_where_the_budget_fails_without_it_too(self) -> None:
+        with pytest.raises(BudgetError) as raised:
+            choose_plan(replace(small(), excluded=("text_encoder",)), least_bytes(pose(small())) - 1)
+        assert "excluded" not in str(raised.value)
+
 
 class TestInvariance:
     @settings(max_examples=60, deadline=None)
-    @given(profiles(), fractions, st.sampled_from([2, 3, 7]))
+    @given(with_or_without_exclusion(), fractions, st.sampled_from([2, 3, 7]))
     def test_names_and_scale_of_bytes_change_nothing(
         self, given_profile: Profile, fraction: float, factor: int
     ) -> None:
@@ -191,6 +292,7 @@ def scaled(given_profile: Profile, factor: int) -> Profile:
             pageable_copy_bytes_per_second=on.pageable_copy_bytes_per_second * factor,
         ),
         components=tuple(map(rescale, given_profile.components)),
+        excluded=tuple(names.get(name, name) for name in given_profile.excluded),
         stages=tuple(
             replace(
                 one,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.profiles import MIB, profiles
-from tests.tuner.test_search import budget_between, small
+from tests.profiles import MIB, weights
+from tests.tuner.test_search import budget_between, excluding, small, with_or_without_exclusion
 from vramtune.errors import UsageError
 from vramtune.schema import Profile
 from vramtune.tuner.frontier import trace_frontier
@@ -17,7 +17,7 @@ from vramtune.tuner.simulate import simulate, timeline
 
 class TestTimeline:
     @settings(max_examples=60, deadline=None)
-    @given(profiles(), st.floats(0, 1))
+    @given(with_or_without_exclusion(), st.floats(0, 1))
     def test_covers_the_call_without_holes_and_peaks_where_the_estimate_says(
         self, given_profile: Profile, fraction: float
     ) -> None:
@@ -34,6 +34,27 @@ class TestTimeline:
         sizes = {(p.component, g.name): g.weight_bytes for p in plan.placements for g in p.groups}
         copied = [s for s in timeline(small(), plan).spans if s.engine == "copy"]
         assert sum(sizes[span.component, span.group] for span in copied) == plan.estimate.moved_bytes
+
+    @settings(max_examples=60, deadline=None)
+    @given(excluding(), st.floats(0, 1))
+    def test_excluded_components_own_all_their_weights_all_the_time(
+        self, given_profile: Profile, fraction: float
+    ) -> None:
+        plan = choose_plan(given_profile, budget_between(pose(given_profile), fraction))
+        levels = timeline(given_profile, plan).memory
+        for component in given_profile.components:
+            if component.name in given_profile.excluded:
+                held = {level.owners[component.name] for level in levels}
+                assert held == {component.weights.allocated_bytes}
+
+    def test_a_first_call_waits_for_all_of_an_excluded_component(self) -> None:
+        text, *others = small().components
+        text = replace(text, parameters=weights(100 * MIB))
+        given_profile = replace(small(), components=(text, *others), excluded=("text_encoder",))
+        estimate = choose_plan(given_profile, 450 * MIB).estimate
+        assert estimate.moved_bytes == 0
+        loaded = (100 + 161 + 20) * MIB
+        assert estimate.first_call_seconds - estimate.seconds == pytest.approx(loaded / 0.5e9)
 
 
 class TestForeignPlans:
@@ -55,7 +76,7 @@ class TestForeignPlans:
 
 class TestFrontier:
     @settings(max_examples=15, deadline=None)
-    @given(profiles())
+    @given(with_or_without_exclusion())
     def test_more_memory_buys_time_at_every_point(self, given_profile: Profile) -> None:
         points = trace_frontier(given_profile).points
         assert points[0].budget_bytes == least_bytes(pose(given_profile))

@@ -20,6 +20,7 @@ from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.signature import describe
 from vramtune.profiler.standin import modules_of, on_fake_weights, restored
 from vramtune.profiler.tracker import Entry, Tracker, Usage, Weight
+from vramtune.schema import call_name
 
 METHODS = ("forward", "encode", "decode")
 
@@ -243,11 +244,6 @@ class Recorder:
     def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
         with self._mode:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def call_name(component: str, method: str) -> str:
-    """What people read: `transformer`, `vae.decode`."""
-    return component if method == "forward" else f"{component}.{method}"
 
 
 def weights_of(component: nn.Module) -> dict[int, Weight]:

@@ -8,13 +8,13 @@ on GeForce cards, which meets the NVIDIA whitepapers' figures (RTX 2080 Ti, 3090
 """
 
 import csv
-import os
 import re
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
-from vramtune.errors import NoAcceleratorError, UnknownNameError, UsageError
+from vramtune.errors import UnknownNameError, UsageError
+from vramtune.profiler.nvml import first_gpu
 from vramtune.schema import Device
 from vramtune.units import GIB, MIB, format_bytes
 
@@ -100,7 +100,7 @@ def this_gpu() -> Device:
 
     Name and free memory come from NVML, the rest from the table. `NoAcceleratorError` where there is none.
     """
-    name, total_bytes, free_bytes = _ask_nvml()
+    name, total_bytes, free_bytes = first_gpu()
     bare = _bare(name)
     alike = [card.device for card in _cards() if bare in {*card.names, card.model}]
     # cards of one name and different memory are told apart by it
@@ -112,29 +112,6 @@ def this_gpu() -> Device:
             'gpu="RTX 4060"; `vramtune gpus` lists them.'
         )
     return replace(fitting[0], usable_bytes=min(fitting[0].usable_bytes, free_bytes))
-
-
-def _ask_nvml() -> tuple[str, int, int]:
-    """Name, total and free bytes of the first GPU that CUDA may use, counted as NVML does (by PCI bus)."""
-    import pynvml
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
-    try:
-        pynvml.nvmlInit()
-        try:
-            find = (
-                pynvml.nvmlDeviceGetHandleByIndex if visible.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
-            )
-            handle = find(int(visible) if visible.isdigit() else visible)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            return pynvml.nvmlDeviceGetName(handle), memory.total, memory.free
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise NoAcceleratorError(
-            f"This machine has no NVIDIA GPU that CUDA may use (NVML: {error}). "
-            'Name one to predict for: gpu="RTX 4060".'
-        ) from error
 
 
 @cache

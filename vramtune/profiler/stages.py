@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from vramtune.profiler.allocator import reserved_peak_bytes
-from vramtune.profiler.calls import Recording, Trace, call_name
+from vramtune.profiler.calls import Recording, Trace
 from vramtune.profiler.roofline import Work, work_seconds
 from vramtune.profiler.tracker import Allocation, End, Entry
-from vramtune.schema import Activity, Component, Device, Segment, Stage
+from vramtune.schema import Activity, Component, Device, Segment, Stage, call_name
 
 LONGEST_PERIOD = 8
 LEAST_REPEATS = 3
@@ -204,7 +204,7 @@ def _stage(
     # The pipeline's own peak between calls (a decoded video being converted) must fit as well.
     between_bytes = max(interval.peak_bytes for interval in around) - activation_bytes
     return Stage(
-        name=" + ".join(dict.fromkeys(call_name(activity.component, activity.method) for activity in active)),
+        name=" + ".join(dict.fromkeys(call_name(a.component, a.method) for a in active)),
         num_iterations=loop.num_iterations,
         activities=active,
         glue_bytes=max(held_bytes, between_bytes),

@@ -20,6 +20,7 @@ from vramtune.schema.costs import (
     WeightGroup,
     Weights,
     Workload,
+    call_name,
 )
 from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json
 from vramtune.schema.measured import MeasuredStage, Measurement
@@ -71,6 +72,7 @@ __all__ = [
     "WeightGroup",
     "Weights",
     "Workload",
+    "call_name",
     "from_json",
     "read_file",
     "to_json",

@@ -150,6 +150,11 @@ class Segment:
         return max(self.layer_activation_bytes, self.after_activation_bytes)
 
 
+def call_name(component: str, method: str) -> str:
+    """What people read: `transformer`, `vae.decode`."""
+    return component if method == "forward" else f"{component}.{method}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
     """What one component does in one iteration of a stage: `num_calls` equal calls of one method."""
@@ -190,6 +195,11 @@ class Stage:
     def seconds(self) -> float:
         """Compute seconds of one iteration, glue included."""
         return self.glue_seconds + sum(activity.seconds for activity in self.activities)
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The different calls made in it, as `call_name` names them, in call order."""
+        return tuple(dict.fromkeys(call_name(a.component, a.method) for a in self.activities))
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -72,6 +72,8 @@ class PlannedStage:
 
     name: str
     num_iterations: int
+    calls: tuple[str, ...]
+    """What is called in it: `transformer`, `vae.decode`."""
     visits: tuple[tuple[int, int], ...]
     """One iteration in execution order: index into the placements, and into that placement's groups."""
 

@@ -148,11 +148,11 @@ def _give_way(
     """Lower what a unit holds in a stage by about the excess; False if it holds the least already."""
     unit = problem.units[u]
     held = kept[u][s]
-    least = unit.least_kept if u in problem.stages[s].active else 0
+    least = unit.least_kept if u in problem.stages[s].active else unit.least_idle
     if held <= least:
         return False
     if u not in problem.stages[s].active:
-        resident[u] = max(bisect_right(unit.prefix, unit.prefix[held] - excess) - 1, 0)
+        resident[u] = max(bisect_right(unit.prefix, unit.prefix[held] - excess) - 1, least)
         return True
     needed = unit.prefix[held] + unit.ring_bytes(held, state.num_slots[u]) - excess
     fitting = (
@@ -186,7 +186,7 @@ def _carry(problem: Problem, budget_bytes: int, state: State) -> State:
 def _neighbours(problem: Problem, budget_bytes: int, state: State) -> Iterator[State]:
     """States one step away: first those that fill free room, then those in which another unit gives way."""
     seen = {state}
-    heaviest = sorted(range(len(problem.units)), key=lambda u: -_traffic(problem, u))
+    heaviest = sorted(problem.movable, key=lambda u: -_traffic(problem, u))
     fills = ((wish, (u,)) for u in heaviest for wish in _fills(problem, state, u))
     steps = ((wish, heaviest) for u in heaviest for wish in _steps(problem, state, u))
     for wish, victims in chain(fills, steps):
@@ -214,7 +214,7 @@ def _steps(problem: Problem, state: State, u: int) -> Iterator[State]:
     for num_slots in range(1, MAX_SLOTS + 1):
         yield replace(state, num_slots=(*state.num_slots[:u], num_slots, *state.num_slots[u + 1 :]))
     for delta in _deltas(len(unit.groups)):
-        resident = _clamp(state.resident[u] + delta, 0, len(unit.groups))
+        resident = _clamp(state.resident[u] + delta, unit.least_idle, len(unit.groups))
         yield _wish(state, u, {s: max(resident, state.kept[u][s]) for s in active}, resident)
         for scope in scopes:
             counts = {s: _clamp(state.kept[u][s] + delta, unit.least_kept, len(unit.groups)) for s in scope}

@@ -4,7 +4,7 @@ A `Unit` is what one row of a plan decides on: the weights of a component, or of
 share weights (a VAE's encoder and decoder are two). Its groups stand in keep order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -29,11 +29,18 @@ class Unit:
     """`largest[k]`: bytes of the largest group that is absent when k are kept."""
     least_kept: int
     """Groups to keep while active such that the fewest bytes are needed: the root and oversize leaves."""
+    least_idle: int = 0
+    """Groups to keep while idle: none. Where the component is excluded from offload, both are all groups."""
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all groups."""
         return self.prefix[-1]
+
+    @property
+    def is_excluded(self) -> bool:
+        """Whether its component is excluded from offload, so that nothing is left to decide."""
+        return self.least_idle == len(self.groups)
 
     def ring_bytes(self, kept: int, num_slots: int) -> int:
         """Bytes of the slots when `kept` groups are kept while the unit runs."""
@@ -46,6 +53,8 @@ class StageProblem:
 
     name: str
     num_iterations: int
+    calls: tuple[str, ...]
+    """What is called in it: `transformer`, `vae.decode`."""
     active: tuple[int, ...]
     """Indices of the units that run in it."""
     visits: tuple[tuple[int, int, float], ...]
@@ -56,7 +65,7 @@ class StageProblem:
     """One iteration, glue included."""
     glue_seconds: float
     overhead_bytes: int
-    """On the device besides weights: activations, glue, workspaces, context."""
+    """On the device besides the units: activations, glue, workspaces, context, and the problem's `unused_bytes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,19 @@ class Problem:
     device: Device
     units: tuple[Unit, ...]
     stages: tuple[StageProblem, ...]
+    excluded: dict[str, int]
+    """Components excluded from offload: what each owns beyond its units, in bytes. It is on the device all the same,
+    in every stage, since the whole module is."""
+
+    @property
+    def unused_bytes(self) -> int:
+        """What all excluded components own beyond their units."""
+        return sum(self.excluded.values())
+
+    @property
+    def movable(self) -> tuple[int, ...]:
+        """Indices of the units for which there is something to decide."""
+        return tuple(u for u, unit in enumerate(self.units) if not unit.is_excluded)
 
     @property
     def copy_bytes_per_second(self) -> float:
@@ -86,11 +108,15 @@ def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
                 ranks[group] = position
             rank.update({(component.name, method): (len(units), ranks) for method in methods})
             groups = tuple(component.groups[group] for group in order)
-            units.append(make_unit(component.name, () if is_only else methods, groups))
+            unit = make_unit(component.name, () if is_only else methods, groups)
+            units.append(_always_whole(unit) if component.name in profile.excluded else unit)
+    excluded = {c.name: _unused_bytes(c, units) for c in profile.components if c.name in profile.excluded}
+    unused = sum(excluded.values())
     return Problem(
         device=profile.device,
         units=tuple(units),
-        stages=tuple(_stage_problem(profile, stage, units, rank) for stage in stages),
+        stages=tuple(_stage_problem(profile, stage, units, rank, unused) for stage in stages),
+        excluded=excluded,
     )
 
 
@@ -100,6 +126,7 @@ def planned_stages(problem: Problem) -> tuple[PlannedStage, ...]:
         PlannedStage(
             name=stage.name,
             num_iterations=stage.num_iterations,
+            calls=stage.calls,
             visits=tuple((unit, group) for unit, group, _ in stage.visits),
         )
         for stage in problem.stages
@@ -122,6 +149,17 @@ def make_unit(component: str, methods: tuple[str, ...], groups: tuple[WeightGrou
         largest=largest,
         least_kept=least_kept,
     )
+
+
+def _always_whole(unit: Unit) -> Unit:
+    """The unit as it must be where its component is excluded from offload."""
+    return replace(unit, least_kept=len(unit.groups), least_idle=len(unit.groups))
+
+
+def _unused_bytes(component: Component, units: list[Unit]) -> int:
+    """What a component owns beyond its units; a root that several of them share counts once."""
+    planned = {group for unit in units if unit.component == component.name for group in unit.groups}
+    return component.weights.allocated_bytes - sum(group.weight_bytes for group in planned)
 
 
 def keep_order(component: Component, seconds: dict[int, float]) -> list[int]:
@@ -218,7 +256,11 @@ def group_visits(component: Component, activity: Activity) -> list[tuple[int, fl
 
 
 def _stage_problem(
-    profile: Profile, stage: Stage, units: list[Unit], rank: dict[tuple[str, str], tuple[int, list[int]]]
+    profile: Profile,
+    stage: Stage,
+    units: list[Unit],
+    rank: dict[tuple[str, str], tuple[int, list[int]]],
+    unused_bytes: int,
 ) -> StageProblem:
     visits: list[tuple[int, int, float]] = []
     for activity in stage.activities:
@@ -232,6 +274,7 @@ def _stage_problem(
     return StageProblem(
         name=stage.name,
         num_iterations=stage.num_iterations,
+        calls=stage.calls,
         active=tuple(dict.fromkeys(unit for unit, _, _ in visits)),
         visits=tuple(visits),
         num_visits=tuple(
@@ -243,7 +286,8 @@ def _stage_problem(
         overhead_bytes=stage.activation_bytes
         + stage.glue_bytes
         + device.workspace_bytes
-        + device.context_bytes,
+        + device.context_bytes
+        + unused_bytes,
     )
 
 

@@ -11,6 +11,8 @@ unit's bytes, v the mean visits of its bytes in an iteration, g its slots, C com
     stream    U - x <= U z where c is active
     copy      R f >= sum v (U - x) + (x - y),  R t >= sum v (U - x),  f >= C,  t >= C
 
+Where a component is excluded from offload, r = x = U by the variables' own bounds.
+
 Solved three times, each within what the pass before reached: fastest, fewest bytes moved, least held.
 z should be 0 or 1; see `solve`.
 """
@@ -54,23 +56,25 @@ def solve(problem: Problem, budget_bytes: int, num_slots: int) -> list[list[floa
 def bound_seconds(problem: Problem, budget_bytes: int) -> float:
     """Seconds per call that no plan within the budget can beat, call after call, under the model.
 
-    Slots cost nothing, everything kept is there when its stage begins, idle weights take no room: then each
-    stage is a fractional knapsack that keeps the bytes visited most often, and lasts
-    `num_iterations x max(compute, copies of the rest)`.
+    Slots cost nothing, everything kept is there when its stage begins, idle weights take no room unless they are
+    excluded from offload: then each stage is a fractional knapsack that keeps the bytes visited most often, and
+    lasts `num_iterations x max(compute, copies of the rest)`.
     """
     return sum(_bound_of(problem, stage, budget_bytes) for stage in problem.stages)
 
 
 def _bound_of(problem: Problem, stage: StageProblem, budget_bytes: int) -> float:
+    # what no plan can do without: the roots of active units, excluded units whole
+    given = [max(unit.least_idle, int(u in stage.active)) for u, unit in enumerate(problem.units)]
     room = budget_bytes - stage.overhead_bytes
+    room -= sum(unit.prefix[count] for unit, count in zip(problem.units, given, strict=True))
     visits: dict[tuple[int, int], int] = {}
-    for unit, group, _ in stage.visits:
-        if group:  # the root always stays
-            visits[unit, group] = visits.get((unit, group), 0) + 1
-    room -= sum(problem.units[unit].sizes[0] for unit in stage.active)
+    for u, group, _ in stage.visits:
+        if group >= given[u]:
+            visits[u, group] = visits.get((u, group), 0) + 1
     copied = 0.0
-    for (unit, group), count in sorted(visits.items(), key=lambda item: -item[1]):
-        size = problem.units[unit].sizes[group]
+    for (u, group), count in sorted(visits.items(), key=lambda item: -item[1]):
+        size = problem.units[u].sizes[group]
         absent = max(0, size - max(0, room))
         room -= size
         copied += count * absent
@@ -91,8 +95,9 @@ class _Rows:
         units, stages = range(len(problem.units)), range(len(problem.stages))
         sizes = [unit.total_bytes / self.bytes_scale for unit in problem.units]
         self.sizes = sizes
-        self.resident = [self.variable(sizes[u]) for u in units]
-        self.kept = [[self.variable(sizes[u]) for _ in stages] for u in units]
+        least = [unit.prefix[unit.least_idle] / self.bytes_scale for unit in problem.units]
+        self.resident = [self.variable(sizes[u], lower=least[u]) for u in units]
+        self.kept = [[self.variable(sizes[u], lower=least[u]) for _ in stages] for u in units]
         self.carried = [[self.variable(sizes[u]) for _ in stages] for u in units]
         self.streams = {(u, s): self.variable(1) for s in stages for u in problem.stages[s].active}
         self.first = [self.variable(np.inf) for _ in stages]
@@ -101,8 +106,8 @@ class _Rows:
         self.low: list[float] = []
         self.high: list[float] = []
 
-    def variable(self, upper: float) -> int:
-        self.lower.append(0.0)
+    def variable(self, upper: float, *, lower: float = 0.0) -> int:
+        self.lower.append(lower)
         self.upper.append(upper)
         return len(self.upper) - 1
 

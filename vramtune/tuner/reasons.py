@@ -10,11 +10,12 @@ from vramtune.units import GIB, format_bytes, format_seconds
 def explain(
     problem: Problem, state: State, found: Estimate, budget_bytes: int, permissions: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Permissions used, what sets the pace, what sets the peak, what kept components from being resident."""
+    """Permissions used, what sets the pace, what sets the peak, why components are resident or not."""
     return (
         *(f"Uses {name!r}, which you allowed: the output changes slightly." for name in permissions),
         _pace(problem, state, found),
         _peak(problem, state, budget_bytes),
+        *_excluded(problem),
         *_not_resident(problem, state, found, budget_bytes),
         *_more(problem, found, budget_bytes),
     )
@@ -42,12 +43,25 @@ def _peak(problem: Problem, state: State, budget_bytes: int) -> str:
     held = [stage_bytes(problem, state, s) for s in range(len(problem.stages))]
     s = max(range(len(held)), key=held.__getitem__)
     stage = problem.stages[s]
-    overhead = format_bytes(stage.overhead_bytes)
-    weights = format_bytes(held[s] - stage.overhead_bytes)
+    besides = stage.overhead_bytes - problem.unused_bytes
+    weights = format_bytes(held[s] - besides)
     return (
-        f"The peak is in stage {stage.name!r}: {weights} of weights and slots, {overhead} of activations, "
+        f"The peak is in stage {stage.name!r}: {weights} of weights and slots, {format_bytes(besides)} of activations, "
         f"pipeline tensors, workspaces and context; {format_bytes(budget_bytes - held[s])} stay free."
     )
+
+
+def _excluded(problem: Problem) -> list[str]:
+    """For each component that is resident because it is excluded from offload: what it holds."""
+    held = problem.excluded.copy()
+    for unit in problem.units:
+        if unit.is_excluded:
+            held[unit.component] += unit.total_bytes
+    return [
+        f"{component} is resident because the pipeline excludes it from offload: {format_bytes(num_bytes)} in every "
+        "stage."
+        for component, num_bytes in held.items()
+    ]
 
 
 def _not_resident(problem: Problem, state: State, found: Estimate, budget_bytes: int) -> list[str]:

@@ -2,12 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice, product
 
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Device, Estimate, Placement, Plan, Profile
 from vramtune.tuner.polish import Judge, State, polish, settle, stage_bytes
-from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, StageProblem, planned_stages, pose
+from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
 from vramtune.tuner.program import SLACK_FRACTION, solve
 from vramtune.tuner.reasons import explain
 from vramtune.tuner.simulate import estimate
@@ -86,19 +87,19 @@ def _starts(problem: Problem, budget_bytes: int) -> Iterator[State]:
     """Where a search may start, best first: the program's solution with as many slots as fit, then states in which
     one unit gives way to the others."""
     solutions = (_rounded(problem, budget_bytes, num_slots) for num_slots in range(DEFAULT_SLOTS, 0, -1))
-    wishes = product(range(1, DEFAULT_SLOTS + 1), range(len(problem.units)))
+    wishes = product(range(1, DEFAULT_SLOTS + 1), problem.movable)
     givers = (settle(problem, budget_bytes, _whole_state(problem, n), victim) for n, victim in wishes)
     yield from filter(None, chain(islice(filter(None, solutions), 1), givers))
 
 
 def least_bytes(problem: Problem) -> int:
-    """The smallest budget for which a plan exists: in each stage the least of each active unit, one slot."""
-    return max(_least_in(problem, stage) for stage in problem.stages)
+    """The smallest budget for which a plan exists."""
+    return max(_least_by_stage(problem))
 
 
-def _least_in(problem: Problem, stage: StageProblem) -> int:
-    active = [problem.units[u] for u in stage.active]
-    return stage.overhead_bytes + sum(u.prefix[u.least_kept] + u.ring_bytes(u.least_kept, 1) for u in active)
+def _least_by_stage(problem: Problem) -> list[int]:
+    least = _least_state(problem)
+    return [stage_bytes(problem, least, s) for s in range(len(problem.stages))]
 
 
 def _rounded(problem: Problem, budget_bytes: int, num_slots: int) -> State | None:
@@ -109,9 +110,9 @@ def _rounded(problem: Problem, budget_bytes: int, num_slots: int) -> State | Non
     kept = tuple(
         tuple(
             max(bisect_right(unit.prefix, bytes_kept + ROUNDING * unit.total_bytes) - 1, least)
-            for bytes_kept, least in zip(row, _least_kept(problem, u), strict=True)
+            for bytes_kept, least in zip(row, least_row, strict=True)
         )
-        for u, (unit, row) in enumerate(zip(problem.units, solution, strict=True))
+        for unit, row, least_row in zip(problem.units, solution, _least_state(problem).kept, strict=True)
     )
     wish = State(kept, tuple(min(row) for row in kept), (num_slots,) * len(problem.units))
     return settle(problem, budget_bytes, wish, 0)
@@ -124,8 +125,13 @@ def _whole_state(problem: Problem, num_slots: int) -> State:
     return State(kept, counts, (num_slots,) * len(counts))
 
 
-def _least_kept(problem: Problem, u: int) -> list[int]:
-    return [problem.units[u].least_kept if u in stage.active else 0 for stage in problem.stages]
+def _least_state(problem: Problem) -> State:
+    """The least of each unit in each stage, one slot: no state needs fewer bytes."""
+    kept = tuple(
+        tuple(unit.least_kept if u in stage.active else unit.least_idle for stage in problem.stages)
+        for u, unit in enumerate(problem.units)
+    )
+    return State(kept, tuple(unit.least_idle for unit in problem.units), (1,) * len(kept))
 
 
 def _placements(problem: Problem, state: State) -> tuple[Placement, ...]:
@@ -143,7 +149,7 @@ def _placements(problem: Problem, state: State) -> tuple[Placement, ...]:
 
 
 def _nothing_fits(profile: Profile, asked: int, budget: int, allow: tuple[str, ...]) -> BudgetError:
-    """The error that says how little would do, and which permission would lower it."""
+    """The error that says how little would do, and which permission would lower it, or what exclusion is to blame."""
     variants: dict[tuple[str, ...], Problem] = {(): pose(profile)}
     variants |= {(v.permission,): pose(profile, (v.permission,)) for v in profile.variants}
     needed = {permissions: least_bytes(problem) for permissions, problem in variants.items()}
@@ -151,17 +157,32 @@ def _nothing_fits(profile: Profile, asked: int, budget: int, allow: tuple[str, .
     other = min(needed, key=needed.__getitem__)
     smallest = needed[best]
     permission, permitted = (other[0], needed[other]) if needed[other] < smallest else (None, None)
-    tight = max(variants[best].stages, key=lambda stage: _least_in(variants[best], stage))
+    least = _least_by_stage(variants[best])
+    tight = variants[best].stages[least.index(smallest)]
+    besides = tight.overhead_bytes - variants[best].unused_bytes
     usable = "" if budget == asked else f" ({format_bytes(budget)} of it usable on {profile.device.name})"
     on_card = smallest <= profile.device.usable_bytes
     advice = f"Give it at least {format_bytes(smallest)}" + ("" if on_card else ", which takes a larger GPU")
     if permitted is not None:
         advice += f", or allow {permission!r}, with which {format_bytes(permitted)} would do"
+    advice += _without_exclusion(profile, best, budget)
     return BudgetError(
         f"{profile.pipeline_class} does not fit {format_bytes(asked)}{usable}: stage {tight.name!r} alone needs "
-        f"{format_bytes(smallest)}, {format_bytes(tight.overhead_bytes)} of it besides weights. {advice}.",
+        f"{format_bytes(smallest)}, {format_bytes(besides)} of it besides weights. {advice}.",
         budget_bytes=asked,
         smallest_bytes=smallest,
         permission=permission,
         permitted_bytes=permitted,
+    )
+
+
+def _without_exclusion(profile: Profile, permissions: tuple[str, ...], budget: int) -> str:
+    """A further sentence of advice where the budget would do if nothing were excluded from offload."""
+    enough = least_bytes(pose(replace(profile, excluded=()), permissions))
+    if enough > budget:
+        return ""
+    names = [repr(c.name) for c in profile.components if c.name in profile.excluded]
+    return (
+        f". {' and '.join(names)} {'is' if len(names) == 1 else 'are'} excluded from offload (the pipeline's "
+        f"`_exclude_from_cpu_offload`); without that {format_bytes(enough)} would do"
     )

@@ -34,6 +34,7 @@ def estimate(problem: Problem, state: State, budget_bytes: int) -> Estimate:
         )
     seconds = sum(stage.seconds for stage in stages)
     resident = sum(unit.prefix[k] for unit, k in zip(problem.units, state.resident, strict=True))
+    resident += problem.unused_bytes
     return Estimate(
         peak_bytes=max(stage.peak_bytes for stage in stages),
         seconds=seconds,
@@ -131,4 +132,6 @@ def _by_component(problem: Problem, weights: list[int]) -> dict[str, int]:
     owned: dict[str, int] = {}
     for unit, num_bytes in zip(problem.units, weights, strict=True):
         owned[unit.component] = owned.get(unit.component, 0) + num_bytes
+    for component, unused in problem.excluded.items():
+        owned[component] = owned.get(component, 0) + unused
     return owned
