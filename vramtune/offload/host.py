@@ -1,0 +1,243 @@
+"""Weight groups at run time: the tensors of each, their master on the host, and where they point now.
+
+Truth is where the parameter points. A group that moves has its master in one flat pinned buffer, and between calls
+its parameters are views of it: an edit in place reaches the master by itself, and whatever is rebound is found
+by its address and becomes the master. A group that stays lives on the device alone.
+"""
+
+import math
+import mmap
+import warnings
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+ALIGNMENT_BYTES = 512
+"""Of each tensor in a flat buffer; as PyTorch's own allocators, so that kernels choose as they would elsewhere."""
+
+
+class Owner(NamedTuple):
+    """A name under which a module knows a tensor."""
+
+    tensors: dict[str, torch.Tensor | None]
+    """The module's `_parameters` or `_buffers`."""
+    name: str
+
+
+class Span(NamedTuple):
+    """Where a tensor lies in its group's flat buffer."""
+
+    offset: int
+    num_bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One parameter or buffer of a group; tied ones are one, with several owners."""
+
+    tensor: torch.Tensor
+    owners: list[Owner]
+    device_before: torch.device
+    """Where it was when it was first held."""
+    address: int = 0
+    """Where it points by our doing."""
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether a module knows another tensor under the name by now."""
+        return any(owner.tensors.get(owner.name) is not self.tensor for owner in self.owners)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether someone else made it point elsewhere."""
+        return self.tensor.numel() > 0 and self.tensor.data_ptr() != self.address
+
+    def point_at(self, view: torch.Tensor) -> None:
+        """Make it point there; identity, gradients' flag and ties stay."""
+        # The address first: an interrupt between the two then looks like an edit, and loses nothing.
+        self.address = view.data_ptr()
+        self.tensor.data = view
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A weight group of one component at run time."""
+
+    name: str
+    held: list[Held]
+    spans: list[Span] = field(default_factory=list)
+    num_bytes: int = 0
+    master: torch.Tensor | None = None
+    """The flat host buffer, or None while the group lives on the device for good."""
+    home: list[torch.Tensor] = field(default_factory=list)
+    """Its tensors as views of the master."""
+    is_away: bool = False
+    """Whether its tensors point at a copy on the device."""
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """The master, of a group that moves."""
+        if self.master is None:
+            raise RuntimeError(f"weight group {self.name!r} has no master: it never moves")
+        return self.master
+
+    @property
+    def moves(self) -> bool:
+        """Whether it has a master to copy from, and bytes to copy."""
+        return self.master is not None and self.num_bytes > 0
+
+    def measure(self) -> None:
+        """Lay the tensors out in a flat buffer, as they are now."""
+        self.spans, self.num_bytes = lay_out(held.tensor for held in self.held)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether a tensor points elsewhere than we made it point."""
+        return any(held.is_edited for held in self.held)
+
+    def settle_on_host(self, device: torch.device) -> None:
+        """Make the master what the tensors are now, wherever they are, and point them at it.
+
+        `device` is the one that will copy from it. Tensors must not point at a copy that is known to be one.
+        """
+        self.measure()
+        flat = pinned_buffer(self.num_bytes, device)
+        home = views(flat, 0, self.spans)
+        for held, view in zip(self.held, home, strict=True):
+            view.copy_(held.tensor.data)
+            held.point_at(view)
+        self.master, self.home, self.is_away = flat, home, False
+
+    def settle_on_device(self, device: torch.device) -> None:
+        """Move what is not there yet to the device, to stay; the master, if there was one, is given up."""
+        absent = [held for held in self.held if held.tensor.device != device]
+        spans, num_bytes = lay_out(held.tensor for held in absent)
+        flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        for held, view in zip(absent, views(flat, 0, spans), strict=True):
+            view.copy_(held.tensor.data)
+            held.point_at(view)
+        for held in self.held:
+            held.address = held.tensor.data_ptr()
+        self.measure()
+        self.master, self.home, self.is_away = None, [], False
+
+    def go_home(self) -> None:
+        """Point the tensors at the master again; what someone else rebound meanwhile stays as it is."""
+        if self.is_away:
+            for held, view in zip(self.held, self.home, strict=True):
+                if not held.is_edited:
+                    held.point_at(view)
+            self.is_away = False
+
+    def go_to(self, copies: Sequence[torch.Tensor]) -> None:
+        """Point the tensors at a copy of the master on the device, which outlives no call."""
+        self.is_away = True
+        for held, view in zip(self.held, copies, strict=True):
+            held.point_at(view)
+
+    def release(self) -> None:
+        """Give every tensor storage of its own again, on the host."""
+        self.go_home()
+        for held in self.held:
+            twin = torch.empty_strided(held.tensor.shape, held.tensor.stride(), dtype=held.tensor.dtype)
+            held.point_at(twin.copy_(held.tensor.data))
+        self.master, self.home = None, []
+
+
+def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Span], int]:
+    """Where each tensor goes in a flat buffer, and the buffer's bytes."""
+    spans, end = [], 0
+    for tensor in tensors:
+        num_bytes = tensor.numel() * tensor.element_size()
+        spans.append(Span(end, num_bytes, tensor.dtype, tensor.shape, dense_stride(tensor)))
+        end += -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return spans, end
+
+
+def dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The tensor's own strides; those of a contiguous one where it has gaps or shares elements."""
+    reach = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.numel() == 0 or reach == tensor.numel():
+        return tensor.stride()
+    return torch.empty(tensor.shape, device="meta").stride()
+
+
+def views(flat: torch.Tensor, start: int, spans: Iterable[Span]) -> list[torch.Tensor]:
+    """The tensors of a group whose bytes begin at `start` of a flat buffer."""
+    typed: dict[torch.dtype, torch.Tensor] = {}
+    found = []
+    for span in spans:
+        if span.dtype not in typed:
+            typed[span.dtype] = flat.view(span.dtype)
+        base = typed[span.dtype]
+        offset = base.storage_offset() + (start + span.offset) // span.dtype.itemsize
+        found.append(base.as_strided(span.shape, span.stride, offset))
+    return found
+
+
+def collect(module: nn.Module, paths: Iterable[str], taken: dict[torch.Tensor, Held]) -> list[Held]:
+    """The tensors in the modules at these paths that no group has taken yet."""
+    inside = (part for path in paths for part in module.get_submodule(path).modules())
+    return [held for part in inside for held in collect_own(part, taken)]
+
+
+def collect_own(module: nn.Module, taken: dict[torch.Tensor, Held]) -> list[Held]:
+    """The module's own tensors, without its children's, that no group has taken yet; those taken learn of it."""
+    found = []
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            owner = Owner(tensors, name)  # type: ignore[arg-type]
+            if tensor not in taken:
+                taken[tensor] = Held(tensor, [], tensor.device)
+                found.append(taken[tensor])
+            if owner not in taken[tensor].owners:
+                taken[tensor].owners.append(owner)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pinned memory
+
+
+def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """A flat page-locked buffer of exactly that size, from which a device copies without the host's help.
+
+    Where the system refuses to lock more memory it is an ordinary one: slower to copy from, and it says so.
+    """
+    if num_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    try:
+        if device.type == "cuda":
+            return _registered_buffer(num_bytes)
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        warnings.warn(
+            f"Cannot page-lock {num_bytes} more bytes of host memory ({error}); copies from there are slower.",
+            stacklevel=2,
+        )
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def _registered_buffer(num_bytes: int) -> torch.Tensor:
+    # PyTorch's own pinned allocator rounds up to a power of two, for FLUX.1 22 GiB to 35. Whole pages, because
+    # two registrations must not share one.
+    page = mmap.PAGESIZE
+    size = math.ceil(num_bytes / page) * page
+    memory = torch.empty(size + page, dtype=torch.uint8)
+    start = -memory.data_ptr() % page
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = memory.data_ptr() + start
+    status = runtime.cudaHostRegister(address, size, 0)
+    if int(status) != 0:
+        raise RuntimeError(f"cudaHostRegister: {status}")
+    weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address)
+    return memory[start : start + num_bytes]

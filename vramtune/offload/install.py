@@ -1,0 +1,234 @@
+"""A plan made so on a pipeline, and undone: accelerate hooks in and out, one caller at a time."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from accelerate.utils import send_to_device
+from torch.utils._pytree import tree_leaves
+
+from vramtune.errors import UsageError
+from vramtune.offload.conductor import Conductor
+from vramtune.offload.disguise import Disguise, is_tuned
+from vramtune.offload.guard import with_room
+from vramtune.offload.hooks import hook_component, restore_methods, unhook_component
+from vramtune.offload.parts import Part, bind, bind_part, modules_of, vacant_part
+from vramtune.offload.target import refuse_other_offloading, resolve_device
+from vramtune.offload.watch import Watch
+from vramtune.schema import Measurement, Plan
+
+
+def install(
+    pipe: Any,
+    plan: Plan,
+    *,
+    device: torch.device | str | None = None,
+    gpu_id: int | None = None,
+    context_bytes: int | None = None,
+) -> "Installation":
+    """Install a plan on a pipeline: as a statement, or as a context manager that removes it at its end.
+
+    `device` and `gpu_id` mean what they mean in `enable_model_cpu_offload`. `context_bytes` is what the process holds
+    on the device outside PyTorch's allocator, where that is known. Raises `UsageError` for a plan that was made for
+    another pipeline and for pipelines that something else places, `NoAcceleratorError` where there is no GPU; the
+    pipeline is then as it was.
+    """
+    target = resolve_device(device, gpu_id)
+    if type(pipe).__name__ != plan.pipeline_class:
+        raise UsageError(
+            f"This plan is for a {plan.pipeline_class}; the pipeline is a {type(pipe).__name__}. Make a plan for it."
+        )
+    if is_tuned(pipe):
+        raise UsageError("A plan is installed on this pipeline already. Call its remove() first.")
+    refuse_other_offloading(pipe)
+    return Installation(pipe, plan, target, Watch(target, context_bytes))
+
+
+class Installation:
+    """A plan at work on a pipeline, until `remove()`."""
+
+    def __init__(self, pipe: Any, plan: Plan, device: torch.device, watch: Watch) -> None:
+        self.plan, self.device = plan, device
+        self._pipe, self._watch = pipe, watch
+        self._parts = bind(modules_of(pipe), plan, excluded=pipe._exclude_from_cpu_offload)
+        self._lock = threading.RLock()
+        self._num_calls = 0  # of the pipeline, that are running one inside the other
+        self._running: set[Part] = set()
+        self._conductor = Conductor(self._parts, plan, device, watch)
+        self._disguise = Disguise(pipe, self, plan)
+        try:
+            self._disguise.put_on()
+            for part in self._parts:
+                self._adopt(part)
+            torch.accelerator.empty_cache()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    @property
+    def measured(self) -> Measurement | None:
+        """The pipeline's last finished call, measured; None before there is one."""
+        with self._lock:
+            return self._watch.measurement()
+
+    @property
+    def overrun_bytes(self) -> dict[str, int]:
+        """By stage: what out-of-memory errors took from the weights' share, because activations needed it."""
+        names = (stage.name for stage in self.plan.stages)
+        return {name: num for name, num in zip(names, self._conductor.overrun_bytes, strict=True) if num}
+
+    def remove(self) -> None:
+        """Give the pipeline back as it was: devices, hooks, attributes, and the memory."""
+        with self._lock:
+            if is_tuned(self._pipe, by=self):
+                for part in list(self._parts):
+                    self._dismiss(part)
+                    for held in (held for group in part.groups for held in group.held):
+                        held.tensor.data = held.tensor.data.to(held.device_before)
+                self._parts.clear()
+                torch.accelerator.empty_cache()
+                self._disguise.take_off()
+
+    # ------------------------------------------------------------------------------------------------
+    # What the pipeline's methods become
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around the pipeline's `__call__`: however it ends, only what is resident stays on the device."""
+        with self._lock:
+            if self._num_calls == 0:
+                self._watch.abandon()
+                self._take_over_replaced()
+            self._num_calls += 1
+            try:
+                yield
+                if self._num_calls == 1:
+                    self._watch.finish()
+            finally:
+                self._num_calls -= 1
+                if self._num_calls == 0:
+                    self._conductor.rest()
+
+    def rest(self) -> None:
+        """Free all but what is resident."""
+        with self._lock:
+            self._conductor.rest()
+
+    def apply_again(self) -> None:
+        """Put the plan back on components whose hooks someone took off to change them, as the LoRA loader does."""
+        with self._lock:
+            self._conductor.rest()
+            for part in [part for part in self._parts if not part.is_hooked]:
+                self._replace(
+                    part, bind_part(part.name, part.module, self.plan, is_excluded=part.is_excluded)
+                )
+
+    # ------------------------------------------------------------------------------------------------
+    # Components
+
+    def _adopt(self, part: Part) -> None:
+        self._conductor.adopt(part)
+        hook_component(
+            part,
+            self.device,
+            run=partial(self._run, part),
+            on_start=partial(self._started, part),
+            on_detach=partial(self._detached, part),
+        )
+
+    def _dismiss(self, part: Part) -> None:
+        unhook_component(part)
+        self._detached(part)
+
+    def _detached(self, part: Part) -> None:
+        with self._lock:
+            restore_methods(part)
+            self._conductor.release(part)
+
+    def _replace(self, old: Part, new: Part) -> None:
+        before = {held.tensor: held.device_before for group in old.groups for held in group.held}
+        for held in (held for group in new.groups for held in group.held):
+            held.device_before = before.get(held.tensor, held.device_before)
+        self._parts[self._parts.index(old)] = new
+        self._conductor.parts = self._parts
+        self._adopt(new)
+
+    def _take_over_replaced(self) -> None:
+        """Components that were exchanged, put in or taken out since the last call."""
+        components = modules_of(self._pipe)
+        for part in [part for part in self._parts if components.get(part.name) is not part.module]:
+            new = components.get(part.name)
+            if new is None and part.is_vacant:
+                continue
+            kept = {p.name: p.module for p in self._parts if p is not part}
+            found = (
+                vacant_part(part.name, self.plan)
+                if new is None
+                else next(
+                    p
+                    for p in bind({**kept, part.name: new}, self.plan, excluded=self._excluded)
+                    if p.name == part.name
+                )
+            )
+            self._dismiss(part)
+            self._replace(part, found)
+        known = {part.module for part in self._parts}
+        for name, module in components.items():
+            if module not in known:
+                part = bind_part(name, module, self.plan, is_excluded=name in self._excluded)
+                self._parts.append(part)
+                self._conductor.parts = self._parts
+                self._adopt(part)
+
+    @property
+    def _excluded(self) -> list[str]:
+        return list(self._pipe._exclude_from_cpu_offload)
+
+    # ------------------------------------------------------------------------------------------------
+    # What the components' methods become
+
+    def _run(self, part: Part, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with self._lock:  # a second thread waits until the call of the first is over
+            if part in self._running:  # a method that calls another one of its component
+                return original(*args, **kwargs)
+            self._running.add(part)
+            try:
+                args, kwargs = self._brought((args, kwargs))
+                return with_room(lambda: self._attempt(part, method, original, args, kwargs), self._make_room)
+            finally:
+                self._running.discard(part)
+                self._conductor.leave(part)
+
+    def _attempt(self, part: Part, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._conductor.enter(part, method)
+        return original(*args, **kwargs)
+
+    def _make_room(self) -> bool:
+        self._watch.ran_out_of_memory()
+        return self._conductor.make_room()
+
+    def _started(self, part: Part) -> None:
+        with self._lock:
+            if part not in self._running:
+                self._conductor.enter(part, None)
+
+    def _brought(self, inputs: Any) -> Any:
+        """Arguments on the device; nothing is rebuilt if they are there (a cache in them may be written to)."""
+        elsewhere = (
+            x
+            for x in tree_leaves(inputs)
+            if isinstance(x, torch.Tensor) and x.dim() and x.device != self.device
+        )
+        return send_to_device(inputs, self.device) if next(elsewhere, None) is not None else inputs

@@ -1,0 +1,279 @@
+"""Copies beside compute: one copy stream, a ring of bytes per streaming placement, and what comes next.
+
+Every copy waits for the computation whose bytes it overwrites, every computation for the copy it reads, both by
+events on the device: the host never waits. Copies are asked for in the order in which a stage needs them, as far
+ahead as the ring has room; a visit that comes out of that order is copied on the spot, and the order is taken up
+again behind it.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from vramtune.offload.host import Group, views
+
+ENDLESS = 1 << 62
+
+
+class Observer(Protocol):
+    """Who is told what the lane does."""
+
+    def copied(self, num_bytes: int) -> None:
+        """So many bytes are on their way to the device."""
+
+    def waited(self, before: torch.Event, after: torch.Event) -> None:
+        """The compute stream stood still between these two."""
+
+
+class Lane:
+    """A copy stream beside the stream on which the pipeline computes."""
+
+    def __init__(self, device: torch.device, observer: Observer) -> None:
+        self.device, self._observer = device, observer
+        self._copies = torch.Stream(device=device)
+        self._compute = torch.accelerator.current_stream(device)
+        self._spare: list[torch.Event] = []
+        """Events to record anew: creating one costs more than recording it."""
+
+    def follow_compute(self) -> None:
+        """Hold back later copies until all that has been asked of the compute stream so far is done.
+
+        Memory that was just allocated may have had another owner whose kernels are still running.
+        """
+        self._compute = torch.accelerator.current_stream(self.device)
+        self._copies.wait_stream(self._compute)
+
+    def precede_compute(self) -> None:
+        """Hold back later computation until all copies asked for so far are done: before their memory is freed."""
+        self._compute.wait_stream(self._copies)
+
+    def finish(self) -> None:
+        """Make the host wait for every copy: from then on the masters may be written."""
+        self._copies.synchronize()
+
+    def copy(self, group: Group, target: torch.Tensor, after: torch.Event | None) -> torch.Event:
+        """Copy a group's master on the copy stream, after an event of the compute stream; the event says it is done."""
+        if after is not None:
+            self._copies.wait_event(after)
+            self._spare.append(after)
+        with self._copies:
+            target.copy_(group.flat, non_blocking=True)
+        self._observer.copied(group.num_bytes)
+        return self._record(self._copies)
+
+    def wait(self, ready: torch.Event) -> None:
+        """Hold back later computation until that copy is done."""
+        before, after = (torch.Event(device=self.device, enable_timing=True) for _ in range(2))
+        before.record(self._compute)
+        self._compute.wait_event(ready)
+        after.record(self._compute)
+        self._spare.append(ready)
+        self._observer.waited(before, after)
+
+    def passed(self) -> torch.Event:
+        """An event where the compute stream is now."""
+        return self._record(self._compute)
+
+    def _record(self, stream: torch.Stream) -> torch.Event:
+        event = self._spare.pop() if self._spare else torch.Event(device=self.device)
+        event.record(stream)
+        return event
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """A kept group's copy on the device, from the moment its memory is taken."""
+
+    flat: torch.Tensor
+    tensors: list[torch.Tensor]
+    """Views of `flat`."""
+    ready: torch.Event | None = None
+    """Its bytes are there; None before they are asked for, and once the compute stream waits for them."""
+    has_arrived: bool = False
+    """Whether the compute stream may read it."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A stretch of a ring: a group's copy, from the moment it is asked for until it is overwritten."""
+
+    group: Group
+    start: int
+    number: int
+    """Of the visit it is for, over all iterations of the stage."""
+    ready: torch.Event
+    """The copy is done."""
+    left: torch.Event | None = None
+    """The computation on it is done."""
+    is_wanted: bool = True
+    """Whether it is still to be computed with, or is being."""
+
+
+class Ring:
+    """A flat device buffer that a placement's streamed groups pass through, first in, first out.
+
+    A place never wraps around the end, as in `vramtune.tuner.schedule`.
+    """
+
+    def __init__(self, num_bytes: int, device: torch.device) -> None:
+        self.num_bytes = num_bytes
+        self.waiting: deque[Place] = deque()
+        """Copies asked for and not yet computed with."""
+        self._flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self._head = 0
+        self._live: deque[Place] = deque()
+        self._copies: dict[tuple[Group, int], tuple[torch.Tensor, list[torch.Tensor]]] = {}
+
+    def has_room(self, group: Group) -> bool:
+        """Whether a group's next place overwrites nothing that is still wanted."""
+        overwritten = self._start(group) + group.num_bytes - self.num_bytes
+        return not any(place.is_wanted for place in self._live if place.start < overwritten)
+
+    def ask(self, lane: Lane, group: Group, number: int) -> None:
+        """Have a group copied into its next place; only where there is room."""
+        start = self._start(group)
+        self._head = start + group.num_bytes
+        after: torch.Event | None = None
+        while self._live and self._live[0].start < self._head - self.num_bytes:
+            after = self._live.popleft().left or after
+        target, _ = self.copy_at(group, start)
+        place = Place(group, start, number, lane.copy(group, target, after))
+        self._live.append(place)
+        self.waiting.append(place)
+
+    def copy_at(self, group: Group, start: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """A group's bytes at a place, flat and as tensors."""
+        start %= self.num_bytes
+        if (group, start) not in self._copies:
+            flat = self._flat[start : start + group.num_bytes]
+            self._copies[group, start] = flat, views(self._flat, start, group.spans)
+        return self._copies[group, start]
+
+    def next_waiting(self, group: Group) -> Place | None:
+        """The group's copy, if it is on its way; what was asked for before it is passed over."""
+        if not any(place.group is group for place in self.waiting):
+            return None
+        while (place := self.waiting.popleft()).group is not group:
+            place.is_wanted = False
+        return place
+
+    def forget_waiting(self) -> None:
+        """Let go of the copies that no one has computed with."""
+        for place in self.waiting:
+            place.is_wanted = False
+        self.waiting.clear()
+
+    def _start(self, group: Group) -> int:
+        left = self.num_bytes - self._head % self.num_bytes
+        return self._head if group.num_bytes <= left else self._head + left
+
+
+@dataclass(slots=True, eq=False)
+class Passage:
+    """One placement while it runs in a stage."""
+
+    ring: Ring | None
+    """None where nothing of it is streamed."""
+    current: Group | None = None
+    """The group that computes now."""
+    place: Place | None = None
+    """Its place, if it is streamed."""
+
+
+class Traffic:
+    """The copies of one stage, from its start to its end.
+
+    `visits` is one iteration as planned: passage and group, in execution order. `kept` are the device copies of the
+    groups that the stage keeps; those whose bytes are not there yet come in at their first turn.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        visits: Sequence[tuple[Passage, Group]],
+        num_iterations: int,
+        kept: Mapping[Group, Copy],
+    ) -> None:
+        self._lane, self._visits, self._kept = lane, visits, kept
+        streams = any(passage.ring is not None for passage, _ in visits)
+        self._end = len(visits) * (num_iterations if streams else 1)
+        self._next = 0  # number of the visit whose copy is asked for next, over all iterations
+        self._last = -1  # number of the last visit that was streamed
+        self.pump()
+
+    def pump(self) -> None:
+        """Ask for every copy that has room, in order."""
+        while self._next < self._end:
+            passage, group = self._visits[self._next % len(self._visits)]
+            if (copy := self._kept.get(group)) is not None:
+                self._load(group, copy)
+            elif group.moves and passage.ring is not None:
+                if not passage.ring.has_room(group):
+                    return
+                passage.ring.ask(self._lane, group, self._next)
+            self._next += 1
+
+    def enter(self, passage: Passage, group: Group) -> None:
+        """A group is about to compute: what computed before it is done, and its weights are there from here on."""
+        if passage.current is group:
+            return
+        self.leave(passage)
+        passage.current = group
+        if (copy := self._kept.get(group)) is not None:
+            self.arrive(group, copy)
+        elif group.moves and passage.ring is not None:
+            passage.place = self._take(passage, passage.ring, group)
+
+    def leave(self, passage: Passage) -> None:
+        """What computed last is done: its place may be overwritten."""
+        place, passage.place, passage.current = passage.place, None, None
+        if place is not None:
+            place.group.go_home()
+            place.left = self._lane.passed()
+            place.is_wanted = False
+            self.pump()
+
+    def close(self, passages: Iterable[Passage]) -> None:
+        """The stage is over: no parameter points into a ring any more."""
+        for passage in passages:
+            if passage.place is not None:
+                passage.place.group.go_home()
+            passage.place = passage.current = None
+
+    def arrive(self, group: Group, copy: Copy) -> None:
+        """Have a kept group there from here on."""
+        if not copy.has_arrived:
+            self._load(group, copy)
+            if copy.ready is not None:
+                self._lane.wait(copy.ready)
+            copy.ready, copy.has_arrived = None, True
+            group.go_to(copy.tensors)
+
+    def _load(self, group: Group, copy: Copy) -> None:
+        if copy.ready is None and not copy.has_arrived:
+            copy.ready = self._lane.copy(group, copy.flat, None)
+
+    def _take(self, passage: Passage, ring: Ring, group: Group) -> Place:
+        place = ring.next_waiting(group)
+        if place is None:
+            self._catch_up(passage, ring, group)
+            place = ring.waiting.popleft()
+        self._last = place.number
+        self._lane.wait(place.ready)
+        group.go_to(ring.copy_at(group, place.start)[1])
+        return place
+
+    def _catch_up(self, passage: Passage, ring: Ring, group: Group) -> None:
+        """The pipeline left the planned order: copy on the spot, and take the order up again from there."""
+        for other, _ in self._visits:
+            if other.ring is not None:
+                other.ring.forget_waiting()
+        ahead = range(self._last + 1, self._last + 1 + len(self._visits))
+        turn = next((n for n in ahead if self._visits[n % len(self._visits)] == (passage, group)), self._last)
+        ring.ask(self._lane, group, turn)
+        self._next = turn + 1
+        if turn >= self._end:
+            self._end = ENDLESS  # more iterations than planned: how many, nobody knows

@@ -1,0 +1,84 @@
+"""Which device a pipeline is installed on: what `device` and `gpu_id` mean to diffusers, and its refusals."""
+
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, SequentialHook
+
+from vramtune.errors import NoAcceleratorError, UsageError
+
+
+def resolve_device(device: torch.device | str | None = None, gpu_id: int | None = None) -> torch.device:
+    """The accelerator meant, with its index.
+
+    `device` and `gpu_id` mean what they mean in `enable_model_cpu_offload`: a type, a type with an index, or an
+    index apart; left out, the current accelerator. Raises `UsageError` for the CPU, for two indices, for a device
+    that is not there, and `NoAcceleratorError` where the machine has none.
+    """
+    if device is None:
+        found = _accelerator()
+        if found is None:
+            raise NoAcceleratorError(
+                "A pipeline is tuned for a GPU, and this machine has none that PyTorch can use. To predict for one "
+                'that you name: vramtune.profile(pipe, gpu="RTX 4060").'
+            )
+        device = found.type
+    asked = _parsed(device)
+    if asked.type == "cpu":
+        raise UsageError(
+            "A pipeline is tuned for a GPU; the CPU was asked for. Leave `device` out or name a GPU."
+        )
+    if asked.index is not None and gpu_id is not None:
+        raise UsageError(
+            f"Both gpu_id={gpu_id} and an index in device={str(device)!r} were given. Give one of the two."
+        )
+    index = asked.index if asked.index is not None else gpu_id
+    return _present(asked.type, index)
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def _parsed(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device={device!r} is no device: {error}") from error
+
+
+def _present(kind: str, index: int | None) -> torch.device:
+    here = _accelerator()
+    if here is None or here.type != kind:
+        raise NoAcceleratorError(
+            f"Device {kind!r} was asked for; this machine has {here.type if here else 'no accelerator'!r} for PyTorch."
+        )
+    count = torch.accelerator.device_count()
+    index = torch.accelerator.current_device_index() if index is None else index
+    if not 0 <= index < count:
+        raise UsageError(f"Device {kind}:{index} was asked for; there are {count}, counted from 0.")
+    return torch.device(kind, index)
+
+
+def refuse_other_offloading(pipe: Any) -> None:
+    """Raise a `UsageError` for a pipeline that something else places already."""
+    if pipe._is_pipeline_device_mapped():
+        raise UsageError(
+            f"The pipeline has a device map ({pipe.hf_device_map}). Call pipe.reset_device_map() first."
+        )
+    if pipe._maybe_raise_error_if_group_offload_active(raise_error=False):
+        raise UsageError(
+            "Components of the pipeline are under diffusers' group offloading, which has no off switch. Build the "
+            "pipeline anew without it."
+        )
+    try:
+        pipe._maybe_raise_error_if_tensor_parallel_active()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for name, part in pipe.components.items():
+        hooks = (getattr(module, "_hf_hook", None) for module in getattr(part, "modules", list)())
+        if any(isinstance(hook, AlignDevicesHook | SequentialHook) for hook in hooks):
+            raise UsageError(
+                f"Component {name!r} is under sequential CPU offload (or another per-layer accelerate hook). Call "
+                "pipe.remove_all_hooks() first."
+            )

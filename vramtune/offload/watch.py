@@ -1,0 +1,125 @@
+"""What a tuned pipeline's last call took, by the device's own counters and events.
+
+Costs two events for each wait and one for each stage; nothing here makes the host wait until someone asks.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from vramtune.schema import MeasuredStage, Measurement
+
+MOST_WAITS = 512
+"""Pairs of events kept before those that are done are added up."""
+
+Waits = list[tuple[torch.Event, torch.Event]]
+
+
+@dataclass(slots=True, eq=False)
+class Lap:
+    """One stage as it runs."""
+
+    name: str
+    start: torch.Event
+    end: torch.Event | None = None
+    peak_bytes: int = 0
+    moved_bytes: int = 0
+    waited_seconds: float = 0.0
+    waits: Waits = field(default_factory=list)
+
+    def add_up(self) -> None:
+        """Turn the waits that are done into seconds."""
+        while self.waits and self.waits[0][1].query():
+            before, after = self.waits.pop(0)
+            self.waited_seconds += before.elapsed_time(after) / 1000
+
+
+class Watch:
+    """Measures one call after the other; remembers the last that was finished."""
+
+    def __init__(self, device: torch.device, context_bytes: int | None) -> None:
+        self._device, self._context_bytes = device, context_bytes
+        self._laps: list[Lap] = []
+        self._last: tuple[Lap, ...] = ()
+        self._num_out_of_memory = self._last_num_out_of_memory = 0
+
+    def stage(self, name: str) -> None:
+        """A stage begins; the one before it, if there was one, is done."""
+        now = self._now()
+        self._end_lap(now)
+        self._laps.append(Lap(name, now))
+
+    def copied(self, num_bytes: int) -> None:
+        """So many bytes are on their way to the device."""
+        if self._laps:
+            self._laps[-1].moved_bytes += num_bytes
+
+    def waited(self, before: torch.Event, after: torch.Event) -> None:
+        """The compute stream stood still between these two."""
+        if not self._laps:
+            return
+        lap = self._laps[-1]
+        lap.waits.append((before, after))
+        if len(lap.waits) > MOST_WAITS:
+            lap.add_up()
+
+    def ran_out_of_memory(self) -> None:
+        """A component's call has to be run again."""
+        self._num_out_of_memory += 1
+
+    def finish(self) -> None:
+        """The call is over: it becomes the last one."""
+        if self._laps:
+            self._end_lap(self._now())
+            self._last, self._last_num_out_of_memory = tuple(self._laps), self._num_out_of_memory
+        self.abandon()
+
+    def abandon(self) -> None:
+        """The call came to nothing: the one before it stays the last."""
+        self._laps, self._num_out_of_memory = [], 0
+
+    def measurement(self) -> Measurement | None:
+        """The last finished call, or None before there is one; waits for its last operation."""
+        if not self._last:
+            return None
+        end = self._last[-1].end
+        assert end is not None
+        end.synchronize()
+        stages = tuple(map(_measured, self._last))
+        return Measurement(
+            device_name=_device_name(self._device),
+            peak_bytes=max(stage.peak_bytes for stage in stages) + (self._context_bytes or 0),
+            context_bytes=self._context_bytes,
+            seconds=sum(stage.seconds for stage in stages),
+            moved_bytes=sum(stage.moved_bytes for stage in stages),
+            num_out_of_memory=self._last_num_out_of_memory,
+            stages=stages,
+        )
+
+    def _now(self) -> torch.Event:
+        event = torch.Event(device=self._device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(self._device))
+        return event
+
+    def _end_lap(self, now: torch.Event) -> None:
+        if self._laps:
+            self._laps[-1].end = now
+            self._laps[-1].peak_bytes = torch.accelerator.max_memory_reserved(self._device)
+        torch.accelerator.reset_peak_memory_stats(self._device)
+
+
+def _measured(lap: Lap) -> MeasuredStage:
+    assert lap.end is not None
+    lap.add_up()
+    return MeasuredStage(
+        name=lap.name,
+        seconds=lap.start.elapsed_time(lap.end) / 1000,
+        exposed_copy_seconds=lap.waited_seconds,
+        moved_bytes=lap.moved_bytes,
+        peak_bytes=lap.peak_bytes,
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    module = torch.get_device_module(device)
+    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else str(device)
