@@ -16,14 +16,23 @@ if TYPE_CHECKING:
         UsageError,
         VramtuneError,
     )
-    from vramtune.front import compare, frontier, plan, profile, timeline
-    from vramtune.schema import Comparison, Frontier, Plan, Profile, Timeline
+    from vramtune.front import Tuned, autotune, compare, frontier, install, plan, profile, timeline
+    from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Timeline
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vramtune.front": ("profile", "plan", "compare", "frontier", "timeline"),
-    "vramtune.schema": ("Profile", "Plan", "Comparison", "Frontier", "Timeline"),
+    "vramtune.front": (
+        "autotune",
+        "install",
+        "profile",
+        "plan",
+        "compare",
+        "frontier",
+        "timeline",
+        "Tuned",
+    ),
+    "vramtune.schema": ("Profile", "Plan", "Comparison", "Frontier", "Timeline", "Measurement"),
     "vramtune.errors": (
         "VramtuneError",
         "UsageError",
@@ -41,17 +50,21 @@ __all__ = [
     "Comparison",
     "FileError",
     "Frontier",
+    "Measurement",
     "NoAcceleratorError",
     "Plan",
     "Profile",
     "Timeline",
     "TraceError",
+    "Tuned",
     "UnknownNameError",
     "UsageError",
     "VramtuneError",
     "__version__",
+    "autotune",
     "compare",
     "frontier",
+    "install",
     "plan",
     "profile",
     "timeline",

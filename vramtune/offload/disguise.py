@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from vramtune.errors import UsageError
 from vramtune.schema import Plan
 
 ATTRIBUTE = "_vramtune_installation"
@@ -30,6 +31,12 @@ class Host(Protocol):
 
     def remove(self) -> None:
         """Undo the installation."""
+
+
+def refuse_tuned(pipe: Any) -> None:
+    """Raise a `UsageError` if a plan is installed on the pipeline."""
+    if is_tuned(pipe):
+        raise UsageError("A plan is installed on this pipeline already. Call remove() on it first.")
 
 
 def is_tuned(pipe: Any, *, by: Host | None = None) -> bool:

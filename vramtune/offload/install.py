@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from vramtune.errors import UsageError
 from vramtune.offload.conductor import Conductor
-from vramtune.offload.disguise import Disguise, is_tuned
+from vramtune.offload.disguise import Disguise, is_tuned, refuse_tuned
 from vramtune.offload.guard import with_room
 from vramtune.offload.hooks import hook_component, restore_methods, unhook_component
 from vramtune.offload.parts import Part, bind, bind_part, modules_of, vacant_part
@@ -42,8 +42,7 @@ def install(
         raise UsageError(
             f"This plan is for a {plan.pipeline_class}; the pipeline is a {type(pipe).__name__}. Make a plan for it."
         )
-    if is_tuned(pipe):
-        raise UsageError("A plan is installed on this pipeline already. Call its remove() first.")
+    refuse_tuned(pipe)
     refuse_other_offloading(pipe)
     return Installation(pipe, plan, target, Watch(target, context_bytes))
 
@@ -184,6 +183,9 @@ class Installation:
             )
             self._dismiss(part)
             self._replace(part, found)
+        for part in [part for part in self._parts if part.is_rebuilt and not part.is_vacant]:
+            self._dismiss(part)
+            self._replace(part, bind_part(part.name, part.module, self.plan, is_excluded=part.is_excluded))
         known = {part.module for part in self._parts}
         for name, module in components.items():
             if module not in known:

@@ -58,6 +58,8 @@ class Part:
     """What the plan does not use."""
     units: list[Unit] = field(default_factory=list)
     is_hooked: bool = False
+    modules: list[nn.Module] = field(default_factory=list)
+    """As they were when the tensors were found."""
     own_methods: dict[str, Any] = field(default_factory=dict)
     """What the module had of its own, on the instance, where hooks are now."""
 
@@ -67,6 +69,11 @@ class Part:
         return not any(group.held for group in self.groups)
 
     @property
+    def is_rebuilt(self) -> bool:
+        """Whether modules inside were exchanged, put in or taken out since."""
+        return self.modules != list(self.module.modules())
+
+    @property
     def groups(self) -> list[Group]:
         """All of them, each once."""
         return [self.root, *(group for unit in self.units for group in unit.groups[1:]), self.spare]
@@ -74,6 +81,7 @@ class Part:
     def collect(self) -> None:
         """Find the tensors of every group in the modules as they are now."""
         before = {held.tensor: held.device_before for group in self.groups for held in group.held}
+        self.modules = list(self.module.modules())
         taken: dict[torch.Tensor, Held] = {}
         for unit in self.units:
             for group, planned in zip(unit.groups[1:], unit.placement.groups[1:], strict=True):

@@ -37,7 +37,7 @@ def resolve_device(device: torch.device | str | None = None, gpu_id: int | None 
 
 
 def _accelerator() -> torch.device | None:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.accelerator.current_accelerator(check_available=True)
 
 
 def _parsed(device: torch.device | str) -> torch.device:

@@ -22,7 +22,7 @@ from vramtune.reports.tables import (
     placement_rows,
     stage_rows,
 )
-from vramtune.schema import Comparison, Device, Plan, Profile
+from vramtune.schema import Comparison, Device, Measurement, Plan, Profile
 from vramtune.units import GIB, format_bytes, format_seconds
 
 UNKNOWN = "-"
@@ -41,6 +41,22 @@ def plan_report(profile: Profile, plan: Plan, comparison: Comparison) -> Group:
         mode_table(mode_rows(comparison, plan=plan)),
         reason_list(plan.reasons),
     )
+
+
+def tuned_text(profile: Profile, plan: Plan, measured: Measurement | None) -> str:
+    """A tuned pipeline in a few lines: what was predicted, where things are, what the last call took."""
+    lines = [verdict(plan, profile).plain]
+    for placement in plan.placements:
+        roles = dict.fromkeys(placement.role(s) for s, active in enumerate(placement.active) if active)
+        lines.append(f"  {placement.name}: {', '.join(roles)}")
+    if measured is not None:
+        exposed = sum(stage.exposed_copy_seconds for stage in measured.stages)
+        lines.append(
+            f"Measured, last call: {format_seconds(measured.seconds)} on the GPU, {format_seconds(exposed)} of it "
+            f"waiting for copies; peak {format_bytes(measured.peak_bytes)}; {format_bytes(measured.moved_bytes)} copied; "
+            f"out of memory {measured.num_out_of_memory} times."
+        )
+    return "\n".join(lines)
 
 
 def budget_report(error: BudgetError, profile: Profile, comparison: Comparison) -> Group:

@@ -21,15 +21,17 @@ PERMISSIONS = ("vae_tiling",)
 ROUNDING = 1e-6
 
 
-def choose_plan(profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] = ()) -> Plan:
-    """The fastest plan that stays under the budget.
+def choose_plan(
+    profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] = (), margin_fraction: float = 0.0
+) -> Plan:
+    """The fastest plan that stays under the budget, less a margin for what the prediction may miss (a share of it).
 
     A permission is used only if no plan fits without it, or if it is faster by more than the slack that the
     search itself allows. Raises `UsageError` for a budget above the card or an unknown permission, and
     `BudgetError` if nothing fits.
     """
     check(profile.device, budget_bytes, allow)
-    budget = min(budget_bytes, profile.device.usable_bytes)
+    budget = int(min(budget_bytes, profile.device.usable_bytes) * (1 - margin_fraction))
     best: tuple[tuple[str, ...], Problem, State, Estimate] | None = None
     for permissions in ((), *((v.permission,) for v in profile.variants if v.permission in allow)):
         problem = pose(profile, permissions)

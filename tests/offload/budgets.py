@@ -1,0 +1,72 @@
+"""Tiny pipelines under a budget on the simulated accelerator, and the same ones whole on it."""
+
+import functools
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from tests import tiny_pipelines
+from tests.simgpu import load
+from tests.simgpu.prediction import RATES, predicted_profile, sim_device
+from vramtune.offload.install import Installation, install
+from vramtune.schema import Plan, Profile
+from vramtune.tuner.search import choose_plan
+
+
+@functools.cache
+def _predicted(name: str) -> Profile:
+    load().set_rates(**RATES)
+    return predicted_profile(name)
+
+
+def weight_bytes(name: str) -> int:
+    """What the plan moves or keeps of the named pipeline."""
+    return sum(component.used_bytes for component in _predicted(name).components)
+
+
+def set_rates(name: str, *, copy_to_compute: float = 1.0) -> None:
+    """Copying the largest component of the longest stage takes so many times what its iteration computes."""
+    profile = _predicted(name)
+    longest = max(profile.stages, key=lambda stage: stage.num_iterations * stage.seconds)
+    largest_bytes = max(profile.component(c).used_bytes for c in longest.components)
+    rate = largest_bytes / (copy_to_compute * longest.seconds)
+    pinned = {key: rate for key in RATES if key.startswith("pinned")}
+    pageable = {"pageable_copy_bytes_per_second": rate / 4, "readback_bytes_per_second": rate / 4}
+    load().set_rates(**RATES | pinned | pageable)
+
+
+@functools.cache
+def make_plan(name: str, fraction: float, *, copy_to_compute: float = 1.0) -> Plan:
+    """The plan for a budget that has room for this fraction of the weights; 1: all resident."""
+    set_rates(name, copy_to_compute=copy_to_compute)
+    profile = replace(_predicted(name), device=sim_device())
+    resident_bytes = choose_plan(profile, load().DEFAULT_CAPACITY_BYTES).estimate.peak_bytes
+    return choose_plan(profile, resident_bytes - int((1 - fraction) * weight_bytes(name)))
+
+
+@contextmanager
+def tuned(
+    name: str, fraction: float = 0.5, *, copy_to_compute: float = 1.0, pipe: DiffusionPipeline | None = None
+) -> Iterator[tuple[Any, Installation]]:
+    """The named pipeline under that budget, with the rates it is planned for; removed at the end."""
+    plan = make_plan(name, fraction, copy_to_compute=copy_to_compute)
+    set_rates(name, copy_to_compute=copy_to_compute)
+    pipe = tiny_pipelines.build(name) if pipe is None else pipe
+    with install(pipe, plan, device="sim") as installation:
+        yield pipe, installation
+
+
+def whole(name: str) -> Any:
+    """The named pipeline all on the device, untuned."""
+    return tiny_pipelines.build(name).to("sim")
+
+
+def held_bytes() -> int:
+    """What is allocated on the device, without what only waits to be collected."""
+    gc.collect()
+    load().synchronize()
+    return int(load().memory_allocated())

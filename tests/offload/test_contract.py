@@ -1,0 +1,137 @@
+"""Every tiny pipeline under its plan: the same bits, within the budget, as fast as predicted, faster than stock."""
+
+import gc
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+
+from tests import tiny_pipelines
+from tests.simgpu import load
+from tests.simgpu.prediction import COUNTED_AS, RATES, predicted_profile, sim_device
+from tests.simgpu.stock_modes import MODES, on_cpu
+from vramtune.front import MARGIN_FRACTION
+from vramtune.offload.install import install
+from vramtune.schema import Measurement, Plan, Profile
+from vramtune.tuner.search import choose_plan
+from vramtune.tuner.strategies import stock_modes
+
+FRACTIONS = (1.0, 0.8, 0.6, 0.4)
+"""Of the used weights, that have room beside everything else a call needs."""
+RATIOS = (0.5, 1.0, 2.0, 5.0)
+"""Seconds to copy the weights of the longest stage, to seconds of computing one of its iterations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """A call that follows another one, as the device counted it; memory without what was there before."""
+
+    output: torch.Tensor
+    seconds: float
+    peak_bytes: int
+    copied_in_bytes: int
+    copied_out_bytes: int
+
+
+@cache
+def traced(name: str) -> Profile:
+    load().set_rates(**RATES)
+    return predicted_profile(name)
+
+
+def costs_at(name: str, ratio: float) -> Profile:
+    """The pipeline's profile with the link so slow that copying takes `ratio` times the computing."""
+    profile = traced(name)
+    longest = max(profile.stages, key=lambda stage: stage.num_iterations * stage.seconds)
+    rate = max(profile.component(c).used_bytes for c in longest.components) / (ratio * longest.seconds)
+    load().set_rates(
+        **RATES
+        | {"pinned_copy_bytes_per_second": rate, "pinned_readback_bytes_per_second": rate}
+        | {"pageable_copy_bytes_per_second": rate / 4, "readback_bytes_per_second": rate / 4}
+    )
+    return replace(profile, device=sim_device())
+
+
+def counted(pipe: object, name: str, base_bytes: int) -> Counted:
+    """The second of two calls, up to its last operation."""
+    sim = load()
+    tiny_pipelines.run(pipe, name)
+    gc.collect()
+    sim.synchronize()
+    sim.reset()
+    output = tiny_pipelines.run(pipe, name)
+    sim.synchronize()
+    seconds, counters, peak = sim.virtual_seconds(), sim.counters(), sim.max_memory_allocated()
+    return Counted(
+        output=output.cpu(),
+        seconds=seconds,
+        peak_bytes=peak - base_bytes,
+        copied_in_bytes=counters.copied_in_bytes,
+        copied_out_bytes=counters.copied_out_bytes,
+    )
+
+
+def stock(name: str, mode: str) -> Counted:
+    """A stock mode, as much memory as it likes."""
+    sim = load()
+    pipe = tiny_pipelines.build(name)
+    gc.collect()
+    base = sim.memory_allocated()
+    MODES[COUNTED_AS[mode]](pipe)
+    return counted(pipe, name, base)
+
+
+def tuned(name: str, plan: Plan, capacity_bytes: int) -> tuple[Counted, Measurement]:
+    """The plan installed, on a device that holds no more than that."""
+    sim = load()
+    pipe = tiny_pipelines.build(name)
+    gc.collect()
+    base = sim.memory_allocated()
+    sim.set_capacity(base + capacity_bytes)
+    try:
+        with install(pipe, plan, device="sim") as installation:
+            found = counted(pipe, name, base)
+            measured = installation.measured
+            assert measured is not None
+            at_rest = sim.memory_allocated()
+        # the scheduler keeps a tensor of its own there
+        assert at_rest - sim.memory_allocated() == resident_bytes(plan)
+        assert found.peak_bytes <= capacity_bytes
+    finally:
+        sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
+    return found, measured
+
+
+def resident_bytes(plan: Plan) -> int:
+    """What stays between calls; methods of a component share its root."""
+    groups = {
+        (placement.component, group.name, group.modules): group.weight_bytes
+        for placement in plan.placements
+        for group in placement.groups[: placement.num_resident]
+    }
+    return sum(groups.values())
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("name", tiny_pipelines.CALL)
+def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio):
+    """Bits, budget, copies, time; prompts and latents are copied alike by every mode and are in no estimate."""
+    profile = costs_at(name, ratio)
+    used = sum(component.used_bytes for component in profile.components)
+    modes = {m.mode: m for m in stock_modes(profile) if not (name == "ltx" and "block" in m.mode)}
+    resident = stock(name, "all resident")
+    inputs_seconds = resident.seconds - modes["all resident"].seconds
+    inputs_bytes = resident.copied_in_bytes
+    rivals = [stock(name, mode) for mode in modes]
+    for fraction in FRACTIONS:
+        budget = int(resident.peak_bytes / (1 - MARGIN_FRACTION)) + 1 - int((1 - fraction) * used)
+        plan = choose_plan(profile, budget, margin_fraction=MARGIN_FRACTION)
+        found, measured = tuned(name, plan, budget)
+        assert torch.equal(found.output, on_cpu(name))
+        assert measured.num_out_of_memory == 0
+        assert found.copied_out_bytes == 0
+        assert found.copied_in_bytes - inputs_bytes == plan.estimate.moved_bytes
+        assert found.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=0.02)
+        fitting = [rival.seconds for rival in rivals if rival.peak_bytes <= budget]
+        assert found.seconds <= 1.01 * min(fitting, default=float("inf"))

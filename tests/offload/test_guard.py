@@ -1,0 +1,127 @@
+"""Less memory than planned, and what a call is measured to take."""
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from tests import tiny_pipelines
+from tests.offload.budgets import held_bytes, make_plan, set_rates, tuned, weight_bytes, whole
+from vramtune.schema import Measurement
+
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Out of memory
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "wan"])
+@pytest.mark.parametrize("fraction", [0.6, 1.0])
+@pytest.mark.parametrize("less", [0.03, 0.15])
+def test_a_call_that_gets_less_than_planned_is_right_and_the_next_one_knows(
+    sim: ModuleType, name: str, fraction: float, less: float
+) -> None:
+    want = tiny_pipelines.run(whole(name), name).cpu()
+    before_bytes = held_bytes()
+    with tuned(name, fraction) as (pipe, installation):
+        planned_bytes = installation.plan.estimate.peak_bytes
+        capacity = before_bytes + planned_bytes - int(less * weight_bytes(name))
+        sim.set_capacity(capacity)
+        first, peak_bytes = measured_call(pipe, name, installation, want)
+        assert first.num_out_of_memory > 0
+        assert peak_bytes <= capacity
+        assert sum(installation.overrun_bytes.values()) > 0
+        assert set(installation.overrun_bytes) <= {stage.name for stage in installation.plan.stages}
+        second, peak_bytes = measured_call(pipe, name, installation, want)
+        assert second.num_out_of_memory == 0
+        assert peak_bytes <= capacity
+
+
+def measured_call(pipe, name, installation, want):  # type: ignore[no-untyped-def]
+    held_bytes()
+    torch.accelerator.reset_peak_memory_stats()
+    output = tiny_pipelines.run(pipe, name).cpu()
+    assert torch.equal(output, want)
+    return installation.measured, installation.measured.peak_bytes
+
+
+def test_what_nothing_fits_raises_and_leaves_the_pipeline_usable(sim: ModuleType) -> None:
+    want = tiny_pipelines.run(whole("flux"), "flux").cpu()
+    with tuned("flux", 0.5) as (pipe, installation):
+        at_rest_bytes = held_bytes()
+        sim.set_capacity(at_rest_bytes // 4)
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            tiny_pipelines.run(pipe, "flux")
+        assert any("vramtune" in note for note in raised.value.__notes__)
+        del raised
+        assert installation.overrun_bytes
+        assert installation.measured is None
+        assert held_bytes() <= at_rest_bytes
+        sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
+        assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), want)
+        assert installation.measured.num_out_of_memory == 0
+
+
+def test_without_out_of_memory_there_is_no_overrun(sim: ModuleType) -> None:
+    with tuned("sd15") as (pipe, installation):
+        tiny_pipelines.run(pipe, "sd15")
+        assert installation.overrun_bytes == {}
+        assert installation.measured.num_out_of_memory == 0
+
+
+# ---------------------------------------------------------------------------------------------------
+# Measured
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux", "wan22"])
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_measured_is_what_the_device_counted(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, fraction: float
+) -> None:
+    resident = whole(name)
+    set_rates(name)
+    tiny_pipelines.run(resident, name)
+    sim.reset()
+    tiny_pipelines.run(resident, name)
+    input_bytes = sim.counters().copied_in_bytes
+    del resident
+    with tuned(name, fraction) as (pipe, installation):
+        tiny_pipelines.run(pipe, name)
+        held_bytes()
+        sim.reset()
+        tiny_pipelines.run(pipe, name)
+        sim.synchronize()
+        seconds, counters = sim.virtual_seconds(), sim.counters()
+        measured = installation.measured
+        assert measured.seconds == pytest.approx(seconds, rel=0.02)
+        assert measured.seconds == pytest.approx(sum(stage.seconds for stage in measured.stages))
+        assert [stage.name for stage in measured.stages] == [s.name for s in installation.plan.stages]
+        assert measured.moved_bytes == counters.copied_in_bytes - input_bytes
+        assert measured.moved_bytes == installation.plan.estimate.moved_bytes
+        assert measured.peak_bytes == counted_peak_bytes(sim, monkeypatch, pipe, name)
+
+
+def counted_peak_bytes(sim, monkeypatch, pipe, name):  # type: ignore[no-untyped-def]
+    """Of another call, during which nobody sets the counter back."""
+    held_bytes()
+    sim.reset()
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda *_: None)
+    tiny_pipelines.run(pipe, name)
+    return sim.max_memory_allocated()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_exposed_copies_are_zero_where_all_is_resident_and_seen_where_copying_is_slow(
+    sim: ModuleType, name: str
+) -> None:
+    assert exposed_seconds(name, 1.0) == 0
+    assert exposed_seconds(name, 0.4) > 0.05 * make_plan(name, 0.4, copy_to_compute=5).estimate.seconds
+
+
+def exposed_seconds(name: str, fraction: float) -> float:
+    with tuned(name, fraction, copy_to_compute=5) as (pipe, installation):
+        tiny_pipelines.run(pipe, name)
+        tiny_pipelines.run(pipe, name)
+        measured: Measurement = installation.measured
+        return sum(stage.exposed_copy_seconds for stage in measured.stages)

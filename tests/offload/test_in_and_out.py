@@ -1,0 +1,556 @@
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import CpuOffload
+from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from torch import nn
+
+from tests import tiny_pipelines
+from tests.offload.tuned import (
+    held_bytes,
+    looks,
+    modules,
+    output,
+    planned,
+    resident_bytes,
+    same,
+    tensors,
+    values,
+)
+from tests.simgpu.stock_modes import MODES
+from vramtune.errors import NoAcceleratorError, UsageError
+from vramtune.offload.install import install
+
+NAMES = ["flux", "sdxl", "wan"]
+
+
+@pytest.fixture
+def expected(sim: ModuleType) -> dict[str, torch.Tensor]:
+    """What the tiny pipelines give when all of them is on the device."""
+    return {name: output(tiny_pipelines.build(name).to("sim"), name) for name in NAMES}
+
+
+# ---------------------------------------------------------------------------------------------------
+# In and out
+
+
+@pytest.mark.parametrize("num_calls", [0, 2])
+@pytest.mark.parametrize("place", ["cpu", "sim"])
+@pytest.mark.parametrize("name", NAMES)
+def test_remove_gives_the_pipeline_back_as_it_was(
+    sim: ModuleType, no_garbage: None, name: str, place: str, num_calls: int
+) -> None:
+    pipe = tiny_pipelines.build(name).to(place)
+    looked, weights = looks(pipe), values(pipe)
+    held, pinned = held_bytes(), sim.pinned_memory_allocated()
+    installation = install(pipe, planned(name), device="sim")
+    assert looks(pipe) != looked
+    for _ in range(num_calls):
+        output(pipe, name)
+    installation.remove()
+    assert looks(pipe) == looked
+    assert same(values(pipe), weights)
+    assert held_bytes() == held
+    assert sim.pinned_memory_allocated() == pinned
+
+
+def test_removing_twice_is_removing_once(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    installation = install(pipe, planned("flux"), device="sim")
+    installation.remove()
+    looked = looks(pipe)
+    installation.remove()
+    assert looks(pipe) == looked
+
+
+def test_one_that_was_removed_leaves_the_next_one_alone(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    first = install(pipe, planned("flux"), device="sim")
+    first.remove()
+    with install(pipe, planned("flux", 0.7), device="sim"):
+        looked = looks(pipe)
+        first.remove()
+        assert looks(pipe) == looked
+
+
+@pytest.mark.parametrize("error", [None, ValueError("mine"), KeyboardInterrupt()], ids=str)
+def test_as_a_context_manager_it_removes_itself_however_it_ends(
+    sim: ModuleType, no_garbage: None, error: BaseException | None
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    looked, held = looks(pipe), held_bytes()
+
+    def enter_and_leave() -> None:
+        with install(pipe, planned("flux"), device="sim") as installation:
+            output(pipe, "flux")
+            assert installation.measured is not None
+            if error is not None:
+                raise error
+
+    if error is None:
+        enter_and_leave()
+    else:
+        with pytest.raises(type(error)):
+            enter_and_leave()
+    assert looks(pipe) == looked
+    assert held_bytes() == held
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stock_model_offload_is_active_again_after(
+    sim: ModuleType, expected: dict[str, torch.Tensor], name: str
+) -> None:
+    pipe = tiny_pipelines.build(name)
+    pipe.enable_model_cpu_offload(device="sim")
+    weights, held = values(pipe), held_bytes()
+    with install(pipe, planned(name), device="sim"):
+        assert torch.equal(output(pipe, name), expected[name])
+        assert held_bytes() - held == resident_bytes(planned(name))
+    assert {type(module._hf_hook) for module in modules(pipe).values()} == {CpuOffload}
+    assert len(pipe._all_hooks) == len(modules(pipe))
+    assert held_bytes() == held
+    assert same(values(pipe), weights)
+    assert torch.equal(output(pipe, name), expected[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_between_calls_the_device_holds_what_the_plan_calls_resident(
+    sim: ModuleType, no_garbage: None, name: str
+) -> None:
+    plan, pipe, start = planned(name), tiny_pipelines.build(name), held_bytes()
+    with install(pipe, plan, device="sim"):
+        assert held_bytes() - start == resident_bytes(plan)
+        assert {s.moved_bytes > 0 for s in plan.estimate.stages} >= {True}
+        for _ in range(2):
+            output(pipe, name)
+            assert held_bytes() - start == resident_bytes(plan)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Calls that fail
+
+BROKEN = [
+    ("flux", "text_encoder", "text_model.encoder.layers.1.mlp"),
+    ("flux", "text_encoder_2", "encoder.block.1"),
+    ("flux", "transformer", "transformer_blocks.1.attn"),
+    ("flux", "transformer", "single_transformer_blocks.0"),
+    ("flux", "transformer", ""),
+    ("flux", "vae", "decoder.up_blocks.0.resnets.0"),
+    ("sdxl", "text_encoder_2", "text_projection"),
+    ("sdxl", "unet", "mid_block.attentions.0"),
+    ("sdxl", "vae", "decoder.conv_out"),
+    ("wan", "transformer", "blocks.1.ffn"),
+    ("wan", "vae", "decoder.mid_block"),
+]
+ERRORS = [RuntimeError("broken"), KeyboardInterrupt()]
+
+
+def fail(pipe: DiffusionPipeline, name: str, error: BaseException, **call_kwargs: Any) -> None:
+    with pytest.raises(type(error)):
+        output(pipe, name, **call_kwargs)
+    error.__traceback__ = None  # its frames hold the call's activations
+    error.__context__ = None
+
+
+def assert_recovered(
+    pipe: DiffusionPipeline, name: str, expected: torch.Tensor, weights: dict[str, torch.Tensor], start: int
+) -> None:
+    assert held_bytes() - start == resident_bytes(planned(name))
+    assert same(values(pipe), weights)
+    assert torch.equal(output(pipe, name), expected)
+    assert held_bytes() - start == resident_bytes(planned(name))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_in_the_callback_loses_nothing(
+    sim: ModuleType, expected: dict[str, torch.Tensor], name: str, step: int, error: BaseException
+) -> None:
+    start, pipe = held_bytes(), tiny_pipelines.build(name)
+    weights = values(pipe)
+
+    def callback(pipe: DiffusionPipeline, now: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if now == step:
+            raise error
+        return kwargs
+
+    with install(pipe, planned(name), device="sim"):
+        fail(pipe, name, error, callback_on_step_end=callback)
+        assert_recovered(pipe, name, expected[name], weights, start)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize(("name", "component", "path"), BROKEN)
+def test_an_error_inside_a_component_loses_nothing(
+    sim: ModuleType,
+    expected: dict[str, torch.Tensor],
+    name: str,
+    component: str,
+    path: str,
+    place: str,
+    error: BaseException,
+) -> None:
+    def hook(*_: object) -> None:
+        raise error
+
+    start, pipe = held_bytes(), tiny_pipelines.build(name)
+    weights = values(pipe)
+    with install(pipe, planned(name), device="sim") as installation:
+        output(pipe, name)
+        measured = installation.measured
+        module = getattr(pipe, component).get_submodule(path)
+        handle = (module.register_forward_pre_hook if place == "before" else module.register_forward_hook)(hook)
+        fail(pipe, name, error)
+        handle.remove()
+        assert installation.measured == measured
+        assert_recovered(pipe, name, expected[name], weights, start)
+
+
+def test_a_pipeline_whose_call_failed_can_be_given_back(sim: ModuleType, no_garbage: None) -> None:
+    pipe = tiny_pipelines.build("flux")
+    looked, weights, held = looks(pipe), values(pipe), held_bytes()
+
+    def hook(*_: object) -> None:
+        raise error
+
+    error = KeyboardInterrupt()
+    with install(pipe, planned("flux"), device="sim"):
+        handle = pipe.transformer.transformer_blocks[1].register_forward_hook(hook)
+        fail(pipe, "flux", error)
+        handle.remove()
+    assert looks(pipe) == looked
+    assert same(values(pipe), weights)
+    assert held_bytes() == held
+
+
+# ---------------------------------------------------------------------------------------------------
+# What diffusers expects of offloading
+
+
+def test_hooks_live_after_every_call(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("sdxl")
+    with install(pipe, planned("sdxl"), device="sim"):
+        hooks = [module._hf_hook for module in modules(pipe).values()]
+        for _ in range(2):
+            output(pipe, "sdxl")
+            assert [module._hf_hook for module in modules(pipe).values()] == hooks
+        assert all(isinstance(hook, CpuOffload) for hook in hooks)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_execution_device_is_the_one_installed_on(sim: ModuleType, index: int) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux"), device="sim", gpu_id=index):
+        assert pipe._execution_device == torch.device("sim", index)
+        output(pipe, "flux")
+        assert pipe._execution_device == torch.device("sim", index)
+
+
+def test_the_second_device_holds_it_all(sim: ModuleType, expected: dict[str, torch.Tensor]) -> None:
+    pipe, held, other = tiny_pipelines.build("flux"), held_bytes(), sim.memory_allocated(1)
+    with install(pipe, planned("flux"), device="sim:1"):
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+        assert held_bytes() == held
+        assert sim.memory_allocated(1) - other == resident_bytes(planned("flux"))
+    held_bytes()
+    assert sim.memory_allocated(1) == other
+
+
+def test_remove_all_hooks_removes_the_plan(sim: ModuleType, no_garbage: None) -> None:
+    pipe = tiny_pipelines.build("flux")
+    looked, held = looks(pipe), held_bytes()
+    installation = install(pipe, planned("flux"), device="sim")
+    output(pipe, "flux")
+    pipe.remove_all_hooks()
+    assert looks(pipe) == looked
+    assert held_bytes() == held
+    installation.remove()
+    assert looks(pipe) == looked
+
+
+def test_maybe_free_model_hooks_frees_all_but_what_is_resident(
+    sim: ModuleType, no_garbage: None, expected: dict[str, torch.Tensor]
+) -> None:
+    pipe, start = tiny_pipelines.build("flux"), held_bytes()
+    with install(pipe, planned("flux"), device="sim"):
+        pipe.text_encoder_2(torch.ones(1, 4, dtype=torch.int64))
+        assert held_bytes() - start > resident_bytes(planned("flux"))
+        pipe.maybe_free_model_hooks()
+        assert held_bytes() - start == resident_bytes(planned("flux"))
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+
+
+@pytest.mark.parametrize("device", ["sim", "sim:1", "cpu"])
+def test_to_a_device_warns_and_moves_nothing(
+    sim: ModuleType, expected: dict[str, torch.Tensor], device: str
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux"), device="sim"):
+        looked, held = looks(pipe), held_bytes()
+        with pytest.warns(UserWarning, match="vramtune decides where its weights are"):
+            assert pipe.to(device) is pipe
+        assert looks(pipe) == looked
+        assert held_bytes() == held
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+
+
+def test_to_a_device_and_a_dtype_casts_and_moves_nothing(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux"), device="sim"):
+        held = held_bytes()
+        with pytest.warns(UserWarning, match="changes no device"):
+            pipe.to("sim", torch.bfloat16)
+        assert {t.dtype for _, t in tensors(pipe) if t.is_floating_point()} == {torch.bfloat16}
+        assert held_bytes() <= held
+
+
+def test_enable_model_cpu_offload_keeps_the_plan(
+    sim: ModuleType, expected: dict[str, torch.Tensor], no_garbage: None
+) -> None:
+    pipe, start = tiny_pipelines.build("flux"), held_bytes()
+    with install(pipe, planned("flux"), device="sim"):
+        pipe.enable_model_cpu_offload()
+        assert held_bytes() - start == resident_bytes(planned("flux"))
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+        assert held_bytes() - start == resident_bytes(planned("flux"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lora_loader_takes_the_hooks_off_and_gets_the_plan_back(
+    sim: ModuleType, no_garbage: None, name: str
+) -> None:
+    def change(pipe: DiffusionPipeline) -> None:
+        for module in modules(pipe).values():
+            for part in module.modules():
+                if type(part) is nn.Linear:
+                    with torch.no_grad():
+                        part.weight.add_(0.0625)
+
+    untuned = tiny_pipelines.build(name)
+    change(untuned)
+    expected = output(untuned.to("sim"), name)
+    del untuned
+    pipe, start = tiny_pipelines.build(name), held_bytes()
+    looked = looks(pipe)
+    with install(pipe, planned(name), device="sim"):
+        output(pipe, name)
+        assert _func_optionally_disable_offloading(pipe) == (True, False, False)
+        assert {t.device.type for _, t in tensors(pipe)} == {"cpu"}
+        assert held_bytes() == start
+        change(pipe)
+        pipe.enable_model_cpu_offload()
+        assert held_bytes() - start == resident_bytes(planned(name))
+        assert torch.equal(output(pipe, name), expected)
+        assert held_bytes() - start == resident_bytes(planned(name))
+    assert looks(pipe) == looked
+
+
+def test_modules_added_while_the_hooks_are_off_run_on_the_device(sim: ModuleType) -> None:
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.down, self.up = base, nn.Linear(32, 2), nn.Linear(2, base.out_features)
+            for parameter in (*self.down.parameters(), *self.up.parameters()):
+                nn.init.constant_(parameter, 0.125)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base(x) + self.up(self.down(x))
+
+    def adapt(pipe: DiffusionPipeline) -> None:
+        for block in pipe.transformer.transformer_blocks:
+            block.attn.to_q = Adapted(block.attn.to_q)
+
+    untuned = tiny_pipelines.build("flux")
+    adapt(untuned)
+    expected = output(untuned.to("sim"), "flux")
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux"), device="sim"):
+        output(pipe, "flux")
+        _func_optionally_disable_offloading(pipe)
+        adapt(pipe)
+        pipe.enable_model_cpu_offload()
+        assert torch.equal(output(pipe, "flux"), expected)
+
+
+def test_it_is_saved_as_what_it_is(sim: ModuleType, tmp_path: Path) -> None:
+    pipe = tiny_pipelines.build("sdxl")
+    tiny_pipelines.build("sdxl").save_pretrained(tmp_path / "untuned")
+    with install(pipe, planned("sdxl"), device="sim"):
+        output(pipe, "sdxl")
+        pipe.save_pretrained(tmp_path / "tuned")
+        assert torch.equal(pipe.unet.state_dict()["conv_in.weight"].cpu(), values(pipe)["unet.conv_in.weight"])
+    index = "model_index.json"
+    assert (tmp_path / "tuned" / index).read_bytes() == (tmp_path / "untuned" / index).read_bytes()
+    for component in modules(pipe):
+        saved, known = (
+            {file.name: file.read_bytes() for file in (tmp_path / folder / component).glob("*.safetensors")}
+            for folder in ("tuned", "untuned")
+        )
+        assert saved == known != {}
+
+
+def test_group_offload_refuses_a_tuned_pipeline(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux"), device="sim"), pytest.raises(ValueError, match="group offloading"):
+        MODES["group, leaf"](pipe)
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
+def test_sdxl_upcasts_its_half_vae_and_puts_it_back(sim: ModuleType, no_garbage: None) -> None:
+    def half(pipe: DiffusionPipeline) -> DiffusionPipeline:
+        pipe.vae.to(torch.float16)
+        return pipe
+
+    untuned = half(tiny_pipelines.build("sdxl"))
+    assert untuned.vae.config.force_upcast
+    expected = output(untuned.to("sim"), "sdxl")
+    del untuned
+    start, pipe = held_bytes(), half(tiny_pipelines.build("sdxl"))
+    looked, weights = looks(pipe), values(pipe)
+    with install(pipe, planned("sdxl"), device="sim"):
+        rests = []
+        for _ in range(3):
+            assert torch.equal(output(pipe, "sdxl"), expected)
+            assert {p.dtype for p in pipe.vae.parameters()} == {torch.float16}
+            rests.append(held_bytes() - start)
+        assert max(rests) <= resident_bytes(planned("sdxl"))
+        assert rests[1] == rests[2]
+    assert looks(pipe) == looked
+    assert same(values(pipe), weights)
+    assert held_bytes() == start
+
+
+def test_a_second_thread_waits_for_the_first(sim: ModuleType, expected: dict[str, torch.Tensor]) -> None:
+    pipe, found = tiny_pipelines.build("flux"), []
+    pipe.set_progress_bar_config(disable=True)
+    with install(pipe, planned("flux"), device="sim"):
+        threads = [threading.Thread(target=lambda: found.append(output(pipe, "flux"))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 2
+    assert all(torch.equal(one, expected["flux"]) for one in found)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Refused before anything is changed
+
+
+def refused(pipe: DiffusionPipeline, plan: Any, match: str, error: type = UsageError, **where: Any) -> None:
+    looked, weights, held = looks(pipe), values(pipe), held_bytes()
+    with pytest.raises(error, match=match):
+        install(pipe, plan, **where)
+    assert looks(pipe) == looked
+    assert same(values(pipe), weights)
+    assert held_bytes() == held
+
+
+@pytest.mark.parametrize(
+    ("where", "match", "error"),
+    [
+        ({"device": "cpu"}, "the CPU was asked for", UsageError),
+        ({"device": "sim:1", "gpu_id": 0}, "Both gpu_id=0 and an index in device='sim:1'", UsageError),
+        ({"device": "sim:7"}, "sim:7 was asked for; there are 2", UsageError),
+        ({"device": "sim", "gpu_id": 2}, "sim:2 was asked for; there are 2", UsageError),
+        ({"gpu_id": -1}, "sim:-1 was asked for; there are 2", UsageError),
+        ({"device": "toaster"}, "device='toaster' is no device", UsageError),
+        ({"device": "xpu"}, "'xpu' was asked for; this machine has 'sim'", NoAcceleratorError),
+    ],
+)
+def test_a_device_that_cannot_be(sim: ModuleType, where: dict[str, Any], match: str, error: type) -> None:
+    refused(tiny_pipelines.build("flux"), planned("flux"), match, error, **where)
+
+
+def test_a_plan_of_another_pipeline_class(sim: ModuleType) -> None:
+    refused(
+        tiny_pipelines.build("sdxl"),
+        planned("flux"),
+        "This plan is for a FluxPipeline; the pipeline is a StableDiffusionXLPipeline",
+    )
+
+
+def test_a_plan_of_another_size_names_what_differs(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.text_encoder_2 = tiny_pipelines.t5(64)
+    refused(pipe, planned("flux"), r"text_encoder_2's group .* has .* where the plan has")
+
+
+def test_a_plan_with_more_blocks_names_one_that_is_missing(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.transformer = tiny_pipelines.flux(num_layers=1).transformer
+    refused(pipe, planned("flux"), r"transformer has no module 'transformer_blocks\.1")
+
+
+def test_a_plan_for_a_component_that_is_missing(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.text_encoder_2 = None
+    refused(pipe, planned("flux"), "it has no component 'text_encoder_2'")
+
+
+def test_another_dtype_than_planned(sim: ModuleType) -> None:
+    refused(tiny_pipelines.build("flux").to(torch.bfloat16), planned("flux"), "does not fit the pipeline")
+
+
+def test_group_offload_active(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    MODES["group, leaf"](pipe)
+    refused(pipe, planned("flux"), "group offloading")
+
+
+def test_sequential_offload_active(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    MODES["sequential offload"](pipe)
+    with pytest.raises(UsageError, match="sequential CPU offload"):
+        install(pipe, planned("flux"), device="sim")
+    assert type(pipe) is FluxPipeline
+    assert torch.isfinite(output(pipe, "flux")).all()
+
+
+def test_a_device_map(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.hf_device_map = {"transformer": 0, "vae": "cpu"}
+    refused(pipe, planned("flux"), "reset_device_map")
+
+
+def test_installed_twice(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux"), device="sim"):
+        refused(pipe, planned("flux", 0.7), "installed on this pipeline already")
+
+
+def test_weights_without_values(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.text_encoder = pipe.text_encoder.to("meta")
+    with pytest.raises(UsageError, match=r"'text_encoder' is on the meta device"):
+        install(pipe, planned("flux"), device="sim")
+    assert type(pipe) is FluxPipeline
+    assert not hasattr(pipe.transformer, "_hf_hook")
+
+
+@pytest.mark.parametrize("attribute", ["quantization_method", "hf_quantizer"])
+def test_quantized_components(sim: ModuleType, attribute: str) -> None:
+    pipe = tiny_pipelines.build("flux")
+    setattr(pipe.transformer, attribute, "bitsandbytes")
+    refused(pipe, planned("flux"), "Component 'transformer' is quantized")
+
+
+def test_a_weight_two_components_share(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("sdxl")
+    pipe.text_encoder_2.text_model.embeddings.token_embedding.weight = (
+        pipe.text_encoder.text_model.embeddings.token_embedding.weight
+    )
+    refused(pipe, planned("sdxl"), "'text_encoder' and 'text_encoder_2' share a weight")
+
+
+def test_out_of_memory_while_installing_leaves_the_pipeline_as_it_was(sim: ModuleType) -> None:
+    pipe, plan = tiny_pipelines.build("flux"), planned("flux", 1.0)
+    sim.set_capacity(held_bytes() + resident_bytes(plan) // 2)
+    refused(pipe, plan, "", torch.OutOfMemoryError)

@@ -1,0 +1,163 @@
+"""Rings and their traffic against a model of one copy after the other; and that a wait that is missing is found."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import tiny_pipelines
+from tests.offload.budgets import tuned
+from vramtune.offload.host import Group, Held
+from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
+
+CPU = torch.device("cpu")
+
+
+class EagerLane:
+    """Copies at once, so that a place that is overwritten too early shows in its bytes; notes what waited for what."""
+
+    def __init__(self) -> None:
+        self.copied: list[tuple[Group, Any]] = []
+        self.num_waits = 0
+        self._clock = 0
+
+    def copy(self, group: Group, target: torch.Tensor, after: Any) -> Any:
+        target.copy_(group.flat)
+        self.copied.append((group, after))
+        return self.passed()
+
+    def wait(self, ready: Any) -> None:
+        self.num_waits += 1
+
+    def passed(self) -> Any:
+        self._clock += 1
+        return self._clock
+
+
+def make_group(number: int, num_bytes: int) -> Group:
+    """One tensor full of its number, and a master on the host."""
+    tensor = torch.full((num_bytes,), number, dtype=torch.uint8)
+    group = Group(f"group {number}", [Held(tensor, [], CPU)])
+    group.measure()
+    group.master = torch.full((group.num_bytes,), number, dtype=torch.uint8)
+    group.home = [group.master[:num_bytes]]
+    group.go_home()
+    group.held[0].point_at(group.home[0])
+    return group
+
+
+def is_there(group: Group, number: int) -> bool:
+    """Whether the group's tensor has its values, and not in its master."""
+    tensor = group.held[0].tensor
+    return group.is_away and bool((tensor == number).all())
+
+
+sizes = st.lists(st.integers(1, 3000), min_size=1, max_size=5)
+
+
+@given(sizes=sizes, extra_bytes=st.integers(0, 4096), picks=st.lists(st.integers(0, 9), max_size=40))
+def test_a_ring_never_overwrites_what_is_wanted_and_gives_first_what_came_first(
+    sizes: list[int], extra_bytes: int, picks: list[int]
+) -> None:
+    groups = [make_group(number, size) for number, size in enumerate(sizes)]
+    lane = EagerLane()
+    ring = Ring(max(group.num_bytes for group in groups) + extra_bytes, CPU)
+    wanted: list[tuple[Any, int]] = []
+    for number, pick in enumerate(picks):
+        group = groups[pick % len(groups)]
+        while not ring.has_room(group):
+            assert wanted, "an empty ring has room for every group"
+            place, _ = wanted.pop(0)
+            place.is_wanted, place.left = False, lane.passed()
+        over = [p for p in ring._live if p.start < ring._start(group) + group.num_bytes - ring.num_bytes]
+        ring.ask(lane, group, number)  # type: ignore[arg-type]
+        assert lane.copied[-1] == (group, over[-1].left if over else None)
+        place = ring.next_waiting(group)
+        assert place is not None
+        assert place.number == number
+        assert 0 <= place.start % ring.num_bytes <= ring.num_bytes - group.num_bytes
+        wanted.append((place, pick % len(groups)))
+        for held, value in wanted:
+            _, (tensor,) = ring.copy_at(held.group, held.start)
+            assert bool((tensor == value).all())
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=2, max_size=5),
+    num_slots=st.integers(1, 3),
+    num_kept=st.integers(0, 2),
+    num_iterations=st.integers(1, 3),
+    detours=st.lists(st.one_of(st.none(), st.integers(0, 9)), max_size=30),
+)
+def test_every_group_is_there_when_it_computes_whatever_the_order(
+    sizes: list[int], num_slots: int, num_kept: int, num_iterations: int, detours: list[int | None]
+) -> None:
+    groups = [make_group(number, size) for number, size in enumerate(sizes)]
+    kept, streamed = groups[: min(num_kept, len(groups) - 1)], groups[min(num_kept, len(groups) - 1) :]
+    copies = {}
+    for group in kept:
+        flat = torch.empty(group.num_bytes, dtype=torch.uint8)
+        copies[group] = Copy(flat, [flat[: group.held[0].tensor.numel()]])
+    most = num_slots * max(group.num_bytes for group in streamed)
+    passage = Passage(Ring(min(most, sum(group.num_bytes for group in streamed)), CPU))
+    lane = EagerLane()
+    planned = list(range(len(groups))) * num_iterations
+    traffic = Traffic(lane, [(passage, group) for group in groups], num_iterations, copies)  # type: ignore[arg-type]
+    order = [x if y is None else y % len(groups) for x, y in zip(planned, detours, strict=False)]
+    order += planned[len(order) :]
+    for number in order:
+        traffic.enter(passage, groups[number])
+        assert is_there(groups[number], number)
+    traffic.leave(passage)
+    traffic.close([passage])
+    assert not any(group.is_away for group in streamed)
+    if order == planned:
+        assert [group for group, _ in lane.copied] == [
+            group for i, group in enumerate(groups * num_iterations) if group in streamed or i < len(groups)
+        ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# A wait that is missing
+
+
+@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.parametrize("name", ["flux", "sdxl"])
+def test_computing_without_waiting_for_the_copy_is_found(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(Lane, "wait", lambda self, ready: None)
+    check_race(name, "is not ordered after write by copy to device")
+
+
+@pytest.mark.usefixtures("no_garbage")
+@pytest.mark.parametrize("name", ["flux", "sdxl"])
+def test_overwriting_a_place_without_waiting_for_its_computation_is_found(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    copy: Callable[..., Any] = Lane.copy
+    monkeypatch.setattr(Lane, "copy", lambda self, group, target, after: copy(self, group, target, None))
+    check_race(name, r"write by copy to device .*is not ordered after")
+
+
+@pytest.mark.usefixtures("no_garbage")
+def test_freeing_slots_without_waiting_for_their_copies_is_found(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lane, "precede_compute", lambda self: None)
+
+    def fail(*args: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with tuned("flux", 0.4, copy_to_compute=5) as (pipe, _):
+        with pytest.raises(RuntimeError, match="sim race"):
+            tiny_pipelines.run(pipe, "flux", num_inference_steps=1)
+
+
+def check_race(name: str, message: str) -> None:
+    with tuned(name, 0.4, copy_to_compute=5) as (pipe, _), pytest.raises(RuntimeError, match="sim race: .*" + message):
+        tiny_pipelines.run(pipe, name)
