@@ -21,6 +21,8 @@ FRACTIONS = (1.0, 0.8, 0.6, 0.4)
 """Of the used weights, that have room beside everything else a call needs."""
 RATIOS = (0.5, 1.0, 2.0, 5.0)
 """Seconds to copy the weights of the longest stage, to seconds of computing one of its iterations."""
+SMALL_ARGUMENTS_BYTES = 512
+"""Of arguments that a pipeline leaves on the host (LTX a mask), which hooks bring to the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,8 @@ def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio):
         assert torch.equal(found.output, on_cpu(name))
         assert measured.num_out_of_memory == 0
         assert found.copied_out_bytes == 0
-        assert found.copied_in_bytes - inputs_bytes == plan.estimate.moved_bytes
+        assert measured.moved_bytes == plan.estimate.moved_bytes
+        assert found.copied_in_bytes <= plan.estimate.moved_bytes + inputs_bytes + SMALL_ARGUMENTS_BYTES
         assert found.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=0.02)
         fitting = [rival.seconds for rival in rivals if rival.peak_bytes <= budget]
         assert found.seconds <= 1.01 * min(fitting, default=float("inf"))

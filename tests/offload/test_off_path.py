@@ -147,7 +147,11 @@ def test_first_block_cache(fraction: float) -> None:
 
 def test_guidance_that_skips_layers() -> None:
     def work(pipe: Any) -> torch.Tensor:
-        skip = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+        skip = {
+            "skip_guidance_layers": [0],
+            "skip_layer_guidance_start": 0.0,
+            "skip_layer_guidance_stop": 1.0,
+        }
         return tiny_pipelines.run(pipe, "sd3", num_inference_steps=4, **skip)
 
     assert not torch.equal(work(whole("sd3")), tiny_pipelines.run(whole("sd3"), "sd3", num_inference_steps=4))

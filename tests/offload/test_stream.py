@@ -150,14 +150,13 @@ def test_freeing_slots_without_waiting_for_their_copies_is_found(
 ) -> None:
     monkeypatch.setattr(Lane, "precede_compute", lambda self: None)
 
-    def fail(*args: Any) -> dict[str, Any]:
-        raise KeyboardInterrupt
-
-    with tuned("flux", 0.4, copy_to_compute=5) as (pipe, _):
-        with pytest.raises(RuntimeError, match="sim race"):
-            tiny_pipelines.run(pipe, "flux", num_inference_steps=1)
+    with tuned("flux", 0.4, copy_to_compute=5) as (pipe, _), pytest.raises(RuntimeError, match="sim race"):
+        tiny_pipelines.run(pipe, "flux", num_inference_steps=1)
 
 
 def check_race(name: str, message: str) -> None:
-    with tuned(name, 0.4, copy_to_compute=5) as (pipe, _), pytest.raises(RuntimeError, match="sim race: .*" + message):
+    with (
+        tuned(name, 0.4, copy_to_compute=5) as (pipe, _),
+        pytest.raises(RuntimeError, match="sim race: .*" + message),
+    ):
         tiny_pipelines.run(pipe, name)

@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline
 from tests import tiny_pipelines
 from tests.simgpu import load
 from tests.simgpu.stock_modes import MODES
-from vramtune.profiler.calls import METHODS, call_name
+from vramtune.profiler.calls import METHODS
 from vramtune.profiler.shadow import predict_profile
 from vramtune.profiler.standin import modules_of
-from vramtune.schema import Activity, Device, ModeEstimate, Profile, Stage
+from vramtune.schema import Activity, Device, ModeEstimate, Profile, Stage, call_name
 from vramtune.tuner.strategies import stock_modes
 
 # Those of a mid-range card, divided by 1000: a MB of the tiny pipelines stands for a GB. Latencies are life-size.

@@ -116,16 +116,15 @@ class Group:
         self.master, self.home, self.is_away = flat, home, False
 
     def settle_on_device(self, device: torch.device) -> None:
-        """Move what is not there yet to the device, to stay; the master, if there was one, is given up."""
-        absent = [held for held in self.held if held.tensor.device != device]
-        spans, num_bytes = lay_out(held.tensor for held in absent)
-        flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        for held, view in zip(absent, views(flat, 0, spans), strict=True):
+        """Move the tensors to the device, to stay, in one new piece; the master, if there was one, is given up.
+
+        Also those that are there: the piece they are in stays allocated for as long as one of them is left in it.
+        """
+        self.measure()
+        flat = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
+        for held, view in zip(self.held, views(flat, 0, self.spans), strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        for held in self.held:
-            held.address = held.tensor.data_ptr()
-        self.measure()
         self.master, self.home, self.is_away = None, [], False
 
     def go_home(self) -> None:

@@ -207,13 +207,13 @@ class Installation:
                 return original(*args, **kwargs)
             self._running.add(part)
             try:
-                args, kwargs = self._brought((args, kwargs))
                 return with_room(lambda: self._attempt(part, method, original, args, kwargs), self._make_room)
             finally:
                 self._running.discard(part)
                 self._conductor.leave(part)
 
     def _attempt(self, part: Part, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        args, kwargs = self._brought((args, kwargs))  # first, or they would wait for the weights to be copied
         self._conductor.enter(part, method)
         return original(*args, **kwargs)
 

@@ -90,8 +90,9 @@ class Part:
         for path in {path for unit in self.units for path in unit.placement.groups[0].modules}:
             self.root.held += collect_own(self.module.get_submodule(path), taken)
         self.spare.held = collect(self.module, [""], taken)
+        usual = next(iter(before.values()), None)  # of what was put in since: made from weights we had moved
         for tensor, held in taken.items():
-            held.device_before = before.get(tensor, held.device_before)
+            held.device_before = before.get(tensor, usual or held.device_before)
         for group in self.groups:
             group.measure()
 

@@ -28,12 +28,12 @@ def resolve_device(device: torch.device | str | None = None, gpu_id: int | None 
         raise UsageError(
             "A pipeline is tuned for a GPU; the CPU was asked for. Leave `device` out or name a GPU."
         )
-    if asked.index is not None and gpu_id is not None:
+    own_index: int | None = asked.index
+    if own_index is not None and gpu_id is not None:
         raise UsageError(
             f"Both gpu_id={gpu_id} and an index in device={str(device)!r} were given. Give one of the two."
         )
-    index = asked.index if asked.index is not None else gpu_id
-    return _present(asked.type, index)
+    return _present(asked.type, gpu_id if own_index is None else own_index)
 
 
 def _accelerator() -> torch.device | None:

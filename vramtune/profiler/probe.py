@@ -86,8 +86,7 @@ def measure_rates(device: torch.device) -> Rates:
         fastest = max(peaks, key=peaks.__getitem__)
         convolution = best(_convolution, sizes=(1, most_bytes // MIB), dtype=fastest)
         attention = best(_attention, sizes=(512, most_bytes // 4096), dtype=fastest)
-        num_added = most_bytes // (3 * fastest.itemsize)
-        addition = best(_addition, sizes=(min(MIB, num_added), num_added), dtype=fastest)
+        addition = best(_addition, sizes=(2**18, most_bytes // (3 * fastest.itemsize)), dtype=fastest)
         copied_bytes = min(copied[1], max(LEAST_BESIDE_BYTES, int(2 * products[fastest].seconds * pinned)))
         overlap = _overlap_fraction(products[fastest].size, copied_bytes, device=device, dtype=fastest)
         _give_back(device)
@@ -238,7 +237,7 @@ def _attention(num_tokens: int, *, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _addition(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    left, right = (_random(size, device=device, dtype=dtype) for _ in range(2))
+    left, right = (torch.ones(size, device=device, dtype=dtype) for _ in range(2))
     return lambda: left + right, 3 * left.nbytes
 
 
