@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo check fmt test bench gpu
+.PHONY: setup demo check fmt test soak bench pictures gpu
 
 setup: $(READY)
 
@@ -36,6 +36,12 @@ bench: setup  ## Writes dated tables to benchmarks/results/.
 	$(BIN)/python -m benchmarks.flux_bound
 	$(BIN)/python -m benchmarks.stock_modes_on_sim
 	$(BIN)/python -m benchmarks.prediction_on_sim
+
+soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits.
+	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest --timeout 7200 tests/offload/test_soak.py
+
+pictures: setup  ## Remakes docs/img/.
+	$(BIN)/python -m docs.pictures
 
 gpu: setup  ## The tests that need a CUDA GPU; they fail without one.
 	$(BIN)/pytest -m gpu

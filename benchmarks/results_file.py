@@ -10,13 +10,13 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("vramtune", "torch", "diffusers", "transformers", "accelerate", "scipy")
 
 
-def environment(command: str) -> list[str]:
+def environment(command: str, *, gpu: str = "no GPU used") -> list[str]:
     """Lines that say how a result came about."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return [
         f"- Command: `{command}`",
         f"- Date: {date.today().isoformat()}",
-        f"- Machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, no GPU used",
+        f"- Machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {gpu}",
         f"- Versions: {versions}",
     ]
 

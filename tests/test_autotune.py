@@ -36,7 +36,7 @@ def larger_flux():
     return pipe
 
 
-def test_autotune_plans_installs_says_so_and_gives_back(sim, no_garbage, capsys):
+def test_autotune_plans_installs_says_so_and_gives_back(sim, no_garbage, capsys, tmp_path):
     wanted = tiny_pipelines.run(larger_flux().to("sim"), "flux").cpu()
     gc.collect()
     pipe = larger_flux()
@@ -63,6 +63,10 @@ def test_autotune_plans_installs_says_so_and_gives_back(sim, no_garbage, capsys)
     modes = {mode.mode: mode for mode in tuned.compare().modes}
     assert modes["vramtune"].fits
     assert modes["all resident"].fits is False
+    tuned.report(tmp_path / "report.html")
+    assert "measured" in (tmp_path / "report.html").read_text()
+    frame = vramtune.to_frame(measured)
+    assert list(frame["stage"])[2:] == ["transformer", "vae.decode"]
     tuned.remove()
     assert {p.device.type for p in pipe.transformer.parameters()} == {"cpu"}
     assert type(pipe).__name__ == "FluxPipeline"

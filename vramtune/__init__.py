@@ -3,6 +3,7 @@
 Everything public is here and loads on first use: `import vramtune` imports neither torch nor diffusers.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,18 @@ if TYPE_CHECKING:
         UsageError,
         VramtuneError,
     )
-    from vramtune.front import Tuned, autotune, compare, frontier, install, plan, profile, timeline
+    from vramtune.front import (
+        Tuned,
+        autotune,
+        compare,
+        frontier,
+        install,
+        plan,
+        profile,
+        report,
+        timeline,
+        to_frame,
+    )
     from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Timeline
 
 __version__ = "0.1.0"
@@ -30,6 +42,8 @@ _HOMES = {
         "compare",
         "frontier",
         "timeline",
+        "report",
+        "to_frame",
         "Tuned",
     ),
     "vramtune.schema": ("Profile", "Plan", "Comparison", "Frontier", "Timeline", "Measurement"),
@@ -67,7 +81,9 @@ __all__ = [
     "install",
     "plan",
     "profile",
+    "report",
     "timeline",
+    "to_frame",
 ]
 
 
@@ -79,3 +95,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
+    import_module("vramtune.reports.jupyter").register(_shell)

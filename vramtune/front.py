@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Stage, Timeline
@@ -14,6 +15,7 @@ from vramtune.units import budget_bytes, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     import torch
+    from pandas import DataFrame
 
     from vramtune.offload.install import Installation
 
@@ -131,6 +133,10 @@ class Tuned:
             self.profile, self.plan.asked_bytes, allow=tuple(self.plan.permissions)
         )
 
+    def report(self, path: str | Path) -> None:
+        """Write one self-contained HTML page: what was predicted, why, and what the last call took."""
+        report(self._profile, self.plan, path, measured=self.measured)
+
     def remove(self) -> None:
         """Give the pipeline back as it was."""
         self._installation.remove()
@@ -221,6 +227,28 @@ def _corrected(profile: Profile, overrun_bytes: Mapping[str, int]) -> Profile:
         return replace(stage, activities=activities) if more else stage
 
     return replace(profile, stages=tuple(map(larger, profile.stages)))
+
+
+def report(profile: Profile, plan: Plan, path: str | Path, *, measured: Measurement | None = None) -> None:
+    """Write one self-contained HTML page: the verdict, why, the stock modes beside it, the call's timeline, the tables."""
+    from vramtune.reports.html import write_report
+
+    write_report(
+        path,
+        profile=profile,
+        plan=plan,
+        comparison=strategies.compare_modes(profile, plan.asked_bytes, allow=plan.permissions),
+        frontier=tuner_frontier.trace_frontier(profile, allow=plan.permissions),
+        timeline=simulate.timeline(profile, plan),
+        measurement=measured,
+    )
+
+
+def to_frame(noun: Profile | Plan | Comparison | Frontier | Measurement) -> "DataFrame":
+    """A profile, plan, comparison, frontier or measurement as a tidy table, units in the columns' names."""
+    from vramtune.reports import frames
+
+    return frames.to_frame(noun)
 
 
 def _names(allow: str | Sequence[str]) -> tuple[str, ...]:

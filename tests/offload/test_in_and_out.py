@@ -131,11 +131,19 @@ def test_between_calls_the_device_holds_what_the_plan_calls_resident(
             assert held_bytes() - start == resident_bytes(plan)
 
 
+def test_installing_pins_each_group_once(sim: ModuleType, no_garbage: None) -> None:
+    pipe = tiny_pipelines.build("sdxl")
+    plan, before = planned("sdxl"), sim.pinned_memory_allocated()
+    sim.reset()
+    with install(pipe, plan, device="sim"):
+        assert sim.max_pinned_memory_allocated() == sim.pinned_memory_allocated() > before
+
+
 # ---------------------------------------------------------------------------------------------------
 # Calls that fail
 
 BROKEN = [
-    ("flux", "text_encoder", "text_model.encoder.layers.1.mlp"),
+    ("flux", "text_encoder", "encoder.layers.1.mlp"),
     ("flux", "text_encoder_2", "encoder.block.1"),
     ("flux", "transformer", "transformer_blocks.1.attn"),
     ("flux", "transformer", "single_transformer_blocks.0"),
@@ -155,6 +163,8 @@ def fail(pipe: DiffusionPipeline, name: str, error: BaseException, **call_kwargs
         output(pipe, name, **call_kwargs)
     error.__traceback__ = None  # its frames hold the call's activations
     error.__context__ = None
+    if name == "wan":
+        pipe.vae.clear_cache()  # which the next call would do: frames of the video so far, tuned or not
 
 
 def assert_recovered(
@@ -175,7 +185,9 @@ def test_an_error_in_the_callback_loses_nothing(
     start, pipe = held_bytes(), tiny_pipelines.build(name)
     weights = values(pipe)
 
-    def callback(pipe: DiffusionPipeline, now: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def callback(
+        pipe: DiffusionPipeline, now: int, timestep: object, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         if now == step:
             raise error
         return kwargs
@@ -206,7 +218,9 @@ def test_an_error_inside_a_component_loses_nothing(
         output(pipe, name)
         measured = installation.measured
         module = getattr(pipe, component).get_submodule(path)
-        handle = (module.register_forward_pre_hook if place == "before" else module.register_forward_hook)(hook)
+        handle = (module.register_forward_pre_hook if place == "before" else module.register_forward_hook)(
+            hook
+        )
         fail(pipe, name, error)
         handle.remove()
         assert installation.measured == measured
@@ -280,7 +294,8 @@ def test_maybe_free_model_hooks_frees_all_but_what_is_resident(
 ) -> None:
     pipe, start = tiny_pipelines.build("flux"), held_bytes()
     with install(pipe, planned("flux"), device="sim"):
-        pipe.text_encoder_2(torch.ones(1, 4, dtype=torch.int64))
+        with torch.no_grad():
+            pipe.text_encoder_2(torch.ones(1, 4, dtype=torch.int64))
         assert held_bytes() - start > resident_bytes(planned("flux"))
         pipe.maybe_free_model_hooks()
         assert held_bytes() - start == resident_bytes(planned("flux"))
@@ -385,7 +400,9 @@ def test_it_is_saved_as_what_it_is(sim: ModuleType, tmp_path: Path) -> None:
     with install(pipe, planned("sdxl"), device="sim"):
         output(pipe, "sdxl")
         pipe.save_pretrained(tmp_path / "tuned")
-        assert torch.equal(pipe.unet.state_dict()["conv_in.weight"].cpu(), values(pipe)["unet.conv_in.weight"])
+        assert torch.equal(
+            pipe.unet.state_dict()["conv_in.weight"].cpu(), values(pipe)["unet.conv_in.weight"]
+        )
     index = "model_index.json"
     assert (tmp_path / "tuned" / index).read_bytes() == (tmp_path / "untuned" / index).read_bytes()
     for component in modules(pipe):
@@ -545,7 +562,7 @@ def test_quantized_components(sim: ModuleType, attribute: str) -> None:
 def test_a_weight_two_components_share(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("sdxl")
     pipe.text_encoder_2.text_model.embeddings.token_embedding.weight = (
-        pipe.text_encoder.text_model.embeddings.token_embedding.weight
+        pipe.text_encoder.embeddings.token_embedding.weight
     )
     refused(pipe, planned("sdxl"), "'text_encoder' and 'text_encoder_2' share a weight")
 
@@ -553,4 +570,4 @@ def test_a_weight_two_components_share(sim: ModuleType) -> None:
 def test_out_of_memory_while_installing_leaves_the_pipeline_as_it_was(sim: ModuleType) -> None:
     pipe, plan = tiny_pipelines.build("flux"), planned("flux", 1.0)
     sim.set_capacity(held_bytes() + resident_bytes(plan) // 2)
-    refused(pipe, plan, "", torch.OutOfMemoryError)
+    refused(pipe, plan, "memory", torch.OutOfMemoryError)

@@ -71,6 +71,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     )
 
 
+LEFT_BY_CALLS = {
+    "_diffusers_hook",
+    "_output_capturing_hooks_installed",
+    "_conv_idx",
+    "_conv_num",
+    "_feat_map",
+}
+LEFT_BY_CALLS |= {"_enc_conv_idx", "_enc_conv_num", "_enc_feat_map"}
+"""Attributes that a first call of an untuned pipeline gives its modules."""
+
+
 def looks(pipe: DiffusionPipeline) -> dict[str, Any]:
     """All that is visible of a pipeline but the values of its weights."""
     return {
@@ -80,10 +91,15 @@ def looks(pipe: DiffusionPipeline) -> dict[str, Any]:
             name: id(value) for name, value in vars(pipe).items() if name[0] != "_" or "offload" in name
         },
         "weights": {
-            path: (id(t), t.device, t.dtype, t.shape, t.stride(), t.requires_grad) for path, t in tensors(pipe)
+            path: (id(t), t.device, t.dtype, t.shape, t.stride(), t.requires_grad)
+            for path, t in tensors(pipe)
         },
         "modules": {
-            (name, path): (type(module), sorted(vars(module)), dict(module._forward_pre_hooks))
+            (name, path): (
+                type(module),
+                sorted(vars(module).keys() - LEFT_BY_CALLS),
+                dict(module._forward_pre_hooks),
+            )
             for name, component in modules(pipe).items()
             for path, module in component.named_modules()
         },
@@ -91,10 +107,11 @@ def looks(pipe: DiffusionPipeline) -> dict[str, Any]:
 
 
 def output(pipe: DiffusionPipeline, name: str, **call_kwargs: Any) -> torch.Tensor:
-    """One call's result on the host; the scheduler, which keeps its timesteps on the device, lets go of them."""
+    """One call's result on the host; timesteps, which pipeline and scheduler leave on the device, come with it."""
     try:
         return tiny_pipelines.run(pipe, name, **call_kwargs).cpu()
     finally:
-        for attribute, value in vars(pipe.scheduler).items():
-            if isinstance(value, torch.Tensor):
-                setattr(pipe.scheduler, attribute, value.cpu())
+        for owner in (pipe, pipe.scheduler):
+            for attribute, value in vars(owner).items():
+                if isinstance(value, torch.Tensor):
+                    setattr(owner, attribute, value.cpu())

@@ -129,6 +129,7 @@ def plan(costs: Profile, budget_gib: float, kept: dict[str, tuple[int, ...]]) ->
             PlannedStage(
                 name=s.name,
                 num_iterations=s.num_iterations,
+                calls=s.calls,
                 visits=tuple(
                     (p, g)
                     for p, placed in enumerate(placements)

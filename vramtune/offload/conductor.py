@@ -151,7 +151,7 @@ class Conductor:
         """Keep fewer groups where they take more than the plan has for them."""
         for stage, overrun in enumerate(self.overrun_bytes):
             fit(self.units, stage, planned_bytes(self.plan, stage) - overrun)
-        for part in self.parts:
+        for part in self._spare_hooks:  # those taken in, and not let go since
             for group in part.groups:
                 if group.master is None and group not in self._residents(part):
                     group.settle_on_host(self.device)

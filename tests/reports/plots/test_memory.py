@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from tests.reports import examples
+from tests.reports.plots import nouns
 from vramtune.reports import plots
 from vramtune.schema import MemoryLevel, Timeline
 from vramtune.units import GIB
@@ -101,20 +102,15 @@ def tick_labels(axes):
     return [label.get_text() for label in axes.get_xticklabels()]
 
 
-def test_the_ticks_say_when_stages_begin():
+def test_under_each_stage_stands_how_long_it_takes():
     axes = plots.draw_memory(of(examples.sdxl(), examples.sdxl_plan()))
-    assert tick_labels(axes) == ["0.00", "0.01", "0.03", "16.0", "17.4"]
+    assert tick_labels(axes) == ["5 ms", "20 ms", "16.0 s", "1.40 s"]
 
 
-def test_ticks_without_room_have_no_label_but_the_last_has_one():
-    levels = tuple(
-        dataclasses.replace(
-            level, start_seconds=700 * level.start_seconds, end_seconds=700 * level.end_seconds
-        )
-        for level in examples.timeline(examples.sdxl(), examples.sdxl_plan()).memory
-    )
-    plot = of(examples.sdxl(), examples.sdxl_plan(), Timeline(spans=(), memory=levels))
-    assert tick_labels(plots.draw_memory(plot)) == ["0.00", "3.57", "17.6", "", "12201"]
+def test_where_stages_are_crowded_the_longest_say_how_long_they_take():
+    profile, plan = nouns.CASES["crowded"]
+    labels = tick_labels(plots.draw_memory(of(profile, plan)))
+    assert labels == ["20 ms", "", "20 ms", "", "20 ms", "", "11.2 s", "1.40 s"]
 
 
 def test_drawing_uses_the_axes_it_is_given():

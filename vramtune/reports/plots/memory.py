@@ -1,52 +1,45 @@
-"""Plots: for each, one function that computes what is drawn, and one that draws it.
-
-Drawing never touches pyplot's global state: without an `ax` it makes a `Figure` of its own, so it works without
-a display. Colours are Okabe and Ito's (2008), told apart by every kind of colour vision; hatches and the order
-of the layers tell them apart in grey.
-"""
+"""Memory over one call: who holds how much of the GPU from moment to moment."""
 
 import itertools
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from vramtune.reports.tables import components_in_call_order
+from vramtune.reports.plots.style import (
+    BUDGET_LINE,
+    LEGEND_BESIDE,
+    OTHER,
+    SMALL,
+    component_names,
+    highest_drawn,
+    own_axes,
+    owner_looks,
+    owners_in_order,
+    plan_title,
+    save,
+    stage_label,
+    write_title,
+)
 from vramtune.schema import MemoryLevel, Plan, Profile, Timeline
-from vramtune.units import GIB, format_bytes, format_seconds
-
-FORMATS = ("png", "svg", "pdf")
-
-FIXED_OWNERS = ("context", "workspaces")
-WORKING_OWNERS = ("slots", "pipeline", "activations")
-OTHER = "other"
+from vramtune.units import GIB, format_seconds
 
 LEVELS_PER_STAGE = 300
 """More than that cannot be told apart on paper; a bin shows its highest moment, so no peak is lost."""
 SMALL_FRACTION = 0.01
 """Owners that never hold more than this share of the peak are drawn together."""
-NARROWEST_STAGE = 0.08
+NARROWEST_STAGE = 0.15
 """Share of the call's seconds that a stage's width stands for at least, or it could not be seen."""
 
-CHARACTER = 0.0135
+CHARACTER = 0.0145
 """Width of one under the axis, as a share of the axis."""
-FARTHEST_BUDGET = 1.5
-"""A budget that is more than this many times the peak is named in the legend, not drawn."""
 HEAD_ROOM = 1.25
+NO_BREAK = "\N{NO-BREAK SPACE}"
 NAMED_PEAK_OWNERS = 3
-
-STYLES = {
-    "context": ("#404040", ""),
-    "workspaces": ("#9E9E9E", "..."),
-    "slots": ("#56B4E9", "////"),
-    "pipeline": ("#F0E442", "xxxx"),
-    "activations": ("#D55E00", "\\\\\\\\"),
-    OTHER: ("#C9C9C9", ""),
-}
-COMPONENT_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000")
-"""By position; a sixth component starts over."""
+PEAK_CHARACTERS = 66
+"""That many fit on a line over the axes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +91,10 @@ def memory_over_call(timeline: Timeline, *, profile: Profile, plan: Plan) -> Mem
         for run, band in zip(runs, bands, strict=True)
         for moment in _highest_moments(run, band=band, num_bins=LEVELS_PER_STAGE)
     ]
-    components = tuple(component.name for component in components_in_call_order(profile))
+    components = component_names(profile)
     peak = _peak(timeline)
     return MemoryPlot(
-        title=f"{plan.pipeline_class} in {format_bytes(plan.budget_bytes)} of {plan.device_name}:\n"
-        f"GPU memory over one call of {format_seconds(plan.estimate.seconds)}, predicted",
+        title=plan_title(plan, f"GPU memory over one call of {format_seconds(plan.estimate.seconds)}"),
         bands=bands,
         edges=(*(left for left, _ in moments), 1.0),
         layers=_layers([level for _, level in moments], components=components),
@@ -139,7 +131,7 @@ def _bands(runs: list[list[MemoryLevel]], *, profile: Profile, plan: Plan) -> tu
     borders = [0.0, *itertools.accumulate(width / sum(widths) for width in widths)]
     return tuple(
         StageBand(
-            label=_stage_label(plan.stages[run[0].stage].name, repeats[run[0].stage]),
+            label=stage_label(plan.stages[run[0].stage].name, repeats[run[0].stage]),
             start_seconds=run[0].start_seconds,
             end_seconds=run[-1].end_seconds,
             left=left,
@@ -147,10 +139,6 @@ def _bands(runs: list[list[MemoryLevel]], *, profile: Profile, plan: Plan) -> tu
         )
         for run, (left, right) in zip(runs, itertools.pairwise(borders), strict=True)
     )
-
-
-def _stage_label(name: str, num_iterations: int) -> str:
-    return name if num_iterations == 1 else f"{name} x{num_iterations}"
 
 
 def _highest_moments(
@@ -188,7 +176,7 @@ def _layers(levels: list[MemoryLevel], *, components: tuple[str, ...]) -> tuple[
     threshold = SMALL_FRACTION * max(map(_held_bytes, levels))
     owners = [
         owner
-        for owner in (*FIXED_OWNERS, *components, *WORKING_OWNERS)
+        for owner in owners_in_order(components)
         if max(level.owners.get(owner, 0) for level in levels) >= threshold
     ]
     held = {owner: [level.owners.get(owner, 0) for level in levels] for owner in owners}
@@ -203,60 +191,54 @@ def _layers(levels: list[MemoryLevel], *, components: tuple[str, ...]) -> tuple[
 
 def draw_memory(plot: MemoryPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or _figure().subplots()
+    ax = ax or own_axes()
     _draw_bands(plot.bands, ax=ax)
     _draw_layers(plot, ax=ax)
     _draw_budget(plot, ax=ax)
     _draw_peak(plot, ax=ax)
-    ax.set_title(plot.title, fontsize=11, fontweight="bold", loc="left")
+    write_title(ax, plot.title)
     ax.set_ylabel("GPU memory (GiB)")
     ax.set_xlim(0, 1)
     ax.spines[["top", "right"]].set_visible(False)
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    ax.legend(reverse=True, **LEGEND_BESIDE)
     return ax
 
 
 def _draw_bands(bands: tuple[StageBand, ...], *, ax: Axes) -> None:
-    """Shade every other stage, name them above, and say below when they begin."""
+    """Shade every other stage, name them above, and say below how long they take."""
     for band in bands[::2]:
         ax.axvspan(band.left, band.right, color="#EFEFEF", zorder=0)
     names = ax.secondary_xaxis("top")
     names.set_xticks([(band.left + band.right) / 2 for band in bands], [band.label for band in bands])
-    names.tick_params(length=0, labelrotation=30, labelsize=9)
+    names.tick_params(length=0, labelrotation=30, labelsize=SMALL)
     for label in names.get_xticklabels():
         label.set(horizontalalignment="left", rotation_mode="anchor")
     names.spines["top"].set_visible(False)
-    ticks = [(band.left, band.start_seconds) for band in bands] + [(1.0, bands[-1].end_seconds)]
-    ax.set_xticks([position for position, _ in ticks], _tick_labels(ticks))
-    ax.tick_params(axis="x", labelsize=9)
-    ax.set_xlabel("seconds (to scale within each stage; short stages are drawn wider)")
+    ax.set_xticks([band.left for band in bands], minor=True)
+    ax.set_xticks([(band.left + band.right) / 2 for band in bands], _durations(bands))
+    ax.tick_params(axis="x", labelsize=SMALL, length=0)
+    ax.set_xlabel("duration of each stage (to scale within it; short stages are drawn wider)")
 
 
-def _tick_labels(ticks: list[tuple[float, float]]) -> list[str]:
-    """Seconds at positions from 0 to 1: the first, the last, and those between that have room."""
-    labels = [f"{seconds:.{2 if seconds < 10 else 1 if seconds < 100 else 0}f}" for _, seconds in ticks]
-    reach = [
-        position + CHARACTER * len(label) / 2 for (position, _), label in zip(ticks, labels, strict=True)
-    ]
-    begin = [
-        position - CHARACTER * len(label) / 2 for (position, _), label in zip(ticks, labels, strict=True)
-    ]
-    last, free_from = len(ticks) - 1, reach[0]
-    for i in range(1, last):
-        if begin[i] > free_from + CHARACTER / 2 and reach[i] + CHARACTER / 2 < begin[last]:
-            free_from = reach[i]
-        else:
-            labels[i] = ""
+def _durations(bands: tuple[StageBand, ...]) -> list[str]:
+    """How long each stage takes, the longest first for as long as there is room under the axis."""
+    labels = [""] * len(bands)
+    taken: list[tuple[float, float]] = []
+    for index in sorted(range(len(bands)), key=lambda i: bands[i].start_seconds - bands[i].end_seconds):
+        band = bands[index]
+        label = format_seconds(band.end_seconds - band.start_seconds)
+        middle, half = (band.left + band.right) / 2, CHARACTER * (len(label) + 1) / 2
+        if all(middle + half <= left or middle - half >= right for left, right in taken):
+            labels[index] = label
+            taken.append((middle - half, middle + half))
     return labels
 
 
 def _draw_layers(plot: MemoryPlot, *, ax: Axes) -> None:
     """Stack the owners."""
     lower = [0.0] * len(plot.edges)
-    colors = dict(zip(plot.components, itertools.cycle(COMPONENT_COLORS), strict=False))
+    looks = owner_looks(plot.components)
     for layer in plot.layers:
-        color, hatch = STYLES.get(layer.owner) or (colors[layer.owner], "")
         upper = [low + gib for low, gib in zip(lower, (*layer.gib, layer.gib[-1]), strict=True)]
         ax.fill_between(
             plot.edges,
@@ -264,8 +246,8 @@ def _draw_layers(plot: MemoryPlot, *, ax: Axes) -> None:
             upper,
             step="post",
             label=layer.owner,
-            facecolor=color,
-            hatch=hatch,
+            facecolor=looks[layer.owner].color,
+            hatch=looks[layer.owner].hatch,
             edgecolor="white",
             linewidth=0.4,
         )
@@ -274,39 +256,33 @@ def _draw_layers(plot: MemoryPlot, *, ax: Axes) -> None:
 
 def _draw_budget(plot: MemoryPlot, *, ax: Axes) -> None:
     """The line that must not be crossed, and head room above it for words."""
-    highest = max(plot.peak_gib, min(plot.budget_gib, FARTHEST_BUDGET * plot.peak_gib))
+    highest = highest_drawn(plot.peak_gib, plot.budget_gib)
     ax.set_ylim(0, HEAD_ROOM * highest)
     label = f"budget {plot.budget_gib:.2f} GiB"
     if plot.budget_gib <= highest:
-        ax.axhline(plot.budget_gib, color="black", linewidth=1.6, linestyle=(0, (5, 2)), label=label)
+        ax.axhline(plot.budget_gib, **BUDGET_LINE, label=label)
     else:
-        ax.plot([], [], color="black", linewidth=1.6, linestyle=(0, (5, 2)), label=f"{label} (above)")
+        ax.plot([], [], **BUDGET_LINE, label=f"{label} (above)")
 
 
 def _draw_peak(plot: MemoryPlot, *, ax: Axes) -> None:
     """Mark the worst moment and say who holds the memory then."""
-    owners = [f"{owner} {gib:.2f}" for owner, gib in plot.peak_owners[:NAMED_PEAK_OWNERS]]
-    rest = sum(gib for _, gib in plot.peak_owners[NAMED_PEAK_OWNERS:])
-    words = " + ".join([*owners, f"rest {rest:.2f}"] if rest else owners)
+    named, others = plot.peak_owners[:NAMED_PEAK_OWNERS], plot.peak_owners[NAMED_PEAK_OWNERS:]
+    owners = [*named, ("rest", sum(gib for _, gib in others))] if others else named
+    lines = textwrap.fill(" + ".join(f"{owner}{NO_BREAK}{gib:.2f}" for owner, gib in owners), PEAK_CHARACTERS)
     x, alignment = (0.01, "left") if plot.peak_position < 0.5 else (0.99, "right")
     ax.annotate(
-        f"peak {plot.peak_gib:.2f} GiB in {plot.peak_stage}\n{words}",
+        f"peak {plot.peak_gib:.2f} GiB in {plot.peak_stage}\n{lines}",
         xy=(plot.peak_position, plot.peak_gib),
         xytext=(x, 0.985),
         textcoords=ax.transAxes,
         horizontalalignment=alignment,
         verticalalignment="top",
-        fontsize=9,
+        fontsize=SMALL,
         arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkB": 2},
     )
 
 
 def save_memory(plot: MemoryPlot, path: str | Path) -> None:
     """Draw it into a file; its suffix, one of `FORMATS`, says how."""
-    figure = _figure()
-    draw_memory(plot, ax=figure.subplots())
-    figure.savefig(path, dpi=200)
-
-
-def _figure() -> Figure:
-    return Figure(figsize=(7.5, 4.8), layout="constrained")
+    save(draw_memory(plot), path)

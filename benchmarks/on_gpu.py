@@ -1,0 +1,291 @@
+"""Real models with random weights on this machine's GPU under a memory cap: stock offload modes and tuned.
+
+    python -m benchmarks.on_gpu
+    python -m benchmarks.on_gpu --models sdxl --caps 6 8 --modes model leaf sequential tuned
+
+Nothing is downloaded. Writes `benchmarks/results/on_gpu_<gpu>_<date>.md` and the same as `.json`; out of memory is
+a result. `--device sim --models tiny-flux --caps 0.0005` runs it on the tests' simulated GPU.
+"""
+
+import argparse
+import gc
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+import vramtune
+from benchmarks.results_file import environment, table, write_result
+from tests import simgpu, tiny_pipelines
+from vramtune import catalog
+from vramtune.errors import BudgetError
+from vramtune.offload.guard import is_out_of_memory
+from vramtune.profiler.live import live_device
+from vramtune.profiler.shadow import predict_profile
+from vramtune.schema import Profile
+from vramtune.tuner.strategies import PLAN_MODE, compare_modes
+from vramtune.units import GIB, budget_bytes
+
+MODES = {
+    "model": "model offload",
+    "leaf": "group offload, leaf, stream",
+    "sequential": "sequential offload",
+    "tuned": PLAN_MODE,
+}
+"""What `--modes` takes, and what the predictions call it."""
+TINY = "tiny-"
+MODELS = ("sdxl", "flux.1-dev", *(TINY + name for name in tiny_pipelines.CALL))
+NOISE_NUMBERS = 1 << 24
+LEGEND = """
+Weights are random, so outputs mean nothing; shapes, dtypes and kernels are those of the real model. *Peak*: highest
+reserved bytes of PyTorch's allocator from switching the mode on to the end of the second call, and the CUDA context.
+The allocator is refused what exceeds the cap less the context. *Seconds*: the second call, wall clock, from an idle
+GPU until it is idle again. *Predicted* is an estimate, from this GPU's measured rates; the others are measured.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One model in one mode under one cap."""
+
+    model: str
+    cap_gib: float
+    mode: str
+    outcome: str
+    """`ran`, or why it did not."""
+    peak_bytes: int | None
+    seconds: float | None
+    predicted_peak_bytes: int | None
+    predicted_seconds: float | None
+
+
+def main() -> None:
+    """Run every mode of every model under every cap; write the tables."""
+    options = parsed()
+    if options.device.type == "sim":
+        simgpu.load()
+    facts = live_device(options.device)
+    rows = [row for model in options.models for row in measured(model, options)]
+    name = "on_gpu_" + re.sub(r"\W+", "_", facts.name).strip("_").lower()
+    lines = [
+        f"# Offload modes under a memory cap on {facts.name}, measured",
+        "",
+        *environment(f"python -m benchmarks.on_gpu {' '.join(sys.argv[1:])}".strip(), gpu=facts.name),
+        f"- {options.steps} steps, the pipelines' default sizes; context {facts.context_bytes / GIB:.2f} GiB.",
+        LEGEND,
+        *(line for model in options.models for line in section(model, rows)),
+    ]
+    path = write_result(name, lines)
+    path.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    print(*lines, path, sep="\n")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["sdxl", "flux.1-dev"])
+    parser.add_argument(
+        "--caps", nargs="+", type=float, default=[8.0, 16.0], help="GiB, the context included"
+    )
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["model", "leaf", "tuned"])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or sim")
+    options = parser.parse_args()
+    if options.device == "sim":
+        simgpu.load()  # before PyTorch is asked what `sim` is
+    options.device = torch.device(options.device)
+    return options
+
+
+# ---------------------------------------------------------------------------------------------------
+# Pipelines
+
+
+def build(model: str) -> Any:
+    """A pipeline of that name on the CPU, its weights random."""
+    if model.startswith(TINY):
+        return tiny_pipelines.build(model.removeprefix(TINY))
+    pipe = catalog.load(model)
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            materialise(component)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def materialise(module: nn.Module) -> None:
+    """Give a module of the catalog, which is on the meta device, memory and values on the CPU."""
+    module.to_empty(device="cpu")
+    noise: dict[torch.dtype, torch.Tensor] = {}
+    for parameter in module.parameters():
+        dtype = parameter.dtype
+        if dtype not in noise:
+            noise[dtype] = torch.empty(NOISE_NUMBERS).normal_(0, 0.02).to(dtype)
+        for piece in parameter.data.view(-1).split(NOISE_NUMBERS):  # drawing 17 billion numbers takes minutes
+            piece.copy_(noise[dtype][: piece.numel()])
+    for path, buffer in module.named_buffers():
+        if not path.endswith("position_ids"):
+            raise NotImplementedError(
+                f"{type(module).__name__} has a buffer {path!r}; say here what is in it."
+            )
+        buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))  # CLIP's
+
+
+def call_kwargs(model: str, steps: int) -> dict[str, Any]:
+    own = tiny_pipelines.CALL[model.removeprefix(TINY)] if model.startswith(TINY) else {}
+    return {"prompt": "a photo of a cat", "num_inference_steps": steps, "output_type": "pt", **own}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def measured(model: str, options: argparse.Namespace) -> Iterator[Row]:
+    """One model under every cap in every mode; a new pipeline each, as group offload has no off switch."""
+    kwargs = call_kwargs(model, options.steps)
+    pipe = tiny_pipelines.build(model.removeprefix(TINY)) if model.startswith(TINY) else catalog.load(model)
+    profile = predict_profile(pipe, call_kwargs=kwargs, device=live_device(options.device))
+    for cap in options.caps:
+        for mode in options.modes:
+            print(f"{model}, {cap:g} GiB, {MODES[mode]}", file=sys.stderr)
+            outcome, peak_bytes, seconds = attempt(
+                model, mode, options.device, budget_bytes(cap), profile.device.context_bytes, kwargs
+            )
+            yield Row(
+                model=model,
+                cap_gib=cap,
+                mode=MODES[mode],
+                outcome=outcome,
+                peak_bytes=peak_bytes,
+                seconds=seconds,
+                **predicted(profile, MODES[mode], budget_bytes(cap)),
+            )
+
+
+def predicted(profile: Profile, mode: str, cap_bytes: int) -> dict[str, Any]:
+    """The estimate of a mode under a cap; None where the plan does not exist."""
+    modes = compare_modes(profile, cap_bytes).modes
+    found = next((estimate for estimate in modes if estimate.mode == mode), None)
+    return {
+        "predicted_peak_bytes": found and found.peak_bytes,
+        "predicted_seconds": found and found.seconds,
+    }
+
+
+def attempt(
+    model: str,
+    mode: str,
+    device: torch.device,
+    cap_bytes: int,
+    context_bytes: int,
+    kwargs: dict[str, Any],
+) -> tuple[str, int | None, float | None]:
+    """Outcome, peak bytes and seconds of the second call."""
+    release(device)
+    pipe = build(model)
+    try:
+        with capped(device, cap_bytes - context_bytes):
+            torch.accelerator.reset_peak_memory_stats(device)
+            switch_on(pipe, mode, device, cap_bytes, kwargs)
+            timed(pipe, device, kwargs)
+            seconds = timed(pipe, device, kwargs)
+            return "ran", torch.accelerator.max_memory_reserved(device) + context_bytes, seconds
+    except BudgetError:
+        return "no plan fits", None, None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return "out of memory", None, None
+
+
+def switch_on(pipe: Any, mode: str, device: torch.device, cap_bytes: int, kwargs: dict[str, Any]) -> None:
+    turn_on: dict[str, Callable[[], object]] = {
+        "model": partial(pipe.enable_model_cpu_offload, device=device),
+        "leaf": partial(
+            pipe.enable_group_offload, onload_device=device, offload_type="leaf_level", use_stream=True
+        ),
+        "sequential": partial(pipe.enable_sequential_cpu_offload, device=device),
+        "tuned": partial(
+            vramtune.autotune, pipe, cap_bytes / GIB, call_kwargs=kwargs, device=device, progress=False
+        ),
+    }
+    turn_on[mode]()
+
+
+def timed(pipe: Any, device: torch.device, kwargs: dict[str, Any]) -> float:
+    """Seconds of one call, from an idle device until it is idle again; virtual ones on the simulated GPU."""
+    clock = torch.get_device_module(device).virtual_seconds if device.type == "sim" else time.perf_counter
+    torch.accelerator.synchronize(device)
+    begin = clock()
+    pipe(**kwargs, generator=torch.Generator("cpu").manual_seed(0))
+    torch.accelerator.synchronize(device)
+    seconds: float = clock() - begin
+    return seconds
+
+
+@contextmanager
+def capped(device: torch.device, num_bytes: int) -> Iterator[None]:
+    """Let PyTorch's allocator have no more than so many bytes of a device."""
+    module = torch.get_device_module(device)
+    if device.type == "sim":
+        set_limit, limit, whole = module.set_capacity, num_bytes, module.DEFAULT_CAPACITY_BYTES
+    else:
+        total_bytes = torch.accelerator.get_memory_info(device)[1]
+        set_limit, limit, whole = module.set_per_process_memory_fraction, num_bytes / total_bytes, 1.0
+    set_limit(limit, device)
+    try:
+        yield
+    finally:
+        set_limit(whole, device)
+
+
+def release(device: torch.device) -> None:
+    """Give back what the pipeline before held, pinned memory included."""
+    gc.collect()
+    torch.accelerator.synchronize(device)
+    torch.accelerator.empty_cache()
+    if device.type == "cuda":
+        torch._C._host_emptyCache()  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tables
+
+
+def section(model: str, rows: list[Row]) -> list[str]:
+    header = ["mode", "cap GiB", "outcome", "peak GiB", "predicted", "seconds", "predicted"]
+    cells = [
+        [
+            row.mode,
+            f"{row.cap_gib:g}",
+            row.outcome,
+            gib(row.peak_bytes),
+            gib(row.predicted_peak_bytes),
+            shown(row.seconds),
+            shown(row.predicted_seconds),
+        ]
+        for row in rows
+        if row.model == model
+    ]
+    return [f"## {model}", "", *table(header, cells), ""]
+
+
+def gib(num_bytes: int | None) -> str:
+    return shown(None if num_bytes is None else num_bytes / GIB)
+
+
+def shown(number: float | None) -> str:
+    return "" if number is None else f"{number:.3g}" if number < 1 else f"{number:.2f}"
+
+
+if __name__ == "__main__":
+    main()

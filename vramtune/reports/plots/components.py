@@ -1,0 +1,73 @@
+"""What each component costs: weights, activations, seconds to copy."""
+
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from vramtune.reports.plots.bars import HEADING_HEIGHT, Bar, Panel, draw_panels
+from vramtune.reports.plots.style import component_looks, own_axes, write_title
+from vramtune.reports.tables import ComponentRow, component_rows
+from vramtune.schema import Profile
+from vramtune.units import format_bytes, format_seconds
+
+HEADINGS = ("weights", "highest activations", "copy to the GPU, once")
+ROW_INCHES = 0.5
+TITLE_INCHES = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentsPlot:
+    """What `draw_components` draws."""
+
+    title: str
+    rows: tuple[ComponentRow, ...]
+    """By first use."""
+
+
+def component_costs(profile: Profile, *, permissions: tuple[str, ...] = ()) -> ComponentsPlot:
+    """Each component's weights, activations and copy seconds in one call made under the permissions."""
+    return ComponentsPlot(
+        title=f"{profile.pipeline_class} on {profile.device.name}:\n"
+        f"what each component costs in one call, {profile.source}",
+        rows=component_rows(profile, permissions=permissions),
+    )
+
+
+def draw_components(plot: ComponentsPlot, *, ax: Axes | None = None) -> Axes:
+    """Draw it on `ax`, or on a figure of its own."""
+    ax = ax or own_axes(TITLE_INCHES + ROW_INCHES * (len(plot.rows) + HEADING_HEIGHT))
+    looks = component_looks(row.component for row in plot.rows)
+    cells = [(_weights(row), _activations(row), _copy(row)) for row in plot.rows]
+    panels = [
+        Panel(
+            heading=heading,
+            rows=tuple(
+                (Bar(length=length, words=words, look=looks[row.component]),)
+                for row, (length, words) in zip(plot.rows, column, strict=True)
+            ),
+        )
+        for heading, column in zip(HEADINGS, zip(*cells, strict=True), strict=True)
+    ]
+    draw_panels(ax, panels, names=[_name(row) for row in plot.rows])
+    write_title(ax, plot.title)
+    return ax
+
+
+def _name(row: ComponentRow) -> str:
+    used, owned = format_bytes(row.used_bytes), format_bytes(row.weight_bytes)
+    part = "" if used == owned else f", {used if row.used_bytes else 'none'} of its weights used"
+    return f"{row.component}: {row.class_name}, {row.dtype}{part}"
+
+
+def _weights(row: ComponentRow) -> tuple[float, str]:
+    return row.weight_bytes, format_bytes(row.weight_bytes)
+
+
+def _activations(row: ComponentRow) -> tuple[float | None, str]:
+    if row.activation_bytes is None:
+        return None, "never called"
+    return row.activation_bytes, format_bytes(row.activation_bytes)
+
+
+def _copy(row: ComponentRow) -> tuple[float, str]:
+    return row.copy_seconds, format_seconds(row.copy_seconds) if row.used_bytes else "nothing to copy"

@@ -1,0 +1,204 @@
+"""Latency against VRAM: the plan, the bound and the stock modes."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from vramtune.reports.plots.style import BOUND_LINE, SMALL, Properties, legend_below, own_axes, write_title
+from vramtune.schema import Frontier, Profile
+from vramtune.units import GIB
+
+MARKERS = ("s", "D", "^", "v", "P", "X", "*")
+"""By mode, in the order in which they come; an eighth starts over."""
+MARKER_FILL = {True: "black", False: "white"}
+MARKER_LABEL = {True: "stock mode", False: "stock mode that needs more than the card gives"}
+"""By whether it fits the card."""
+LEADER: Properties = {"arrowstyle": "-", "color": "#AAAAAA", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+NAMES_BEGIN = 1.03
+"""Where the names of the modes stand beside the axes, as a share of their width."""
+MARKER_WIDTH = 0.025
+MARGIN = 1.12
+"""Factor between what is drawn and the ends of an axis."""
+LINE_SPACING = 1.4
+"""Between the names beside the axes, in heights of a letter."""
+FEWEST_TICKS = 3
+CARD_GIB = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 80.0, 141.0, 192.0)
+TICK_STEPS = (
+    (1.0,),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+)
+"""Of a decade, the coarsest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModePoint:
+    """A stock mode at the peak that it needs."""
+
+    mode: str
+    gib: float
+    seconds: float
+    fits: bool
+    """The card."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPlot:
+    """What `draw_frontier` draws."""
+
+    title: str
+    budgets_gib: tuple[float, ...]
+    """From the smallest that works to all that the card gives."""
+    plan_seconds: tuple[float, ...]
+    bound_seconds: tuple[float, ...]
+    modes: tuple[ModePoint, ...]
+    usable_gib: float
+    """Of the card."""
+
+
+def latency_frontier(frontier: Frontier, *, profile: Profile) -> FrontierPlot:
+    """Seconds of the fastest plan at each budget, of the bound there, and of the stock modes at what they need."""
+    usable_bytes = profile.device.usable_bytes
+    plan_seconds = [point.seconds for point in frontier.points]
+    bound_seconds = [point.bound_seconds for point in frontier.points]
+    return FrontierPlot(
+        title=f"{profile.pipeline_class} on {profile.device.name}:\n"
+        "seconds of one call against GPU memory, predicted",
+        budgets_gib=(*(point.budget_bytes / GIB for point in frontier.points), usable_bytes / GIB),
+        plan_seconds=(*plan_seconds, plan_seconds[-1]),
+        bound_seconds=(*bound_seconds, _compute_seconds(profile)),
+        modes=tuple(
+            ModePoint(
+                mode=mode.mode,
+                gib=mode.peak_bytes / GIB,
+                seconds=mode.seconds,
+                fits=mode.peak_bytes <= usable_bytes,
+            )
+            for mode in frontier.modes
+        ),
+        usable_gib=usable_bytes / GIB,
+    )
+
+
+def _compute_seconds(profile: Profile) -> float:
+    """The least compute of a call, with or without permissions: no amount of memory makes it faster."""
+    ways = (profile.stages, *(variant.stages for variant in profile.variants))
+    return min(sum(stage.num_iterations * stage.seconds for stage in stages) for stages in ways)
+
+
+def draw_frontier(plot: FrontierPlot, *, ax: Axes | None = None) -> Axes:
+    """Draw it on `ax`, or on a figure of its own."""
+    ax = ax or own_axes(5.0)
+    _scale(plot, ax=ax)
+    _draw_curves(plot, ax=ax)
+    _draw_modes(plot, ax=ax)
+    write_title(ax, plot.title)
+    legend_below(ax, num_columns=2)
+    return ax
+
+
+def _scale(plot: FrontierPlot, *, ax: Axes) -> None:
+    """Both axes logarithmic, with ticks that people use."""
+    gib = [*plot.budgets_gib, *(mode.gib for mode in plot.modes)]
+    seconds = [*plot.plan_seconds, *plot.bound_seconds, *(mode.seconds for mode in plot.modes)]
+    ax.set(xscale="log", yscale="log", xlabel="GPU memory (GiB)", ylabel="seconds of one call")
+    ax.set_xlim(min(gib) / MARGIN, max(gib) * MARGIN)
+    ax.set_ylim(min(seconds) / MARGIN, max(seconds) * MARGIN)
+    for axis, ticks in ((ax.xaxis, gib_ticks(*ax.get_xlim())), (ax.yaxis, round_ticks(*ax.get_ylim()))):
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_minor_locator(NullLocator())
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def gib_ticks(low: float, high: float) -> list[float]:
+    """The sizes that cards have; round numbers where too few of them are in sight."""
+    sizes = [gib for gib in CARD_GIB if low <= gib <= high]
+    return sizes if len(sizes) >= FEWEST_TICKS else round_ticks(low, high)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis: the fewest that are enough; on a short one as on a linear axis."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ladders = [[step * 10.0**decade for decade in decades for step in steps] for steps in TICK_STEPS]
+    for ticks in (*ladders, MaxNLocator(nbins=5).tick_values(low, high)):
+        shown = [float(tick) for tick in ticks if low <= tick <= high]
+        if len(shown) >= FEWEST_TICKS:
+            break
+    return shown
+
+
+def _draw_curves(plot: FrontierPlot, *, ax: Axes) -> None:
+    """The plan holds for more memory too, the bound for less: steps to the right, steps to the left."""
+    ax.step(
+        plot.budgets_gib,
+        plot.plan_seconds,
+        where="post",
+        color="black",
+        linewidth=2,
+        marker="o",
+        markersize=3.5,
+        markevery=range(len(plot.budgets_gib) - 1),
+        label="vramtune's plan",
+    )
+    ax.step(plot.budgets_gib, plot.bound_seconds, where="pre", label="bound: no plan is faster", **BOUND_LINE)
+    ax.axvline(
+        plot.usable_gib,
+        color="#555555",
+        linewidth=1,
+        linestyle="-.",
+        label=f"the card gives {plot.usable_gib:.2f} GiB",
+    )
+    floor = ax.get_ylim()[0]
+    ax.fill_between(plot.budgets_gib, floor, plot.bound_seconds, step="pre", facecolor="#EFEFEF", zorder=0)
+
+
+def _draw_modes(plot: FrontierPlot, *, ax: Axes) -> None:
+    """A marker for each stock mode, joined to its name beside the axes; hollow where the card is too small."""
+    low, high = map(math.log, ax.get_ylim())
+    heights = [(math.log(mode.seconds) - low) / (high - low) for mode in plot.modes]
+    letter = SMALL / 72 * ax.figure.dpi / ax.bbox.height
+    beside = spread(heights, gap=LINE_SPACING * letter)
+    for mode, height, marker in zip(plot.modes, beside, itertools.cycle(MARKERS), strict=False):
+        look: Properties = {
+            "color": "black",
+            "marker": marker,
+            "markersize": 7,
+            "markerfacecolor": MARKER_FILL[mode.fits],
+        }
+        ax.plot(mode.gib, mode.seconds, **look)
+        ax.annotate(
+            "",
+            xy=(mode.gib, mode.seconds),
+            xytext=(NAMES_BEGIN, height),
+            textcoords=ax.transAxes,
+            arrowprops=LEADER,
+            zorder=1,
+        )
+        ax.plot(NAMES_BEGIN, height, transform=ax.transAxes, clip_on=False, **look)
+        ax.text(
+            NAMES_BEGIN + MARKER_WIDTH,
+            height,
+            mode.mode,
+            transform=ax.transAxes,
+            fontsize=SMALL,
+            verticalalignment="center",
+        )
+    for fits in sorted({mode.fits for mode in plot.modes}, reverse=True):
+        ax.plot([], [], "o", color="black", markerfacecolor=MARKER_FILL[fits], label=MARKER_LABEL[fits])
+
+
+def spread(heights: Sequence[float], *, gap: float) -> list[float]:
+    """Middles of labels, moved as far as it takes to keep them `gap` apart, and under 1 as long as all have room."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed = list(heights)
+    for below, above in itertools.pairwise(order):
+        placed[above] = max(placed[above], placed[below] + gap)
+    ceiling = 1 - gap / 2
+    for index in reversed(order):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed

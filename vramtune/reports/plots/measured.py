@@ -1,0 +1,160 @@
+"""What was predicted beside what was measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from vramtune.reports.plots.bars import EDGE, Bar, Panel, draw_panels
+from vramtune.reports.plots.style import Look, legend_below, own_axes, stage_label, write_title
+from vramtune.schema import Measurement, Plan
+from vramtune.units import format_bytes, format_seconds
+
+PREDICTED = Look(color="#B8B8B8", hatch="////")
+MEASURED = Look(color="#000000")
+Amount = TypeVar("Amount", int, float)
+
+WHOLE_CALL = "whole call"
+ROW_INCHES = 0.62
+OTHER_INCHES = 1.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of a stage or of the whole call, predicted or measured."""
+
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostRow:
+    """A stage or the whole call."""
+
+    name: str
+    predicted: Cost | None
+    """None for a stage that the plan does not know."""
+    measured: Cost | None
+    """None for a stage that did not run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPlot:
+    """What `draw_measured` draws."""
+
+    title: str
+    rows: tuple[CostRow, ...]
+    """The plan's stages, those that it does not know, the whole call."""
+    is_context_measured: bool
+    """Whether the CUDA context is in the measured peaks; it is in the predicted ones."""
+
+
+def predicted_and_measured(measurement: Measurement, *, plan: Plan) -> MeasuredPlot:
+    """The plan's estimate of a steady call beside a measured call."""
+    estimate = plan.estimate
+    predicted = {
+        stage.name: Cost(seconds=stage.seconds, peak_bytes=stage.peak_bytes) for stage in estimate.stages
+    }
+    measured = _measured_costs(measurement)
+    num_iterations = {stage.name: stage.num_iterations for stage in plan.stages}
+    stages = [
+        CostRow(
+            name=stage_label(name, num_iterations.get(name, 1)),
+            predicted=predicted.get(name),
+            measured=measured.get(name),
+        )
+        for name in dict.fromkeys((*predicted, *measured))
+    ]
+    whole = CostRow(
+        name=WHOLE_CALL,
+        predicted=Cost(seconds=estimate.seconds, peak_bytes=estimate.peak_bytes),
+        measured=Cost(seconds=measurement.seconds, peak_bytes=measurement.peak_bytes),
+    )
+    return MeasuredPlot(
+        title=_title(measurement, plan),
+        rows=(*stages, whole),
+        is_context_measured=measurement.context_bytes is not None,
+    )
+
+
+def _measured_costs(measurement: Measurement) -> dict[str, Cost]:
+    """By stage; what ran under one name more than once, together."""
+    costs: dict[str, Cost] = {}
+    for stage in measurement.stages:
+        before = costs.get(stage.name, Cost(seconds=0.0, peak_bytes=0))
+        costs[stage.name] = Cost(
+            seconds=before.seconds + stage.seconds,
+            peak_bytes=max(before.peak_bytes, stage.peak_bytes + (measurement.context_bytes or 0)),
+        )
+    return costs
+
+
+def _title(measurement: Measurement, plan: Plan) -> str:
+    where = (
+        f"predicted and measured on {measurement.device_name}"
+        if measurement.device_name == plan.device_name
+        else f"predicted for {plan.device_name}, measured on {measurement.device_name}"
+    )
+    again = measurement.num_out_of_memory
+    failures = f"; out of memory {again} time{'s' if again > 1 else ''}" if again else ""
+    return f"{plan.pipeline_class} in {format_bytes(plan.budget_bytes)}:\n{where}{failures}"
+
+
+def draw_measured(plot: MeasuredPlot, *, ax: Axes | None = None) -> Axes:
+    """Draw it on `ax`, or on a figure of its own."""
+    ax = ax or own_axes(OTHER_INCHES + ROW_INCHES * len(plot.rows))
+    panels = (
+        Panel(heading="seconds", rows=tuple(_seconds_bars(row) for row in plot.rows)),
+        Panel(heading="peak GPU memory", rows=tuple(_peak_bars(row) for row in plot.rows)),
+    )
+    draw_panels(ax, panels, names=[row.name for row in plot.rows])
+    context = "" if plot.is_context_measured else " (peaks without the CUDA context)"
+    looks = {"predicted": PREDICTED, f"measured{context}": MEASURED}
+    legend_below(
+        ax,
+        num_columns=2,
+        below_inches=0.05,
+        handles=[
+            Patch(label=label, facecolor=look.color, hatch=look.hatch, **EDGE)
+            for label, look in looks.items()
+        ],
+    )
+    write_title(ax, plot.title)
+    return ax
+
+
+def _seconds_bars(row: CostRow) -> tuple[Bar, Bar]:
+    return _bars(
+        row.predicted.seconds if row.predicted else None,
+        row.measured.seconds if row.measured else None,
+        format_seconds,
+    )
+
+
+def _peak_bars(row: CostRow) -> tuple[Bar, Bar]:
+    return _bars(
+        row.predicted.peak_bytes if row.predicted else None,
+        row.measured.peak_bytes if row.measured else None,
+        format_bytes,
+    )
+
+
+def _bars(
+    predicted: Amount | None, measured: Amount | None, in_words: Callable[[Amount], str]
+) -> tuple[Bar, Bar]:
+    """Both bars of a row, the measured one with how far off the prediction was."""
+    off = f" ({measured / predicted - 1:+.0%})" if predicted and measured is not None else ""
+    return (
+        Bar(
+            length=predicted,
+            words="not in the plan" if predicted is None else in_words(predicted),
+            look=PREDICTED,
+        ),
+        Bar(
+            length=measured,
+            words="did not run" if measured is None else in_words(measured) + off,
+            look=MEASURED,
+        ),
+    )

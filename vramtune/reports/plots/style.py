@@ -1,0 +1,146 @@
+"""What all plots share: who looks how, what they are drawn on, and the files that go out.
+
+Colours are Okabe and Ito's (2008), told apart by every kind of colour vision; hatches, shapes and the order of
+the parts tell them apart in grey. Nothing here touches pyplot's global state, so that it works without a display.
+"""
+
+import itertools
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from vramtune.reports.tables import components_in_call_order
+from vramtune.schema import Plan, Profile
+from vramtune.units import format_bytes
+
+Properties = dict[str, Any]
+"""Of a matplotlib artist, by keyword."""
+
+FORMATS = ("png", "svg", "pdf")
+
+FIXED_OWNERS = ("context", "workspaces")
+WORKING_OWNERS = ("slots", "pipeline", "activations")
+OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A colour, and the hatch that stands for it in grey."""
+
+    color: str
+    hatch: str = ""
+
+
+OWNER_LOOKS = {
+    "context": Look(color="#404040"),
+    "workspaces": Look(color="#9E9E9E", hatch="..."),
+    "slots": Look(color="#56B4E9", hatch="////"),
+    "pipeline": Look(color="#F0E442", hatch="xxxx"),
+    "activations": Look(color="#D55E00", hatch="\\\\\\\\"),
+    OTHER: Look(color="#C9C9C9"),
+}
+COMPONENT_LOOKS = (
+    Look(color="#0072B2", hatch="---"),
+    Look(color="#E69F00", hatch="|||"),
+    Look(color="#009E73"),
+    Look(color="#CC79A7", hatch="++"),
+    Look(color="#000000", hatch="oo"),
+)
+FAMILIAR = {"text_encoder": 0, "text_encoder_2": 1, "transformer": 2, "unet": 2, "vae": 3}
+"""These look the same whatever the pipeline; others take the looks that are left, and start over after the last."""
+
+BUDGET_LINE: Properties = {"color": "black", "linewidth": 1.6, "linestyle": (0, (5, 2))}
+BOUND_LINE: Properties = {"color": "black", "linewidth": 1.8, "linestyle": (0, (1, 1.2))}
+FARTHEST_BUDGET = 1.5
+"""A budget that is more than this many times the peak is named in the legend, not drawn."""
+
+WORDS_BOX: Properties = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+"""Behind words that stand on hatches or lines."""
+LEGEND_BESIDE: Properties = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
+
+WIDTH_INCHES = 7.5
+DOTS_PER_INCH = 160
+TITLE_CHARACTERS = 72
+"""That many of the title's fit on a line."""
+SMALL = 9
+"""Points: still read where the picture is 600 pixels wide."""
+
+
+def component_names(profile: Profile) -> tuple[str, ...]:
+    """All of a profile's components, by first use."""
+    return tuple(component.name for component in components_in_call_order(profile))
+
+
+def component_looks(components: Iterable[str]) -> dict[str, Look]:
+    """How each of a profile's components looks in every plot."""
+    names = tuple(components)
+    taken = {name: COMPONENT_LOOKS[FAMILIAR[name]] for name in names if name in FAMILIAR}
+    free = itertools.cycle(look for look in COMPONENT_LOOKS if look not in taken.values())
+    return {name: taken.get(name) or next(free) for name in names}
+
+
+def owner_looks(components: Iterable[str]) -> dict[str, Look]:
+    """How everything that holds memory looks."""
+    return {**component_looks(components), **OWNER_LOOKS}
+
+
+def owners_in_order(components: Iterable[str]) -> tuple[str, ...]:
+    """Everything that holds memory: what never changes, weights, what comes and goes."""
+    return (*FIXED_OWNERS, *components, *WORKING_OWNERS)
+
+
+def plan_title(plan: Plan, what: str) -> str:
+    """A title that says for what the plan is, and on its second line what is drawn of it."""
+    allowed = f" with {', '.join(plan.permissions)}" if plan.permissions else ""
+    where = f"{format_bytes(plan.budget_bytes)} of {plan.device_name}{allowed}"
+    return f"{plan.pipeline_class} in {where}:\n{what}, predicted"
+
+
+def stage_label(name: str, num_iterations: int) -> str:
+    """A stage and how often it repeats: `"unet x50"`."""
+    return name if num_iterations == 1 else f"{name} x{num_iterations}"
+
+
+def highest_drawn(peak: float, budget: float) -> float:
+    """The highest of what is drawn: the budget, or the peak where the budget is so far off that it is only named."""
+    return max(peak, budget) if budget <= FARTHEST_BUDGET * peak else peak
+
+
+def own_axes(height_inches: float = 4.8) -> Axes:
+    """Axes on a figure of their own."""
+    return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained").subplots()
+
+
+def write_title(ax: Axes, title: str) -> None:
+    """A title of as many lines as it needs, flush left."""
+    lines = [textwrap.fill(line, TITLE_CHARACTERS) for line in title.splitlines()]
+    ax.set_title("\n".join(lines), fontsize=11, fontweight="bold", loc="left")
+
+
+def legend_below(
+    ax: Axes, *, num_columns: int, below_inches: float = 0.5, handles: Sequence[Artist] | None = None
+) -> None:
+    """A legend under the horizontal axis and its label; of the given handles, or of what is labelled on `ax`."""
+    down = ScaledTranslation(0, -below_inches, ax.figure.dpi_scale_trans)
+    ax.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=ax.transAxes + down,
+        ncols=num_columns,
+        frameon=False,
+        fontsize=SMALL,
+        borderaxespad=0,
+    )
+
+
+def save(ax: Axes, path: str | Path) -> None:
+    """Write the whole figure that `ax` is on; the file's suffix, one of `FORMATS`, says how."""
+    ax.figure.canvas.figure.savefig(path, dpi=DOTS_PER_INCH)

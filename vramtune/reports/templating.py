@@ -1,0 +1,27 @@
+"""The templates, as functions of what they show. Everything that they are given is escaped."""
+
+from functools import cache
+
+import jinja2
+
+
+def render(template: str, **shown: object) -> str:
+    """Fill in one of the package's templates."""
+    return _environment().get_template(template).render(**shown)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vramtune.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["percent"] = _percent
+    return environment
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
