@@ -21,6 +21,8 @@ FRACTIONS = (1.0, 0.8, 0.6, 0.4)
 """Of the used weights, that have room beside everything else a call needs."""
 RATIOS = (0.5, 1.0, 2.0, 5.0)
 """Seconds to copy the weights of the longest stage, to seconds of computing one of its iterations."""
+FAR = 1.25
+"""Stock modes predicted to take longer than this many times the plan are not run: predictions are within 5%."""
 SMALL_ARGUMENTS_BYTES = 512
 """Of arguments that a pipeline leaves on the host (LTX a mask), which hooks bring to the device."""
 
@@ -125,7 +127,7 @@ def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio):
     resident = stock(name, "all resident")
     inputs_seconds = resident.seconds - modes["all resident"].seconds
     inputs_bytes = resident.copied_in_bytes
-    rivals = [stock(name, mode) for mode in modes]
+    rivals = {"all resident": resident}
     for fraction in FRACTIONS:
         budget = int(resident.peak_bytes / (1 - MARGIN_FRACTION)) + 1 - int((1 - fraction) * used)
         plan = choose_plan(profile, budget, margin_fraction=MARGIN_FRACTION)
@@ -136,5 +138,7 @@ def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio):
         assert measured.moved_bytes == plan.estimate.moved_bytes
         assert found.copied_in_bytes <= plan.estimate.moved_bytes + inputs_bytes + SMALL_ARGUMENTS_BYTES
         assert found.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=0.02)
-        fitting = [rival.seconds for rival in rivals if rival.peak_bytes <= budget]
+        near = [m for m in modes if modes[m].seconds < FAR * plan.estimate.seconds]
+        rivals |= {mode: stock(name, mode) for mode in near if mode not in rivals}
+        fitting = [rivals[mode].seconds for mode in near if rivals[mode].peak_bytes <= budget]
         assert found.seconds <= 1.01 * min(fitting, default=float("inf"))
