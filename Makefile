@@ -43,5 +43,6 @@ soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits.
 pictures: setup  ## Remakes docs/img/.
 	$(BIN)/python -m docs.pictures
 
-gpu: setup  ## The tests that need a CUDA GPU; they fail without one.
+gpu: setup  ## The tests that need a CUDA GPU, which fail without one, then real models on it.
 	$(BIN)/pytest -m gpu
+	$(BIN)/python -m benchmarks.on_gpu

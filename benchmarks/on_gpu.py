@@ -4,7 +4,7 @@
     python -m benchmarks.on_gpu --models sdxl --caps 6 8 --modes model leaf sequential tuned
 
 Nothing is downloaded. Writes `benchmarks/results/on_gpu_<gpu>_<date>.md` and the same as `.json`; out of memory is
-a result. `--device sim --models tiny-flux --caps 0.0005` runs it on the tests' simulated GPU.
+a result. `--device sim --models tiny-flux --caps 0.004` runs it on the tests' simulated GPU.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 import vramtune
 from benchmarks.results_file import environment, table, write_result
@@ -28,6 +29,7 @@ from tests import simgpu, tiny_pipelines
 from vramtune import catalog
 from vramtune.errors import BudgetError
 from vramtune.offload.guard import is_out_of_memory
+from vramtune.offload.target import resolve_device
 from vramtune.profiler.live import live_device
 from vramtune.profiler.shadow import predict_profile
 from vramtune.schema import Profile
@@ -70,8 +72,6 @@ class Row:
 def main() -> None:
     """Run every mode of every model under every cap; write the tables."""
     options = parsed()
-    if options.device.type == "sim":
-        simgpu.load()
     facts = live_device(options.device)
     rows = [row for model in options.models for row in measured(model, options)]
     name = "on_gpu_" + re.sub(r"\W+", "_", facts.name).strip("_").lower()
@@ -102,7 +102,7 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     if options.device == "sim":
         simgpu.load()  # before PyTorch is asked what `sim` is
-    options.device = torch.device(options.device)
+    options.device = resolve_device(options.device)
     return options
 
 
@@ -125,12 +125,16 @@ def build(model: str) -> Any:
 def materialise(module: nn.Module) -> None:
     """Give a module of the catalog, which is on the meta device, memory and values on the CPU."""
     module.to_empty(device="cpu")
+    if isinstance(module, PreTrainedModel):
+        module.tie_weights()  # `to_empty` unties T5's embeddings
     noise: dict[torch.dtype, torch.Tensor] = {}
     for parameter in module.parameters():
         dtype = parameter.dtype
         if dtype not in noise:
             noise[dtype] = torch.empty(NOISE_NUMBERS).normal_(0, 0.02).to(dtype)
-        for piece in parameter.data.view(-1).split(NOISE_NUMBERS):  # drawing 17 billion numbers takes minutes
+        for piece in torch.split(
+            parameter.data.view(-1), NOISE_NUMBERS
+        ):  # drawing 17 billion numbers takes minutes
             piece.copy_(noise[dtype][: piece.numel()])
     for path, buffer in module.named_buffers():
         if not path.endswith("position_ids"):
@@ -236,11 +240,12 @@ def timed(pipe: Any, device: torch.device, kwargs: dict[str, Any]) -> float:
 def capped(device: torch.device, num_bytes: int) -> Iterator[None]:
     """Let PyTorch's allocator have no more than so many bytes of a device."""
     module = torch.get_device_module(device)
+    limit: float
     if device.type == "sim":
-        set_limit, limit, whole = module.set_capacity, num_bytes, module.DEFAULT_CAPACITY_BYTES
+        set_limit, whole, limit = module.set_capacity, module.DEFAULT_CAPACITY_BYTES, num_bytes
     else:
-        total_bytes = torch.accelerator.get_memory_info(device)[1]
-        set_limit, limit, whole = module.set_per_process_memory_fraction, num_bytes / total_bytes, 1.0
+        set_limit, whole = module.set_per_process_memory_fraction, 1.0
+        limit = num_bytes / torch.accelerator.get_memory_info(device)[1]
     set_limit(limit, device)
     try:
         yield
@@ -254,7 +259,7 @@ def release(device: torch.device) -> None:
     torch.accelerator.synchronize(device)
     torch.accelerator.empty_cache()
     if device.type == "cuda":
-        torch._C._host_emptyCache()  # type: ignore[attr-defined]
+        torch.accelerator.empty_host_cache()
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -1,13 +1,25 @@
 """What needs a CUDA GPU: run with `make gpu`; fails without one."""
 
+import gc
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import astuple
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests import tiny_pipelines
+from vramtune.errors import BudgetError
+from vramtune.offload.install import install
 from vramtune.profiler.device import this_gpu
 from vramtune.profiler.live import holders, live_device
+from vramtune.profiler.shadow import predict_profile
+from vramtune.schema import Plan, Profile
+from vramtune.tuner.search import choose_plan
 from vramtune.units import GIB
 
 
@@ -51,3 +63,130 @@ def test_the_others_hold_no_more_than_is_not_usable() -> None:
 def test_probing_leaves_only_the_workspaces() -> None:
     device = live_device(torch.device("cuda"))
     assert torch.cuda.memory_reserved() <= device.workspace_bytes
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tiny pipelines under a plan
+
+NAMES = ["flux", "sdxl", "wan"]
+STREAMING = """
+from tests.test_on_gpu import tight_plan
+from tests import tiny_pipelines
+from vramtune.offload.install import install
+import torch
+pipe = tiny_pipelines.build("flux")
+with install(pipe, tight_plan("flux"), device="cuda") as installation:
+    for _ in range(2):
+        tiny_pipelines.run(pipe, "flux")
+    torch.cuda.synchronize()
+    print("moved", installation.measured.moved_bytes)
+"""
+
+
+def profiled(name: str) -> Profile:
+    """The tiny pipeline's call on this machine's GPU."""
+    kwargs = {
+        "prompt": "a photo of a cat",
+        "num_inference_steps": 2,
+        "output_type": "pt",
+        **tiny_pipelines.CALL[name],
+    }
+    device = live_device(torch.device("cuda"))
+    return predict_profile(tiny_pipelines.build(name), call_kwargs=kwargs, device=device)
+
+
+def tight_plan(name: str) -> Plan:
+    """For the smallest budget that works: as much is streamed as can be."""
+    profile = profiled(name)
+    with pytest.raises(BudgetError) as raised:
+        choose_plan(profile, 1)
+    return choose_plan(profile, raised.value.smallest_bytes)
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels whose bits do not depend on when they run."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    was_benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = was_benchmark
+
+
+def held_bytes() -> int:
+    gc.collect()
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tuned_pipeline_gives_the_resident_ones_bits(name: str) -> None:
+    resident = tiny_pipelines.build(name).to("cuda")
+    expected = tiny_pipelines.run(resident, name).cpu()
+    assert torch.equal(tiny_pipelines.run(resident, name).cpu(), expected)
+    pipe = tiny_pipelines.build(name)
+    with install(pipe, tight_plan(name), device="cuda") as installation:
+        for _ in range(2):
+            assert torch.equal(tiny_pipelines.run(pipe, name).cpu(), expected)
+        assert installation.measured is not None
+        assert installation.measured.moved_bytes > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tuned_pipeline_stays_under_a_cap_on_the_allocator(name: str) -> None:
+    plan = tight_plan(name)
+    pipe = tiny_pipelines.build(name)
+    held_bytes()
+    torch.cuda.empty_cache()
+    limit_bytes = plan.budget_bytes - live_device(torch.device("cuda")).context_bytes
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.mem_get_info()[1])
+    try:
+        with install(pipe, plan, device="cuda") as installation:
+            for _ in range(2):
+                tiny_pipelines.run(pipe, name)
+            assert installation.measured is not None
+            assert installation.measured.num_out_of_memory == 0
+        assert torch.cuda.max_memory_reserved() <= limit_bytes
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_remove_returns_the_memory(name: str) -> None:
+    profile = profiled(name)
+    plan = choose_plan(profile, profile.device.usable_bytes)
+    pipe = tiny_pipelines.build(name)
+    before_bytes = held_bytes()
+    installation = install(pipe, plan, device="cuda")
+    resident_bytes = held_bytes() - before_bytes
+    assert resident_bytes > 0
+    tiny_pipelines.run(pipe, name)
+    at_rest_bytes = held_bytes()
+    installation.remove()
+    assert at_rest_bytes - held_bytes() == resident_bytes
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert all(tensor.device.type == "cpu" for part in parts for tensor in part.state_dict().values())
+
+
+@pytest.mark.gpu
+def test_the_streaming_loop_is_free_of_races_by_pytorchs_sanitizer() -> None:
+    """It follows every kernel and event, and raises where two streams touch the same memory in no order."""
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMING],
+        env={**os.environ, "TORCH_CUDA_SANITIZER": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout.split("moved ")[1]) > 0
+    assert "CUDASanitizerErrors" not in done.stderr

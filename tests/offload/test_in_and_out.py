@@ -1,12 +1,11 @@
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
@@ -23,7 +22,6 @@ from tests.offload.tuned import (
     values,
 )
 from tests.simgpu.stock_modes import MODES
-from vramtune.errors import NoAcceleratorError, UsageError
 from vramtune.offload.install import install
 
 NAMES = ["flux", "sdxl", "wan"]
@@ -137,111 +135,6 @@ def test_installing_pins_each_group_once(sim: ModuleType, no_garbage: None) -> N
     sim.reset()
     with install(pipe, plan, device="sim"):
         assert sim.max_pinned_memory_allocated() == sim.pinned_memory_allocated() > before
-
-
-# ---------------------------------------------------------------------------------------------------
-# Calls that fail
-
-BROKEN = [
-    ("flux", "text_encoder", "encoder.layers.1.mlp"),
-    ("flux", "text_encoder_2", "encoder.block.1"),
-    ("flux", "transformer", "transformer_blocks.1.attn"),
-    ("flux", "transformer", "single_transformer_blocks.0"),
-    ("flux", "transformer", ""),
-    ("flux", "vae", "decoder.up_blocks.0.resnets.0"),
-    ("sdxl", "text_encoder_2", "text_projection"),
-    ("sdxl", "unet", "mid_block.attentions.0"),
-    ("sdxl", "vae", "decoder.conv_out"),
-    ("wan", "transformer", "blocks.1.ffn"),
-    ("wan", "vae", "decoder.mid_block"),
-]
-ERRORS = [RuntimeError("broken"), KeyboardInterrupt()]
-
-
-def fail(pipe: DiffusionPipeline, name: str, error: BaseException, **call_kwargs: Any) -> None:
-    with pytest.raises(type(error)):
-        output(pipe, name, **call_kwargs)
-    error.__traceback__ = None  # its frames hold the call's activations
-    error.__context__ = None
-    if name == "wan":
-        pipe.vae.clear_cache()  # which the next call would do: frames of the video so far, tuned or not
-
-
-def assert_recovered(
-    pipe: DiffusionPipeline, name: str, expected: torch.Tensor, weights: dict[str, torch.Tensor], start: int
-) -> None:
-    assert held_bytes() - start == resident_bytes(planned(name))
-    assert same(values(pipe), weights)
-    assert torch.equal(output(pipe, name), expected)
-    assert held_bytes() - start == resident_bytes(planned(name))
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
-@pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("name", NAMES)
-def test_an_error_in_the_callback_loses_nothing(
-    sim: ModuleType, expected: dict[str, torch.Tensor], name: str, step: int, error: BaseException
-) -> None:
-    start, pipe = held_bytes(), tiny_pipelines.build(name)
-    weights = values(pipe)
-
-    def callback(
-        pipe: DiffusionPipeline, now: int, timestep: object, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        if now == step:
-            raise error
-        return kwargs
-
-    with install(pipe, planned(name), device="sim"):
-        fail(pipe, name, error, callback_on_step_end=callback)
-        assert_recovered(pipe, name, expected[name], weights, start)
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
-@pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize(("name", "component", "path"), BROKEN)
-def test_an_error_inside_a_component_loses_nothing(
-    sim: ModuleType,
-    expected: dict[str, torch.Tensor],
-    name: str,
-    component: str,
-    path: str,
-    place: str,
-    error: BaseException,
-) -> None:
-    def hook(*_: object) -> None:
-        raise error
-
-    start, pipe = held_bytes(), tiny_pipelines.build(name)
-    weights = values(pipe)
-    with install(pipe, planned(name), device="sim") as installation:
-        output(pipe, name)
-        measured = installation.measured
-        module = getattr(pipe, component).get_submodule(path)
-        handle = (module.register_forward_pre_hook if place == "before" else module.register_forward_hook)(
-            hook
-        )
-        fail(pipe, name, error)
-        handle.remove()
-        assert installation.measured == measured
-        assert_recovered(pipe, name, expected[name], weights, start)
-
-
-def test_a_pipeline_whose_call_failed_can_be_given_back(sim: ModuleType, no_garbage: None) -> None:
-    pipe = tiny_pipelines.build("flux")
-    looked, weights, held = looks(pipe), values(pipe), held_bytes()
-
-    def hook(*_: object) -> None:
-        raise error
-
-    error = KeyboardInterrupt()
-    with install(pipe, planned("flux"), device="sim"):
-        handle = pipe.transformer.transformer_blocks[1].register_forward_hook(hook)
-        fail(pipe, "flux", error)
-        handle.remove()
-    assert looks(pipe) == looked
-    assert same(values(pipe), weights)
-    assert held_bytes() == held
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -455,119 +348,3 @@ def test_a_second_thread_waits_for_the_first(sim: ModuleType, expected: dict[str
             thread.join()
     assert len(found) == 2
     assert all(torch.equal(one, expected["flux"]) for one in found)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Refused before anything is changed
-
-
-def refused(pipe: DiffusionPipeline, plan: Any, match: str, error: type = UsageError, **where: Any) -> None:
-    looked, weights, held = looks(pipe), values(pipe), held_bytes()
-    with pytest.raises(error, match=match):
-        install(pipe, plan, **where)
-    assert looks(pipe) == looked
-    assert same(values(pipe), weights)
-    assert held_bytes() == held
-
-
-@pytest.mark.parametrize(
-    ("where", "match", "error"),
-    [
-        ({"device": "cpu"}, "the CPU was asked for", UsageError),
-        ({"device": "sim:1", "gpu_id": 0}, "Both gpu_id=0 and an index in device='sim:1'", UsageError),
-        ({"device": "sim:7"}, "sim:7 was asked for; there are 2", UsageError),
-        ({"device": "sim", "gpu_id": 2}, "sim:2 was asked for; there are 2", UsageError),
-        ({"gpu_id": -1}, "sim:-1 was asked for; there are 2", UsageError),
-        ({"device": "toaster"}, "device='toaster' is no device", UsageError),
-        ({"device": "xpu"}, "'xpu' was asked for; this machine has 'sim'", NoAcceleratorError),
-    ],
-)
-def test_a_device_that_cannot_be(sim: ModuleType, where: dict[str, Any], match: str, error: type) -> None:
-    refused(tiny_pipelines.build("flux"), planned("flux"), match, error, **where)
-
-
-def test_a_plan_of_another_pipeline_class(sim: ModuleType) -> None:
-    refused(
-        tiny_pipelines.build("sdxl"),
-        planned("flux"),
-        "This plan is for a FluxPipeline; the pipeline is a StableDiffusionXLPipeline",
-    )
-
-
-def test_a_plan_of_another_size_names_what_differs(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    pipe.text_encoder_2 = tiny_pipelines.t5(64)
-    refused(pipe, planned("flux"), r"text_encoder_2's group .* has .* where the plan has")
-
-
-def test_a_plan_with_more_blocks_names_one_that_is_missing(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    pipe.transformer = tiny_pipelines.flux(num_layers=1).transformer
-    refused(pipe, planned("flux"), r"transformer has no module 'transformer_blocks\.1")
-
-
-def test_a_plan_for_a_component_that_is_missing(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    pipe.text_encoder_2 = None
-    refused(pipe, planned("flux"), "it has no component 'text_encoder_2'")
-
-
-def test_another_dtype_than_planned(sim: ModuleType) -> None:
-    refused(tiny_pipelines.build("flux").to(torch.bfloat16), planned("flux"), "does not fit the pipeline")
-
-
-def test_group_offload_active(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    MODES["group, leaf"](pipe)
-    refused(pipe, planned("flux"), "group offloading")
-
-
-def test_sequential_offload_active(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    MODES["sequential offload"](pipe)
-    with pytest.raises(UsageError, match="sequential CPU offload"):
-        install(pipe, planned("flux"), device="sim")
-    assert type(pipe) is FluxPipeline
-    assert torch.isfinite(output(pipe, "flux")).all()
-
-
-def test_a_device_map(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    pipe.hf_device_map = {"transformer": 0, "vae": "cpu"}
-    refused(pipe, planned("flux"), "reset_device_map")
-
-
-def test_installed_twice(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    with install(pipe, planned("flux"), device="sim"):
-        refused(pipe, planned("flux", 0.7), "installed on this pipeline already")
-
-
-def test_weights_without_values(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("flux")
-    pipe.text_encoder = pipe.text_encoder.to("meta")
-    with pytest.raises(UsageError, match=r"'text_encoder' is on the meta device"):
-        install(pipe, planned("flux"), device="sim")
-    assert type(pipe) is FluxPipeline
-    assert not hasattr(pipe.transformer, "_hf_hook")
-
-
-@pytest.mark.parametrize("attribute", ["quantization_method", "hf_quantizer"])
-def test_quantized_components(sim: ModuleType, attribute: str) -> None:
-    pipe = tiny_pipelines.build("flux")
-    setattr(pipe.transformer, attribute, "bitsandbytes")
-    refused(pipe, planned("flux"), "Component 'transformer' is quantized")
-
-
-def test_a_weight_two_components_share(sim: ModuleType) -> None:
-    pipe = tiny_pipelines.build("sdxl")
-    pipe.text_encoder_2.text_model.embeddings.token_embedding.weight = (
-        pipe.text_encoder.embeddings.token_embedding.weight
-    )
-    refused(pipe, planned("sdxl"), "'text_encoder' and 'text_encoder_2' share a weight")
-
-
-def test_out_of_memory_while_installing_leaves_the_pipeline_as_it_was(sim: ModuleType) -> None:
-    pipe, plan = tiny_pipelines.build("flux"), planned("flux", 1.0)
-    sim.set_capacity(held_bytes() + resident_bytes(plan) // 2)
-    refused(pipe, plan, "memory", torch.OutOfMemoryError)

@@ -1,0 +1,132 @@
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+
+from tests import tiny_pipelines
+from tests.offload.tuned import (
+    held_bytes,
+    looks,
+    output,
+    planned,
+    resident_bytes,
+    same,
+    values,
+)
+from tests.simgpu.stock_modes import MODES
+from vramtune.errors import NoAcceleratorError, UsageError
+from vramtune.offload.install import install
+
+
+def refused(pipe: DiffusionPipeline, plan: Any, match: str, error: type = UsageError, **where: Any) -> None:
+    looked, weights, held = looks(pipe), values(pipe), held_bytes()
+    with pytest.raises(error, match=match):
+        install(pipe, plan, **where)
+    assert looks(pipe) == looked
+    assert same(values(pipe), weights)
+    assert held_bytes() == held
+
+
+@pytest.mark.parametrize(
+    ("where", "match", "error"),
+    [
+        ({"device": "cpu"}, "the CPU was asked for", UsageError),
+        ({"device": "sim:1", "gpu_id": 0}, "Both gpu_id=0 and an index in device='sim:1'", UsageError),
+        ({"device": "sim:7"}, "sim:7 was asked for; there are 2", UsageError),
+        ({"device": "sim", "gpu_id": 2}, "sim:2 was asked for; there are 2", UsageError),
+        ({"gpu_id": -1}, "sim:-1 was asked for; there are 2", UsageError),
+        ({"device": "toaster"}, "device='toaster' is no device", UsageError),
+        ({"device": "xpu"}, "'xpu' was asked for; this machine has 'sim'", NoAcceleratorError),
+    ],
+)
+def test_a_device_that_cannot_be(sim: ModuleType, where: dict[str, Any], match: str, error: type) -> None:
+    refused(tiny_pipelines.build("flux"), planned("flux"), match, error, **where)
+
+
+def test_a_plan_of_another_pipeline_class(sim: ModuleType) -> None:
+    refused(
+        tiny_pipelines.build("sdxl"),
+        planned("flux"),
+        "This plan is for a FluxPipeline; the pipeline is a StableDiffusionXLPipeline",
+    )
+
+
+def test_a_plan_of_another_size_names_what_differs(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.text_encoder_2 = tiny_pipelines.t5(64)
+    refused(pipe, planned("flux"), r"text_encoder_2's group .* has .* where the plan has")
+
+
+def test_a_plan_with_more_blocks_names_one_that_is_missing(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.transformer = tiny_pipelines.flux(num_layers=1).transformer
+    refused(pipe, planned("flux"), r"transformer has no module 'transformer_blocks\.1")
+
+
+def test_a_plan_for_a_component_that_is_missing(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.text_encoder_2 = None
+    refused(pipe, planned("flux"), "it has no component 'text_encoder_2'")
+
+
+def test_another_dtype_than_planned(sim: ModuleType) -> None:
+    refused(tiny_pipelines.build("flux").to(torch.bfloat16), planned("flux"), "does not fit the pipeline")
+
+
+def test_group_offload_active(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    MODES["group, leaf"](pipe)
+    refused(pipe, planned("flux"), "group offloading")
+
+
+def test_sequential_offload_active(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    MODES["sequential offload"](pipe)
+    with pytest.raises(UsageError, match="sequential CPU offload"):
+        install(pipe, planned("flux"), device="sim")
+    assert type(pipe) is FluxPipeline
+    assert torch.isfinite(output(pipe, "flux")).all()
+
+
+def test_a_device_map(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.hf_device_map = {"transformer": 0, "vae": "cpu"}
+    refused(pipe, planned("flux"), "reset_device_map")
+
+
+def test_installed_twice(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux"), device="sim"):
+        refused(pipe, planned("flux", 0.7), "installed on this pipeline already")
+
+
+def test_weights_without_values(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.text_encoder = pipe.text_encoder.to("meta")
+    with pytest.raises(UsageError, match=r"'text_encoder' is on the meta device"):
+        install(pipe, planned("flux"), device="sim")
+    assert type(pipe) is FluxPipeline
+    assert not hasattr(pipe.transformer, "_hf_hook")
+
+
+@pytest.mark.parametrize("attribute", ["quantization_method", "hf_quantizer"])
+def test_quantized_components(sim: ModuleType, attribute: str) -> None:
+    pipe = tiny_pipelines.build("flux")
+    setattr(pipe.transformer, attribute, "bitsandbytes")
+    refused(pipe, planned("flux"), "Component 'transformer' is quantized")
+
+
+def test_a_weight_two_components_share(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("sdxl")
+    pipe.text_encoder_2.text_model.embeddings.token_embedding.weight = (
+        pipe.text_encoder.embeddings.token_embedding.weight
+    )
+    refused(pipe, planned("sdxl"), "'text_encoder' and 'text_encoder_2' share a weight")
+
+
+def test_out_of_memory_while_installing_leaves_the_pipeline_as_it_was(sim: ModuleType) -> None:
+    pipe, plan = tiny_pipelines.build("flux"), planned("flux", 1.0)
+    sim.set_capacity(held_bytes() + resident_bytes(plan) // 2)
+    refused(pipe, plan, "memory", torch.OutOfMemoryError)

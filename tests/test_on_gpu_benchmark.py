@@ -1,0 +1,58 @@
+"""The benchmark for real GPUs, on the simulated one; and the weights it makes up."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import on_gpu, results_file
+from tests import tiny_pipelines
+from tests.simgpu.fixtures import built_sim, no_garbage, sim
+from vramtune import catalog
+from vramtune.catalog.pipelines import empty
+from vramtune.units import GIB
+
+__all__ = ["built_sim", "no_garbage", "sim"]
+
+
+def run(monkeypatch, tmp_path, *arguments: str) -> tuple[list[dict], str]:
+    """The rows and the table that the command writes."""
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["on_gpu", "--device", "sim", "--models", "tiny-flux", *arguments])
+    on_gpu.main()
+    (file,) = tmp_path.glob("on_gpu_*.json")
+    return json.loads(file.read_text()), file.with_suffix(".md").read_text()
+
+
+@pytest.mark.usefixtures("no_garbage")
+def test_every_mode_runs_under_a_cap_and_stands_beside_its_prediction(sim, monkeypatch, tmp_path) -> None:
+    cap = 0.004
+    rows, text = run(monkeypatch, tmp_path, "--caps", str(cap), "--modes", *on_gpu.MODES)
+    assert [row["mode"] for row in rows] == list(on_gpu.MODES.values())
+    for row in rows:
+        assert row["outcome"] == "ran"
+        assert 0 < row["peak_bytes"] <= cap * GIB
+        assert row["seconds"] == pytest.approx(row["predicted_seconds"], rel=0.2)
+        assert f"| {row['mode']} | {cap:g} | ran |" in text
+
+
+@pytest.mark.usefixtures("no_garbage")
+def test_out_of_memory_and_no_plan_are_results_and_the_cap_is_lifted(sim, monkeypatch, tmp_path) -> None:
+    rows, text = run(monkeypatch, tmp_path, "--caps", "0.0002", "--modes", "model", "tuned")
+    assert [row["outcome"] for row in rows] == ["out of memory", "no plan fits"]
+    assert all(row["peak_bytes"] is row["seconds"] is None for row in rows)
+    assert "| out of memory |" in text
+    assert sim.mem_get_info()[1] == sim.DEFAULT_CAPACITY_BYTES
+
+
+def test_made_up_weights_keep_dtype_ties_and_positions() -> None:
+    clip = catalog.load("sdxl").text_encoder
+    on_gpu.materialise(clip)
+    assert {parameter.dtype for parameter in clip.parameters()} == {torch.float16}
+    assert clip.embeddings.position_ids.tolist() == [list(range(77))]
+    assert clip(torch.zeros(1, 77, dtype=torch.long)).last_hidden_state.isfinite().all()
+    t5 = empty(tiny_pipelines.t5, dtype=torch.bfloat16)
+    on_gpu.materialise(t5)
+    assert t5.encoder.embed_tokens.weight is t5.shared.weight
+    assert all(0 < p.float().std() < 0.1 for p in t5.parameters() if p.dim() > 1)
