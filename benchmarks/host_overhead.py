@@ -40,7 +40,7 @@ call, counted in a call of their own. *Host us per group*: wall clock of a call 
 resident on the device, divided by the group copies; median of {NUM_ROUNDS} calls, in turns, after two warm-up calls;
 lowest and highest beside it. Entering, copying, waiting and leaving a group are in it, and so is the simulation's own
 cost for copies, events and waits, and that of copying the few KiB. The plan is that of the smallest budget that works:
-all but each component's root group is streamed; diffusers' modes stream the transformer alone. Groups differ in size,
+it streams the transformer but for its root, and little else; diffusers' modes stream the transformer alone. Groups differ in size,
 so the cost per tensor copied stands beside it. A real driver's costs differ; the ratios count.
 """
 
