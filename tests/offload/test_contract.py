@@ -1,19 +1,19 @@
 """Every tiny pipeline under its plan: the same bits, within the budget, as fast as predicted, faster than stock."""
 
 import gc
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from tests import tiny_pipelines
+from tests.offload.plans import profiled, resident_bytes, weight_bytes
 from tests.simgpu import load
-from tests.simgpu.prediction import COUNTED_AS, RATES, predicted_profile, sim_device
+from tests.simgpu.prediction import COUNTED_AS
 from tests.simgpu.stock_modes import MODES, on_cpu
 from vramtune.front import MARGIN_FRACTION
 from vramtune.offload.install import install
-from vramtune.schema import Measurement, Plan, Profile
+from vramtune.schema import Measurement, Plan
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.strategies import stock_modes
 
@@ -22,7 +22,10 @@ FRACTIONS = (1.0, 0.8, 0.6, 0.4)
 RATIOS = (0.5, 1.0, 2.0, 5.0)
 """Seconds to copy the weights of the longest stage, to seconds of computing one of its iterations."""
 FAR = 1.25
-"""Stock modes predicted to take longer than this many times the plan are not run: predictions are within 5%."""
+"""Stock modes predicted to take longer than this many times the plan are run by `pytest -m slow` alone.
+
+Predictions are within 5%.
+"""
 SMALL_ARGUMENTS_BYTES = 512
 """Of arguments that a pipeline leaves on the host (LTX a mask), which hooks bring to the device."""
 
@@ -36,25 +39,6 @@ class Counted:
     peak_bytes: int
     copied_in_bytes: int
     copied_out_bytes: int
-
-
-@cache
-def traced(name: str) -> Profile:
-    load().set_rates(**RATES)
-    return predicted_profile(name)
-
-
-def costs_at(name: str, ratio: float) -> Profile:
-    """The pipeline's profile with the link so slow that copying takes `ratio` times the computing."""
-    profile = traced(name)
-    longest = max(profile.stages, key=lambda stage: stage.num_iterations * stage.seconds)
-    rate = max(profile.component(c).used_bytes for c in longest.components) / (ratio * longest.seconds)
-    load().set_rates(
-        **RATES
-        | {"pinned_copy_bytes_per_second": rate, "pinned_readback_bytes_per_second": rate}
-        | {"pageable_copy_bytes_per_second": rate / 4, "readback_bytes_per_second": rate / 4}
-    )
-    return replace(profile, device=sim_device())
 
 
 def counted(pipe: object, name: str, base_bytes: int) -> Counted:
@@ -107,29 +91,21 @@ def tuned(name: str, plan: Plan, capacity_bytes: int) -> tuple[Counted, Measurem
     return found, measured
 
 
-def resident_bytes(plan: Plan) -> int:
-    """What stays between calls; methods of a component share its root."""
-    groups = {
-        (placement.component, group.name, group.modules): group.weight_bytes
-        for placement in plan.placements
-        for group in placement.groups[: placement.num_resident]
-    }
-    return sum(groups.values())
-
-
+@pytest.mark.parametrize("far", [FAR, pytest.param(float("inf"), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("name", tiny_pipelines.CALL)
-def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio):
+def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio, far):
     """Bits, budget, copies, time; prompts and latents are copied alike by every mode and are in no estimate."""
-    profile = costs_at(name, ratio)
-    used = sum(component.used_bytes for component in profile.components)
+    profile = profiled(name, copy_to_compute=ratio)
     modes = {m.mode: m for m in stock_modes(profile) if not (name == "ltx" and "block" in m.mode)}
     resident = stock(name, "all resident")
     inputs_seconds = resident.seconds - modes["all resident"].seconds
     inputs_bytes = resident.copied_in_bytes
     rivals = {"all resident": resident}
     for fraction in FRACTIONS:
-        budget = int(resident.peak_bytes / (1 - MARGIN_FRACTION)) + 1 - int((1 - fraction) * used)
+        budget = (
+            int(resident.peak_bytes / (1 - MARGIN_FRACTION)) + 1 - int((1 - fraction) * weight_bytes(name))
+        )
         plan = choose_plan(profile, budget, margin_fraction=MARGIN_FRACTION)
         found, measured = tuned(name, plan, budget)
         assert torch.equal(found.output, on_cpu(name))
@@ -138,7 +114,7 @@ def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio):
         assert measured.moved_bytes == plan.estimate.moved_bytes
         assert found.copied_in_bytes <= plan.estimate.moved_bytes + inputs_bytes + SMALL_ARGUMENTS_BYTES
         assert found.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=0.02)
-        near = [m for m in modes if modes[m].seconds < FAR * plan.estimate.seconds]
+        near = [m for m in modes if modes[m].seconds < far * plan.estimate.seconds]
         rivals |= {mode: stock(name, mode) for mode in near if mode not in rivals}
         fitting = [rivals[mode].seconds for mode in near if rivals[mode].peak_bytes <= budget]
         assert found.seconds <= 1.01 * min(fitting, default=float("inf"))

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from types import ModuleType
 
@@ -7,7 +8,8 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.offload.tuned import held_bytes, modules, output, planned, same, values
+from tests.offload.looks import modules, output, same, values
+from tests.offload.plans import held_bytes, planned, resident_bytes
 from vramtune.offload.install import install
 from vramtune.schema import Plan
 
@@ -200,6 +202,51 @@ def test_a_component_may_come_back(sim: ModuleType) -> None:
         assert not torch.equal(output(pipe, "flux"), expected)
         pipe.transformer = first
         assert torch.equal(output(pipe, "flux"), expected)
+
+
+def without_first_block(pipe: DiffusionPipeline) -> None:
+    blocks = pipe.transformer.single_transformer_blocks
+    pipe.transformer.single_transformer_blocks = blocks[1:]
+
+
+def with_one_more_block(pipe: DiffusionPipeline) -> None:
+    blocks = pipe.transformer.single_transformer_blocks
+    blocks.append(copy.deepcopy(blocks[0]))
+
+
+def with_wrapped_blocks(pipe: DiffusionPipeline) -> None:
+    """Every planned module in there has another path now."""
+    blocks = pipe.transformer.transformer_blocks
+    pipe.transformer.transformer_blocks = nn.ModuleList(Wrapped(block) for block in blocks)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.inside(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "edit", [without_first_block, with_one_more_block, with_wrapped_blocks], ids=lambda edit: edit.__name__
+)
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_a_component_with_other_modules_than_planned(
+    sim: ModuleType, edit: Callable[[DiffusionPipeline], None], fraction: float
+) -> None:
+    expected = untuned("flux", edit)
+    start = held_bytes()
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux", fraction), device="sim"):
+        output(pipe, "flux")
+        edit(pipe)
+        for _ in range(2):
+            assert torch.equal(output(pipe, "flux"), expected)
+        assert held_bytes() - start <= resident_bytes(planned("flux", fraction))
+    assert held_bytes() == start
+    assert {p.device.type for p in pipe.transformer.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

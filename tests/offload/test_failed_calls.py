@@ -6,15 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests import tiny_pipelines
-from tests.offload.tuned import (
-    held_bytes,
-    looks,
-    output,
-    planned,
-    resident_bytes,
-    same,
-    values,
-)
+from tests.offload.looks import looks, output, same, values
+from tests.offload.plans import held_bytes, planned, resident_bytes
 from vramtune.offload.install import install
 
 NAMES = ["flux", "sdxl", "wan"]

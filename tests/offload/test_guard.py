@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.budgets import held_bytes, make_plan, set_rates, tuned, weight_bytes, whole
+from tests.offload.plans import held_bytes, planned, profiled, tuned, weight_bytes, whole
+from vramtune.offload.install import Installation
 from vramtune.schema import Measurement
+
+NUM_ENCODERS = 2
+"""Flux's, which run before its transformer."""
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
 
@@ -63,6 +67,27 @@ def test_what_nothing_fits_raises_and_leaves_the_pipeline_usable(sim: ModuleType
         assert installation.measured.num_out_of_memory == 0
 
 
+def test_out_of_memory_for_a_components_inputs_is_its_own_stages(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = tiny_pipelines.run(whole("flux"), "flux").cpu()
+    with tuned("flux", 0.6) as (pipe, installation):
+        num_attempts = 0
+
+        def bring(self: Installation, inputs: object) -> object:
+            nonlocal num_attempts
+            num_attempts += 1
+            if num_attempts == NUM_ENCODERS + 1:  # the first of the transformer
+                raise torch.OutOfMemoryError("for the test")
+            return brought(self, inputs)
+
+        brought = Installation._brought
+        monkeypatch.setattr(Installation, "_brought", bring)
+        assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), want)
+        assert list(installation.overrun_bytes) == ["transformer"]
+        assert installation.measured.num_out_of_memory == 1
+
+
 def test_without_out_of_memory_there_is_no_overrun(sim: ModuleType) -> None:
     with tuned("sd15") as (pipe, installation):
         tiny_pipelines.run(pipe, "sd15")
@@ -80,7 +105,7 @@ def test_measured_is_what_the_device_counted(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, fraction: float
 ) -> None:
     resident = whole(name)
-    set_rates(name)
+    profiled(name)
     tiny_pipelines.run(resident, name)
     sim.reset()
     tiny_pipelines.run(resident, name)
@@ -116,7 +141,7 @@ def test_exposed_copies_are_zero_where_all_is_resident_and_seen_where_copying_is
     sim: ModuleType, name: str
 ) -> None:
     assert exposed_seconds(name, 1.0) == 0
-    assert exposed_seconds(name, 0.4) > 0.05 * make_plan(name, 0.4, copy_to_compute=5).estimate.seconds
+    assert exposed_seconds(name, 0.4) > 0.05 * planned(name, 0.4, copy_to_compute=5).estimate.seconds
 
 
 def exposed_seconds(name: str, fraction: float) -> float:

@@ -10,17 +10,8 @@ from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.offload.tuned import (
-    held_bytes,
-    looks,
-    modules,
-    output,
-    planned,
-    resident_bytes,
-    same,
-    tensors,
-    values,
-)
+from tests.offload.looks import looks, modules, output, same, tensors, values
+from tests.offload.plans import held_bytes, planned, resident_bytes
 from tests.simgpu.stock_modes import MODES
 from vramtune.offload.install import install
 
@@ -325,13 +316,21 @@ def test_sdxl_upcasts_its_half_vae_and_puts_it_back(sim: ModuleType, no_garbage:
     start, pipe = held_bytes(), half(tiny_pipelines.build("sdxl"))
     looked, weights = looks(pipe), values(pipe)
     with install(pipe, planned("sdxl"), device="sim"):
-        rests = []
+        rests: list[int] = []
+        pinned: list[int] = []
         for _ in range(3):
-            assert torch.equal(output(pipe, "sdxl"), expected)
+            sim.reset()
+            found = tiny_pipelines.run(pipe, "sdxl")
+            assert sim.counters().copied_out_bytes == 0
+            assert torch.equal(found.cpu(), expected)
+            del found
+            output(pipe, "sdxl")  # and takes its timesteps off the device
             assert {p.dtype for p in pipe.vae.parameters()} == {torch.float16}
             rests.append(held_bytes() - start)
+            pinned.append(sim.pinned_memory_allocated())
         assert max(rests) <= resident_bytes(planned("sdxl"))
         assert rests[1] == rests[2]
+        assert pinned[1] == pinned[2]
     assert looks(pipe) == looked
     assert same(values(pipe), weights)
     assert held_bytes() == start

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from tests import tiny_pipelines
-from tests.offload.budgets import held_bytes, tuned, whole
+from tests.offload.plans import held_bytes, tuned, whole
 
 pytestmark = pytest.mark.usefixtures("sim", "no_garbage")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.budgets import held_bytes, tuned, weight_bytes, whole
+from tests.offload.plans import held_bytes, tuned, weight_bytes, whole
 from vramtune.offload.install import Installation
 
 NUM_CALLS = int(os.environ.get("VRAMTUNE_SOAK_CALLS", "50"))
@@ -48,7 +48,7 @@ def soak(
 ) -> None:
     at_rest: set[tuple[int, int]] = set()
     for _ in range(CALLS_PER_PLAN):
-        edit = rng.choice((no_edit, add_in_place, rebind_data, load_again, exchange_parameter))
+        edit = rng.choice(EDITS)
         seed = rng.random()
         for each in (pipe, twin):
             edit(each, random.Random(seed))
@@ -118,9 +118,22 @@ def exchange_parameter(pipe: Any, rng: random.Random) -> None:
     setattr(module, name, torch.nn.Parameter(weight.detach() * 1.01, requires_grad=weight.requires_grad))
 
 
+def cast_down_and_up(pipe: Any, rng: random.Random) -> None:
+    component = pipe.components[pick_component(pipe, rng)]
+    component.to(torch.bfloat16)
+    component.to(torch.float32)
+
+
+EDITS = (no_edit, add_in_place, rebind_data, load_again, exchange_parameter, cast_down_and_up)
+
+
 def pick(pipe: Any, rng: random.Random) -> tuple[torch.nn.Module, str, torch.nn.Parameter]:
     """Any weight of any component: its module, its name in there, itself."""
-    component = rng.choice(sorted(n for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)))
+    component = pick_component(pipe, rng)
     name, weight = rng.choice(list(pipe.components[component].named_parameters()))
     path, _, name = name.rpartition(".")
     return pipe.components[component].get_submodule(path), name, weight
+
+
+def pick_component(pipe: Any, rng: random.Random) -> str:
+    return rng.choice(sorted(n for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)))

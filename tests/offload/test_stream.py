@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny_pipelines
-from tests.offload.budgets import tuned
+from tests.offload.plans import tuned
 from vramtune.offload.host import Group, Held
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
 

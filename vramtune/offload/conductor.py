@@ -86,11 +86,15 @@ class Conductor:
         if part.spare.moves and part.spare not in self._copies:
             self._step_off(part)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Back to what is resident; every parameter points where its truth is, and masters may be edited."""
         self._close()
         self._evict(set())
         self._lane.finish()
+
+    def rest(self) -> None:
+        """The call is over: pause, and begin with the first stage next time."""
+        self.pause()
         self._target = None
         for part in self.parts:
             self._bring_home(part)
@@ -125,6 +129,8 @@ class Conductor:
             part.collect()
         staying = self._residents(part)
         has_changed = False
+        if any(group.is_edited for group in part.groups):
+            self._lane.finish()  # masters are about to be written
         for group in part.groups:
             if group.is_edited:
                 self._drop(group)
@@ -133,12 +139,12 @@ class Conductor:
         if has_changed:
             self._fit()
 
-    def make_room(self) -> bool:
-        """After out of memory: give this stage's weights less from now on; False if there is no less."""
-        target = self._target
+    def make_room(self, part: Part, method: str) -> bool:
+        """After out of memory in such a call: give its stage's weights less from now on; False if there is no less."""
+        target = self._target_for(part, method)
         self._close()
         self._evict(set())
-        if target is None or target.stage is None:
+        if target.stage is None:
             return False
         held = held_bytes(self.units, target.stage)
         wanted = max(2 * self.overrun_bytes[target.stage], int(FIRST_CUT_FRACTION * held), 1)
@@ -166,9 +172,9 @@ class Conductor:
         return {group for unit in part.units for group in unit.groups[: unit.num_resident]}
 
     def _bring_home(self, part: Part) -> None:
-        """What someone put on the device meanwhile (a cast, half-way through a call) gets its master on the host."""
+        """What someone put on the device meanwhile gets its master on the host."""
         for group in part.groups:
-            if group.master is not None and group.is_edited:
+            if group.master is not None and any(h.is_edited and not h.tensor.is_cpu for h in group.held):
                 group.settle_on_host(self.device)
 
     # ------------------------------------------------------------------------------------------------

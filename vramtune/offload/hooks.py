@@ -51,8 +51,12 @@ def hook_component(
     run: Callable[[str, Callable[..., Any], Any, Any], Any],
     on_start: Callable[[], None],
     on_detach: Callable[[], None],
+    on_cast: Callable[[], None],
 ) -> None:
-    """Add accelerate's hook, and have `run(method, original, args, kwargs)` called for each of the methods."""
+    """Add accelerate's hook, and have `run(method, original, args, kwargs)` called for each of the methods.
+
+    `on_cast` is called before the module's `to`.
+    """
     add_hook_to_module(part.module, ComponentHook(device, on_start, on_detach))
     part.is_hooked = True
     own = vars(part.module)
@@ -61,6 +65,8 @@ def hook_component(
             if method != "forward":
                 part.own_methods[method] = own.get(method)
             own[method] = _running(method, original, run)
+    part.own_methods["to"] = own.get("to")
+    own["to"] = _casting(part.module.to, on_cast)
 
 
 def unhook_component(part: Part) -> None:
@@ -91,14 +97,22 @@ def _running(method: str, original: Callable[..., Any], run: Callable[..., Any])
     return running
 
 
+def _casting(original: Callable[..., Any], on_cast: Callable[[], None]) -> Callable[..., Any]:
+    @wraps(original)
+    def casting(*args: Any, **kwargs: Any) -> Any:
+        on_cast()
+        return original(*args, **kwargs)
+
+    return casting
+
+
 def hook_groups(unit: Unit, visit: Callable[[Unit, Group], None]) -> list[RemovableHandle]:
     """Tell of every module of the unit's groups that starts."""
-    handles = []
-    for group, planned in zip(unit.groups[1:], unit.placement.groups[1:], strict=True):
-        for path in planned.modules:
-            module = unit.part.module.get_submodule(path)
-            handles.append(module.register_forward_pre_hook(lambda *_, group=group: visit(unit, group)))
-    return handles
+    return [
+        module.register_forward_pre_hook(lambda *_, group=group: visit(unit, group))
+        for group, planned in zip(unit.groups[1:], unit.placement.groups[1:], strict=True)
+        for module in unit.part.planned(planned)
+    ]
 
 
 def hook_spare(part: Part, visit: Callable[[Part], None]) -> list[RemovableHandle]:

@@ -105,15 +105,32 @@ class Group:
     def settle_on_host(self, device: torch.device) -> None:
         """Make the master what the tensors are now, wherever they are, and point them at it.
 
-        `device` is the one that will copy from it. Tensors must not point at a copy that is known to be one.
+        `device` is the one that will copy from it, and has no copy from an earlier master under way. Tensors must
+        not point at a copy that is known to be one.
         """
         self.measure()
-        flat = pinned_buffer(self.num_bytes, device)
+        flat = self.master if self._may_overwrite_master() else None
+        if flat is None:
+            flat = pinned_buffer(self.num_bytes, device)
         home = views(flat, 0, self.spans)
         for held, view in zip(self.held, home, strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
         self.master, self.home, self.is_away = flat, home, False
+
+    def _may_overwrite_master(self) -> bool:
+        """Whether the tensors, as laid out now, fill the master, and none of them is somewhere else in it.
+
+        To lock new pages takes longer than to fill them, and casts come in pairs (SDXL's VAE, up and down again).
+        """
+        if self.master is None or self.master.numel() != self.num_bytes:
+            return False
+        storage, start = self.master.untyped_storage().data_ptr(), self.master.data_ptr()
+        return all(
+            held.tensor.untyped_storage().data_ptr() != storage
+            or held.tensor.data_ptr() == start + span.offset
+            for held, span in zip(self.held, self.spans, strict=True)
+        )
 
     def settle_on_device(self, device: torch.device) -> None:
         """Move the tensors to the device, to stay, in one new piece; the master, if there was one, is given up.
@@ -181,9 +198,9 @@ def views(flat: torch.Tensor, start: int, spans: Iterable[Span]) -> list[torch.T
     return found
 
 
-def collect(module: nn.Module, paths: Iterable[str], taken: dict[torch.Tensor, Held]) -> list[Held]:
-    """The tensors in the modules at these paths that no group has taken yet."""
-    inside = (part for path in paths for part in module.get_submodule(path).modules())
+def collect(modules: Iterable[nn.Module], taken: dict[torch.Tensor, Held]) -> list[Held]:
+    """The tensors in these modules that no group has taken yet."""
+    inside = (part for module in modules for part in module.modules())
     return [held for part in inside for held in collect_own(part, taken)]
 
 

@@ -145,6 +145,7 @@ class Installation:
             run=partial(self._run, part),
             on_start=partial(self._started, part),
             on_detach=partial(self._detached, part),
+            on_cast=self._cast,
         )
 
     def _dismiss(self, part: Part) -> None:
@@ -157,9 +158,8 @@ class Installation:
             self._conductor.release(part)
 
     def _replace(self, old: Part, new: Part) -> None:
-        before = {held.tensor: held.device_before for group in old.groups for held in group.held}
-        for held in (held for group in new.groups for held in group.held):
-            held.device_before = before.get(held.tensor, held.device_before)
+        if new.module is old.module:
+            new.restore_devices_before(old.devices_before())
         self._parts[self._parts.index(old)] = new
         self._conductor.parts = self._parts
         self._adopt(new)
@@ -207,19 +207,28 @@ class Installation:
                 return original(*args, **kwargs)
             self._running.add(part)
             try:
-                return with_room(lambda: self._attempt(part, method, original, args, kwargs), self._make_room)
+                return with_room(
+                    lambda: self._attempt(part, method, original, args, kwargs),
+                    lambda: self._make_room(part, method),
+                )
             finally:
                 self._running.discard(part)
                 self._conductor.leave(part)
+
+    def _cast(self) -> None:
+        """A component is cast, as pipelines do between two of its calls: on its master, with room on the device."""
+        with self._lock:
+            if not self._running:
+                self._conductor.pause()
 
     def _attempt(self, part: Part, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         args, kwargs = self._brought((args, kwargs))  # first, or they would wait for the weights to be copied
         self._conductor.enter(part, method)
         return original(*args, **kwargs)
 
-    def _make_room(self) -> bool:
+    def _make_room(self, part: Part, method: str) -> bool:
         self._watch.ran_out_of_memory()
-        return self._conductor.make_room()
+        return self._conductor.make_room(part, method)
 
     def _started(self, part: Part) -> None:
         with self._lock:

@@ -58,8 +58,8 @@ class Part:
     """What the plan does not use."""
     units: list[Unit] = field(default_factory=list)
     is_hooked: bool = False
-    modules: list[nn.Module] = field(default_factory=list)
-    """As they were when the tensors were found."""
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    """By path, as they were when the tensors were found."""
     own_methods: dict[str, Any] = field(default_factory=dict)
     """What the module had of its own, on the instance, where hooks are now."""
 
@@ -71,7 +71,7 @@ class Part:
     @property
     def is_rebuilt(self) -> bool:
         """Whether modules inside were exchanged, put in or taken out since."""
-        return self.modules != list(self.module.modules())
+        return list(self.modules.values()) != list(self.module.modules())
 
     @property
     def groups(self) -> list[Group]:
@@ -80,21 +80,32 @@ class Part:
 
     def collect(self) -> None:
         """Find the tensors of every group in the modules as they are now."""
-        before = {held.tensor: held.device_before for group in self.groups for held in group.held}
-        self.modules = list(self.module.modules())
+        before = self.devices_before()
+        self.modules = dict(self.module.named_modules())
         taken: dict[torch.Tensor, Held] = {}
         for unit in self.units:
             for group, planned in zip(unit.groups[1:], unit.placement.groups[1:], strict=True):
-                group.held = collect(self.module, planned.modules, taken)
-        self.root.held = []
-        for path in {path for unit in self.units for path in unit.placement.groups[0].modules}:
-            self.root.held += collect_own(self.module.get_submodule(path), taken)
-        self.spare.held = collect(self.module, [""], taken)
-        usual = next(iter(before.values()), None)  # of what was put in since: made from weights we had moved
-        for tensor, held in taken.items():
-            held.device_before = before.get(tensor, usual or held.device_before)
+                group.held = collect(self.planned(planned), taken)
+        roots = dict.fromkeys(m for unit in self.units for m in self.planned(unit.placement.groups[0]))
+        self.root.held = [held for module in roots for held in collect_own(module, taken)]
+        self.spare.held = collect([self.module], taken)
+        self.restore_devices_before(before)
         for group in self.groups:
             group.measure()
+
+    def devices_before(self) -> dict[torch.Tensor, torch.device]:
+        """Where each tensor was when it was first held."""
+        return {held.tensor: held.device_before for group in self.groups for held in group.held}
+
+    def restore_devices_before(self, before: Mapping[torch.Tensor, torch.device]) -> None:
+        """Take that over from tensors held earlier."""
+        usual = next(iter(before.values()), None)  # of what was put in since: made from weights we had moved
+        for held in (held for group in self.groups for held in group.held):
+            held.device_before = before.get(held.tensor, usual or held.device_before)
+
+    def planned(self, group: WeightGroup) -> list[nn.Module]:
+        """The modules of a group that are still there; what came instead of one is used like what is unplanned."""
+        return [self.modules[path] for path in group.modules if path in self.modules]
 
     def spare_modules(self) -> list[nn.Module]:
         """The modules whose own weights the plan does not use."""

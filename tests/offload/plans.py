@@ -16,48 +16,65 @@ from vramtune.offload.install import Installation, install
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 
+TIGHT_FRACTION = 0.4
+"""Of the weights beside the activations: every component that runs long is streamed."""
+
 
 @functools.cache
-def _predicted(name: str) -> Profile:
+def _traced(name: str) -> Profile:
     load().set_rates(**RATES)
     return predicted_profile(name)
 
 
 def weight_bytes(name: str) -> int:
-    """What the plan moves or keeps of the named pipeline."""
-    return sum(component.used_bytes for component in _predicted(name).components)
+    """What a plan moves or keeps of the named pipeline."""
+    return sum(component.used_bytes for component in _traced(name).components)
 
 
-def set_rates(name: str, *, copy_to_compute: float = 1.0) -> None:
-    """Copying the largest component of the longest stage takes so many times what its iteration computes."""
-    profile = _predicted(name)
+def profiled(name: str, *, copy_to_compute: float = 1.0) -> Profile:
+    """The named pipeline's profile, and the simulated device at the rates it is made for.
+
+    The link is so slow that copying the largest component of the longest stage takes `copy_to_compute` times what
+    one iteration computes.
+    """
+    profile = _traced(name)
     longest = max(profile.stages, key=lambda stage: stage.num_iterations * stage.seconds)
     largest_bytes = max(profile.component(c).used_bytes for c in longest.components)
     rate = largest_bytes / (copy_to_compute * longest.seconds)
     pinned = {key: rate for key in RATES if key.startswith("pinned")}
     pageable = {"pageable_copy_bytes_per_second": rate / 4, "readback_bytes_per_second": rate / 4}
     load().set_rates(**RATES | pinned | pageable)
+    return replace(profile, device=sim_device())
 
 
 @functools.cache
-def make_plan(name: str, fraction: float, *, copy_to_compute: float = 1.0) -> Plan:
+def planned(name: str, fraction: float = TIGHT_FRACTION, *, copy_to_compute: float = 1.0) -> Plan:
     """The plan for a budget that has room for this fraction of the weights; 1: all resident."""
-    set_rates(name, copy_to_compute=copy_to_compute)
-    profile = replace(_predicted(name), device=sim_device())
-    resident_bytes = choose_plan(profile, load().DEFAULT_CAPACITY_BYTES).estimate.peak_bytes
-    return choose_plan(profile, resident_bytes - int((1 - fraction) * weight_bytes(name)))
+    profile = profiled(name, copy_to_compute=copy_to_compute)
+    peak_bytes = choose_plan(profile, profile.device.usable_bytes).estimate.peak_bytes
+    return choose_plan(profile, peak_bytes - int((1 - fraction) * weight_bytes(name)))
 
 
 @contextmanager
 def tuned(
     name: str, fraction: float = 0.5, *, copy_to_compute: float = 1.0, pipe: DiffusionPipeline | None = None
 ) -> Iterator[tuple[Any, Installation]]:
-    """The named pipeline under that budget, with the rates it is planned for; removed at the end."""
-    plan = make_plan(name, fraction, copy_to_compute=copy_to_compute)
-    set_rates(name, copy_to_compute=copy_to_compute)
+    """The named pipeline under that plan, with the rates it is made for; removed at the end."""
+    plan = planned(name, fraction, copy_to_compute=copy_to_compute)
+    profiled(name, copy_to_compute=copy_to_compute)
     pipe = tiny_pipelines.build(name) if pipe is None else pipe
     with install(pipe, plan, device="sim") as installation:
         yield pipe, installation
+
+
+def resident_bytes(plan: Plan) -> int:
+    """What a plan keeps on the device between calls; methods of a component share its root."""
+    groups = {
+        (placement.component, group.name, group.modules): group.weight_bytes
+        for placement in plan.placements
+        for group in placement.groups[: placement.num_resident]
+    }
+    return sum(groups.values())
 
 
 def whole(name: str) -> Any:

@@ -1,7 +1,5 @@
-"""Plans for tiny pipelines, and what to compare of a pipeline before and after."""
+"""What to compare of a pipeline before and after."""
 
-import functools
-import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,41 +8,6 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.simgpu import load
-from tests.simgpu.prediction import RATES, predicted_profile
-from vramtune.schema import Plan, Profile
-from vramtune.tuner.search import choose_plan
-
-TIGHT_FRACTION = 0.4
-"""Of the weights beside the activations: every component that runs long is streamed."""
-
-
-@functools.cache
-def profiled(name: str) -> Profile:
-    """The named tiny pipeline's profile; the simulated device keeps the rates it was made for."""
-    load().set_rates(**RATES)
-    return predicted_profile(name)
-
-
-@functools.cache
-def planned(name: str, fraction: float = TIGHT_FRACTION) -> Plan:
-    """The plan for a budget that has room for the activations and so much of the weights."""
-    profile = profiled(name)
-    peak_bytes = choose_plan(profile, profile.device.usable_bytes).estimate.peak_bytes
-    weight_bytes = sum(component.used_bytes for component in profile.components)
-    return choose_plan(profile, peak_bytes - int((1 - fraction) * weight_bytes))
-
-
-def resident_bytes(plan: Plan) -> int:
-    """What a plan keeps on the device between calls."""
-    return sum(sum(g.weight_bytes for g in p.groups[: min(p.kept)]) for p in plan.placements)
-
-
-def held_bytes() -> int:
-    """What the device holds once nothing of an earlier call or error is left."""
-    gc.collect()
-    load().synchronize()
-    return load().memory_allocated()
 
 
 def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
