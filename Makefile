@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo check fmt test soak bench pictures gpu
+.PHONY: setup demo check fmt test browser soak bench pictures notebooks gpu
 
 setup: $(READY)
 
@@ -37,11 +37,17 @@ bench: setup  ## Writes dated tables to benchmarks/results/.
 	$(BIN)/python -m benchmarks.stock_modes_on_sim
 	$(BIN)/python -m benchmarks.prediction_on_sim
 
+browser: setup  ## The HTML report in a real browser; needs Chromium (apt install chromium) and fails without.
+	$(BIN)/pytest -m browser
+
 soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits.
 	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest --timeout 7200 tests/offload/test_soak.py
 
 pictures: setup  ## Remakes docs/img/.
 	$(BIN)/python -m docs.pictures
+
+notebooks: setup  ## Runs the notebooks again and keeps their outputs.
+	$(BIN)/python -m notebooks.remake
 
 gpu: setup  ## The tests that need a CUDA GPU, which fail without one, then real models on it.
 	$(BIN)/pytest -m gpu

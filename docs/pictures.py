@@ -1,27 +1,39 @@
 """Remake the pictures in `docs/img/`: real pipelines at real size, every figure predicted, no GPU and no weights.
 
-python -m docs.pictures
+python -m docs.pictures                    all, in about a minute
+python -m docs.pictures idea wan_12gib     these
 """
 
+import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from PIL import Image
 from tqdm import tqdm
 
+from docs import drawings
 from tests import tiny_pipelines
-from tests.offload.tuned import planned
+from tests.offload.plans import planned
 from vramtune import catalog, front
 from vramtune.reports import plots
 from vramtune.schema import Profile
+from vramtune.units import format_bytes
 
 FOLDER = Path(__file__).parent / "img"
+NUM_COLORS = 128
+"""Of a picture's palette: no difference is seen, and the file is a third."""
 
 
 def main() -> None:
-    """Draw every picture into its file."""
-    for name, draw in tqdm(PICTURES.items(), unit="picture"):
-        plots.save(draw(), FOLDER / f"{name}.png")
+    """Draw the named pictures, or all, into their files."""
+    for name in tqdm(sys.argv[1:] or PICTURES, unit="picture"):
+        path = FOLDER / f"{name}.png"
+        plots.save(PICTURES[name](), path)
+        Image.open(path).convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
 
 
 @cache
@@ -71,29 +83,61 @@ def components(model: str, gpu: str) -> Axes:
 
 
 def measured(name: str) -> Axes:
-    """A tiny pipeline's estimate beside its second call on the simulated accelerator."""
+    """A tiny pipeline's estimate beside its second call on the simulated GPU; the title says that it is one."""
     plan, pipe = planned(name), tiny_pipelines.build(name)
     with front.install(pipe, plan, device="sim") as installation:
         for _ in range(2):
             tiny_pipelines.run(pipe, name)
         measurement = installation.measured
-    return plots.draw_measured(plots.predicted_and_measured(measurement, plan=plan))
+    plot = plots.predicted_and_measured(measurement, plan=plan)
+    title = (
+        f"A tiny {plan.pipeline_class} with random weights, {format_bytes(plan.budget_bytes)} of a simulated GPU:\n"
+        "predicted beside counted there; no real GPU"
+    )
+    return plots.draw_measured(replace(plot, title=title))
+
+
+def table(model: str, gpu: str, vram_gb: float) -> Axes:
+    """The plan itself."""
+    profile = profile_of(model, gpu)
+    plan = front.plan(profile, vram_gb)
+    return drawings.draw_table(drawings.plan_table(front.timeline(profile, plan), profile=profile, plan=plan))
+
+
+def stream(model: str, gpu: str, vram_gb: float, *, first: int, num_groups: int) -> Axes:
+    """Weight groups on their way through the slots."""
+    profile = profile_of(model, gpu)
+    plan = front.plan(profile, vram_gb)
+    plot = drawings.stream_passages(
+        front.timeline(profile, plan), profile=profile, plan=plan, first=first, num_groups=num_groups
+    )
+    return drawings.draw_stream(plot)
 
 
 PICTURES = {
+    "idea": partial(table, "flux.1-dev", "RTX 4060", 8),
+    "idea_stream": partial(stream, "flux.1-dev", "RTX 4060", 8, first=130, num_groups=10),
+    "sdxl_6gib": partial(memory, "sdxl", "RTX 4060", 6),
     "sdxl_8gib": partial(memory, "sdxl", "RTX 4060", 8),
+    "sdxl_12gib": partial(memory, "sdxl", "RTX 4070", 12),
+    "sdxl_24gib": partial(memory, "sdxl", "RTX 4090", 24),
     "sdxl_8gib_peaks": partial(peaks, "sdxl", "RTX 4060", 8),
     "sdxl_8gib_modes": partial(modes, "sdxl", "RTX 4060", 8),
     "sdxl_frontier": partial(frontier, "sdxl", "RTX 4060"),
     "sdxl_components": partial(components, "sdxl", "RTX 4060"),
     "flux_6gib": partial(memory, "flux.1-dev", "RTX 4060", 6),
-    "flux_6gib_lanes": partial(lanes, "flux.1-dev", "RTX 4090", 6),
+    "flux_8gib": partial(memory, "flux.1-dev", "RTX 4060", 8),
+    "flux_12gib": partial(memory, "flux.1-dev", "RTX 4070", 12),
+    "flux_24gib": partial(memory, "flux.1-dev", "RTX 4090", 24),
     "flux_12gib_peaks": partial(peaks, "flux.1-dev", "RTX 4070", 12),
     "flux_12gib_modes": partial(modes, "flux.1-dev", "RTX 4070", 12),
+    "flux_6gib_lanes": partial(lanes, "flux.1-dev", "RTX 4090", 6),
     "flux_24gib_lanes": partial(lanes, "flux.1-dev", "RTX 4090", 24),
     "flux_frontier": partial(frontier, "flux.1-dev", "RTX 4090"),
+    # no plan at 6 GiB: the transformer's activations alone take more, tiled or not
     "wan_8gib_tiled": partial(memory, "wan2.1-14b", "RTX 4060", 8, allow=("vae_tiling",)),
     "wan_12gib": partial(memory, "wan2.1-14b", "RTX 4070", 12),
+    "wan_24gib": partial(memory, "wan2.1-14b", "RTX 4090", 24),
     "wan_24gib_peaks": partial(peaks, "wan2.1-14b", "RTX 4090", 24),
     "tiny_flux_measured_on_sim": partial(measured, "flux"),
 }
