@@ -1,5 +1,7 @@
 """The front door on a real tiny pipeline."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import vramtune
@@ -46,6 +48,13 @@ def test_everything_follows_from_the_profile(profile) -> None:
     assert vramtune.timeline(profile, plan).memory[-1].end_seconds == pytest.approx(
         plan.estimate.seconds, rel=1e-3
     )
+
+
+def test_a_tuned_pipeline_is_a_table_of_stages_and_is_compared_as_it_is(profile) -> None:
+    plan = vramtune.plan(profile, 4)
+    tuned = vramtune.Tuned(profile, plan, SimpleNamespace(measured=None, overrun_bytes={}))
+    assert list(tuned.to_frame().stage) == [stage.name for stage in plan.stages]
+    assert tuned.compare().plan.seconds == plan.estimate.seconds
 
 
 def test_one_permission_may_be_given_by_its_name(profile) -> None:

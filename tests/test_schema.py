@@ -50,6 +50,12 @@ class TestJson:
         plan.save(tmp_path / "plan.json")
         assert Plan.load(tmp_path / "plan.json") == plan
 
+    def test_so_is_a_profile(self, tmp_path: Path) -> None:
+        small().save(tmp_path / "profile.json")
+        assert Profile.load(tmp_path / "profile.json") == small()
+        with pytest.raises(FileError, match="holds a Profile"):
+            Plan.load(tmp_path / "profile.json")
+
 
 class TestForeignFiles:
     @pytest.fixture
@@ -67,7 +73,8 @@ class TestForeignFiles:
 
     def test_another_version(self, envelope: dict) -> None:
         envelope["schema_version"] = SCHEMA_VERSION + 1
-        with pytest.raises(FileError, match=r"Expected schema version 1; this Plan has version 2"):
+        expected = f"Expected schema version {SCHEMA_VERSION}; this Plan has version {SCHEMA_VERSION + 1}"
+        with pytest.raises(FileError, match=expected):
             from_json(Plan, json.dumps(envelope))
 
     def test_a_missing_field(self, envelope: dict) -> None:

@@ -34,12 +34,20 @@ class TestFormats:
     @pytest.mark.parametrize(
         ("seconds", "text"),
         [
-            (0, "0 µs"),
+            (0, "0 s"),
+            (-1e-12, "0 s"),
+            (4e-7, "0 s"),
             (8e-5, "80 µs"),
+            (9.9999e-4, "1 ms"),
+            (0.9999, "1.00 s"),
+            (9.9999, "10.0 s"),
             (0.045, "45 ms"),
             (1.234, "1.23 s"),
             (12.34, "12.3 s"),
             (125, "2 min 05 s"),
+            (3599.4, "59 min 59 s"),
+            (3599.6, "1 h 00 min"),
+            (10291, "2 h 52 min"),
         ],
     )
     def test_seconds(self, seconds: float, text: str) -> None:

@@ -93,7 +93,7 @@ def autotune(
     """
     from vramtune.offload.disguise import refuse_tuned
     from vramtune.offload.target import refuse_other_offloading, resolve_device
-    from vramtune.profiler.live import live_device
+    from vramtune.profiler.live import live_device, probe
 
     target = resolve_device(device, gpu_id)
     asked = None if vram_gb is None else budget_bytes(vram_gb)
@@ -104,7 +104,9 @@ def autotune(
     search.check(facts, budget, _names(allow))
     costs = _predicted(pipe, call_kwargs or {}, facts, progress=progress)
     chosen = search.choose_plan(costs, budget, allow=_names(allow), margin_fraction=MARGIN_FRACTION)
-    tuned = Tuned(costs, chosen, install(pipe, chosen, device=target, context_bytes=facts.context_bytes))
+    tuned = Tuned(
+        costs, chosen, install(pipe, chosen, device=target, context_bytes=probe(target).context_bytes)
+    )
     print(_one_line(costs, chosen, target))
     return tuned
 
@@ -129,13 +131,15 @@ class Tuned:
 
     def compare(self) -> Comparison:
         """The stock diffusers modes, the plan and the bound under the same budget, all predicted."""
-        return strategies.compare_modes(
-            self.profile, self.plan.asked_bytes, allow=tuple(self.plan.permissions)
-        )
+        return strategies.compare_plan(self.profile, self.plan)
 
     def report(self, path: str | Path) -> None:
         """Write one self-contained HTML page: what was predicted, why, and what the last call took."""
         report(self._profile, self.plan, path, measured=self.measured)
+
+    def to_frame(self) -> "DataFrame":
+        """One row per stage: what was predicted, and once a call has finished, what was measured beside it."""
+        return to_frame(self)
 
     def remove(self) -> None:
         """Give the pipeline back as it was."""
@@ -237,15 +241,15 @@ def report(profile: Profile, plan: Plan, path: str | Path, *, measured: Measurem
         path,
         profile=profile,
         plan=plan,
-        comparison=strategies.compare_modes(profile, plan.asked_bytes, allow=plan.permissions),
+        comparison=strategies.compare_plan(profile, plan),
         frontier=tuner_frontier.trace_frontier(profile, allow=plan.permissions),
         timeline=simulate.timeline(profile, plan),
         measurement=measured,
     )
 
 
-def to_frame(noun: Profile | Plan | Comparison | Frontier | Measurement) -> "DataFrame":
-    """A profile, plan, comparison, frontier or measurement as a tidy table, units in the columns' names."""
+def to_frame(noun: Profile | Plan | Comparison | Frontier | Measurement | Tuned) -> "DataFrame":
+    """A profile, plan, comparison, frontier, measurement or tuned pipeline as a tidy table, units in its columns' names."""
     from vramtune.reports import frames
 
     return frames.to_frame(noun)

@@ -29,12 +29,17 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds for people: `"2 min 05 s"`, `"12.3 s"`, `"45 ms"`, `"80 µs"`."""
+    """Seconds for people: `"1 h 29 min"`, `"2 min 05 s"`, `"12.3 s"`, `"45 ms"`, `"80 µs"`, `"0 s"`.
+
+    Each unit begins where the one below it would be rounded up to a whole one.
+    """
     if seconds >= 99.95:
         minutes, rest = divmod(round(seconds), 60)
+        if minutes >= 60:
+            return "{} h {:02d} min".format(*divmod(round(seconds / 60), 60))
         return f"{minutes} min {rest:02d} s"
-    if seconds >= 1:
-        return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
-    if seconds >= 1e-3:
+    if seconds >= 0.9995:
+        return f"{seconds:.1f} s" if seconds >= 9.995 else f"{seconds:.2f} s"
+    if seconds >= 0.9995e-3:
         return f"{seconds * 1e3:.0f} ms"
-    return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1e6:.0f} µs" if seconds >= 0.5e-6 else "0 s"

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from tests import tiny_pipelines
-from tests.test_cli import refused, run
-from vramtune import catalog
+from tests.cli.running import refused, run
 from vramtune.schema import Plan
 from vramtune.units import GIB
 
@@ -71,25 +70,8 @@ def test_a_folder_that_is_no_pipeline(tmp_path):
     refused(run("plan", tmp_path, "--vram-gb", 8, "--gpu", "RTX 4060"), "model_index.json")
 
 
-def test_models_are_listed():
-    result = run("models")
-    assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == list(catalog.names())
-    assert max(map(len, result.stdout.splitlines())) <= 80
-
-
-def test_models_are_listed_as_json():
-    found = json.loads(run("models", "--json").stdout)
-    assert [model["name"] for model in found] == list(catalog.names())
-
-
-def test_gpus_are_listed():
-    result = run("gpus")
-    assert result.exit_code == 0
-    assert "\nRTX 4060 " in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 80
-
-
-def test_gpus_are_listed_as_json():
-    found = json.loads(run("gpus", "--json").stdout)
-    assert all(gpu["total_bytes"] > gpu["usable_bytes"] > GIB for gpu in found)
+def test_a_saved_profile_gives_the_same_plan(folder, tmp_path):
+    assert run("profile", folder, *SMALL, "--save", tmp_path / "tiny.json").exit_code == 0
+    direct = run("plan", folder, "--vram-gb", 1, *SMALL)
+    assert run("plan", tmp_path / "tiny.json", "--vram-gb", 1).stdout == direct.stdout
+    assert run("frontier", tmp_path / "tiny.json").stdout == run("frontier", folder, *SMALL).stdout

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.simgpu.fixtures import restore
 from vramtune.errors import NoAcceleratorError, UsageError
 from vramtune.profiler import live
-from vramtune.profiler.device import CONTEXT_BYTES
 from vramtune.profiler.live import holders, live_device
 from vramtune.profiler.nvml import Holder
 from vramtune.profiler.probe import Rates, measure_rates
@@ -124,6 +123,14 @@ def test_usable_is_what_this_process_may_hold_in_all(slow: ModuleType) -> None:
     assert device.total_bytes == 3 * GIB
     assert device.usable_bytes == 3 * GIB
     assert slow.mem_get_info()[0] <= device.usable_bytes - held.nbytes
+
+
+def test_usable_is_no_more_than_the_limit_set_for_this_process(
+    slow: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow.set_capacity(4 * GIB)
+    monkeypatch.setattr(slow, "get_per_process_memory_fraction", lambda device: 0.25, raising=False)
+    assert sim_facts().usable_bytes == GIB
 
 
 def test_a_second_look_measures_only_memory(slow: ModuleType) -> None:
@@ -293,24 +300,24 @@ def test_where_this_process_is_not_counted_the_context_is_what_free_memory_fell_
     assert live.probe(CUDA).context_bytes == 380 * MIB
 
 
-def test_a_context_that_was_there_before_and_is_not_counted_is_the_prior(gpu: SimpleNamespace) -> None:
+def test_a_context_that_was_there_before_and_is_not_counted_is_unknown(gpu: SimpleNamespace) -> None:
     gpu.has_context = True
-    assert live.probe(CUDA).context_bytes == CONTEXT_BYTES
+    assert live.probe(CUDA).context_bytes is None
 
 
 def test_another_process_that_gave_memory_back_meanwhile_makes_no_negative_context(
     gpu: SimpleNamespace,
 ) -> None:
     gpu.probing["free"] = 7500 * MIB
-    assert live.probe(CUDA).context_bytes == CONTEXT_BYTES
+    assert live.probe(CUDA).context_bytes is None
 
 
-def test_without_nvml_the_context_is_the_prior(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvml_a_context_is_unknown(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert live.probe(CUDA).context_bytes == CONTEXT_BYTES
+    assert live.probe(CUDA).context_bytes is None
 
 
 def test_workspaces_are_what_stays_reserved_or_the_prior_where_they_were_there_before(

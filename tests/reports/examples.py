@@ -221,7 +221,12 @@ def comparison(made: Plan) -> Comparison:
         mode("group offload, block, stream", 0.4, 9.5),
         mode("vramtune", made.estimate.peak_bytes / budget, 1.0),
     )
-    return Comparison(budget_bytes=budget, bound_seconds=made.estimate.bound_seconds, modes=modes)
+    return Comparison(
+        asked_bytes=made.asked_bytes,
+        budget_bytes=budget,
+        bound_seconds=made.estimate.bound_seconds,
+        modes=modes,
+    )
 
 
 def sdxl() -> Profile:

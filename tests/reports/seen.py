@@ -59,7 +59,7 @@ def frontier(made: Plan) -> Frontier:
         )
         for gib, slower in ((4.5, 1.3), (5, 1.1), (6, 1.0))
     )
-    return Frontier(points=points, modes=examples.comparison(made).modes)
+    return Frontier(points=points, modes=examples.comparison(made).stock)
 
 
 def measurement(made: Plan, *, context_bytes: int | None = 310 * MIB, **changes: object) -> Measurement:

@@ -8,7 +8,7 @@ from vramtune.errors import UsageError
 from vramtune.reports.cards import card, comparison_sentence, frontier_sentence, verdict
 from vramtune.reports.grids import beside_grid, mode_grid, placement_grid, stage_grid
 from vramtune.reports.plain import card_text
-from vramtune.units import GIB
+from vramtune.units import GIB, format_seconds
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
 MEASURED = seen.measurement(PLAN)
@@ -18,6 +18,7 @@ NOUNS = {
     "comparison": examples.comparison(PLAN),
     "frontier": seen.frontier(PLAN),
     "measurement": MEASURED,
+    "timeline": seen.timeline(PROFILE, PLAN),
     "tuned": seen.Tuned(PROFILE, PLAN, MEASURED),
     "tuned_before": seen.Tuned(PROFILE, PLAN, None),
 }
@@ -110,25 +111,21 @@ def test_stages_are_paired_by_name_and_the_lonely_ones_kept():
     first, *others = MEASURED.stages
     preview = dataclasses.replace(first, name="vae.encode")
     measured = dataclasses.replace(MEASURED, stages=(preview, *others))
-    grid = beside_grid(measured, plan=PLAN)
-    assert [row[0].text for row in grid.rows] == [
-        "vae.encode",
-        "text_encoder_2",
-        "unet",
-        "vae.decode",
-        "text_encoder",
-    ]
-    assert [cell.text for cell in grid.rows[0]][1::2] == ["-", "-", "0 µs", "0.00"]
-    assert all(cell.text != "-" for cell in grid.rows[1])
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in beside_grid(measured, plan=PLAN).rows}
+    assert list(rows) == ["text_encoder", "text_encoder_2", "unet x50", "vae.decode", "vae.encode"]
+    assert rows["vae.encode"][::2] == ["-", "-", "0 s", "0.00"]
+    assert rows["text_encoder"][1:5:2] == ["-", "-"]
+    assert "-" not in rows["unet x50"]
 
 
-def test_stages_of_one_name_are_paired_in_order():
-    estimate = PLAN.estimate
-    twice = tuple(dataclasses.replace(stage, name="encoder") for stage in estimate.stages[:2])
-    plan = dataclasses.replace(PLAN, estimate=dataclasses.replace(estimate, stages=twice))
-    stages = tuple(dataclasses.replace(stage, name="encoder") for stage in MEASURED.stages[:2])
-    grid = beside_grid(dataclasses.replace(MEASURED, stages=stages), plan=plan)
-    assert [row[1].text for row in grid.rows] == [f"{s.peak_bytes / GIB:.2f}" for s in twice]
+def test_a_stage_that_a_call_comes_back_to_counts_together():
+    unet = next(stage for stage in MEASURED.stages if stage.name == "unet")
+    again = dataclasses.replace(unet, peak_bytes=2 * unet.peak_bytes)
+    grid = beside_grid(dataclasses.replace(MEASURED, stages=(*MEASURED.stages, again)), plan=PLAN)
+    row = next(row for row in grid.rows if row[0].text == "unet x50")
+    assert row[2].text == f"{(again.peak_bytes + MEASURED.context_bytes) / GIB:.2f}"
+    assert row[4].text == format_seconds(2 * unet.seconds)
+    assert row[7].text == f"{2 * unet.moved_bytes / GIB:.2f}"
 
 
 def test_measured_peaks_without_the_context_are_called_so():
@@ -148,17 +145,23 @@ def test_the_plan_is_marked_among_the_modes():
 
 def test_modes_without_a_plan_are_compared_with_none():
     comparison = examples.comparison(PLAN)
-    stock = dataclasses.replace(comparison, modes=comparison.modes[:-1])
+    stock = dataclasses.replace(comparison, modes=comparison.stock, bound_seconds=None)
     assert mode_grid(stock).marked is None
     assert {row[4].text for row in mode_grid(stock).rows} == {"-"}
-    assert comparison_sentence(stock).endswith("takes 29.6 s per call.")
-    unfit = dataclasses.replace(comparison, modes=comparison.modes[:1])
-    assert comparison_sentence(unfit) == "No stock diffusers mode fits."
+    assert comparison_sentence(stock).endswith("takes 29.6 s per call; no plan of vramtune's fits.")
+
+
+def test_where_no_stock_mode_fits_the_plan_stands_alone():
+    comparison = examples.comparison(PLAN)
+    unfit = dataclasses.replace(comparison, modes=(comparison.stock[0], comparison.plan))
+    assert comparison_sentence(unfit) == (
+        "No stock diffusers mode fits; vramtune takes 17.4 s per call, where no plan beats 17.0 s."
+    )
 
 
 def test_a_frontier_in_a_sentence():
     assert frontier_sentence(seen.frontier(PLAN)).startswith(
-        "From 4.50 GiB (22.7 s per call) to 6.00 GiB (17.4 s);"
+        "From 4.50 GiB (22.7 s per call, bound 17.0 s) to 6.00 GiB (17.4 s per call, bound 17.0 s);"
     )
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,14 +20,17 @@ NOUNS = {
     "comparison": examples.comparison(PLAN),
     "frontier": seen.frontier(PLAN),
     "measurement": seen.measurement(PLAN),
+    "tuned": seen.Tuned(examples.sdxl(), PLAN, seen.measurement(PLAN)),
 }
 COLUMNS = {
-    "profile": "component class_name dtype weight_bytes used_bytes activation_bytes num_calls compute_seconds "
+    "profile": "component class_name dtype weight_bytes used_bytes is_excluded activation_bytes num_calls compute_seconds "
     "copy_seconds",
     "plan": "placement component stage active role num_kept num_groups kept_bytes slot_bytes",
     "comparison": "mode fits peak_bytes seconds compute_seconds copied_in_bytes copied_out_bytes",
     "frontier": "budget_bytes peak_bytes seconds bound_seconds",
     "measurement": "stage seconds exposed_copy_seconds moved_bytes peak_bytes",
+    "tuned": "stage num_iterations predicted_peak_bytes measured_peak_bytes predicted_seconds measured_seconds "
+    "measured_exposed_copy_seconds predicted_moved_bytes measured_moved_bytes",
 }
 
 sizes, spans = st.integers(0, 2**40), st.floats(0, 1e6)
@@ -98,7 +102,7 @@ def test_a_plan_has_a_row_per_placement_and_stage(plan):
     )
 )
 def test_a_comparison_has_a_row_per_mode_and_an_unknown_fit_stays_unknown(modes):
-    frame = to_frame(Comparison(budget_bytes=1, bound_seconds=None, modes=tuple(modes)))
+    frame = to_frame(Comparison(asked_bytes=1, budget_bytes=1, bound_seconds=None, modes=tuple(modes)))
     assert frame.copied_in_bytes.sum() == sum(mode.copied_in_bytes for mode in modes)
     assert sorted(frame["mode"]) == sorted(mode.mode for mode in modes)
     assert frame.fits.isna().sum() == sum(mode.fits is None for mode in modes)
@@ -135,9 +139,22 @@ def test_a_measurement_has_its_stages_in_order(stages):
     assert frame.seconds.sum() == pytest.approx(sum(stage.seconds for stage in stages))
 
 
+@pytest.mark.parametrize("name", ["comparison", "frontier"])
+def test_the_method_is_the_function(name):
+    pandas.testing.assert_frame_equal(NOUNS[name].to_frame(), to_frame(NOUNS[name]))
+
+
+def test_before_the_first_call_the_measured_columns_are_empty():
+    frame = to_frame(seen.Tuned(examples.sdxl(), PLAN, None))
+    measured = [column for column in frame.columns if column.startswith("measured")]
+    assert frame[measured].isna().all(axis=None)
+    assert list(frame.predicted_seconds) == [stage.seconds for stage in PLAN.estimate.stages]
+
+
 def test_anything_else_is_refused_with_what_would_do():
     with pytest.raises(
-        UsageError, match=r"a Profile, Plan, Comparison, Frontier or Measurement; got Timeline"
+        UsageError,
+        match=r"a Comparison, Frontier, Profile, Plan, Measurement or a tuned pipeline; got Timeline",
     ):
         to_frame(seen.timeline(examples.sdxl(), PLAN))
 

@@ -1,5 +1,7 @@
 import dataclasses
 import re
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -158,3 +160,21 @@ def test_a_report_is_written_as_utf_8(tmp_path):
     plan = dataclasses.replace(PLAN, reasons=("Ein Fuchs im Schnee: 狐狸, µs.",))
     write_report(tmp_path / "report.html", profile=PROFILE, plan=plan)
     assert "狐狸, µs." in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_from_a_saved_profile_takes_under_three_seconds_and_no_torch(tmp_path):
+    """Of the processor, from the interpreter's start on: planning, comparison, frontier and pictures included."""
+    examples.flux().save(tmp_path / "profile.json")
+    code = (
+        "import sys, time, vramtune\n"
+        "profile = vramtune.Profile.load('profile.json')\n"
+        "vramtune.report(profile, vramtune.plan(profile, 7), 'report.html')\n"
+        "print(time.process_time(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    seconds, has_torch = done.stdout.split()
+    assert has_torch == "False"
+    assert float(seconds) < 3
+    assert (tmp_path / "report.html").stat().st_size > 100_000

@@ -11,7 +11,6 @@ from tests.reports import examples, seen
 from tests.reports.golden import check_golden
 from tests.reports.test_html import Page
 from vramtune.reports import jupyter
-from vramtune.schema import Timeline
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
 MEASURED = seen.measurement(PLAN)
@@ -21,6 +20,7 @@ NOUNS = {
     "plan": PLAN,
     "comparison": examples.comparison(PLAN),
     "frontier": seen.frontier(PLAN),
+    "timeline": seen.timeline(PROFILE, PLAN),
     "measurement": MEASURED,
     "tuned": TUNED(PROFILE, PLAN, MEASURED),
 }
@@ -49,8 +49,8 @@ def test_the_types_are_where_it_is_said():
 
 
 def test_what_is_not_registered_is_shown_as_before(shell):
-    shown, _ = shell.display_formatter.format(Timeline(spans=(), memory=()))
-    assert shown == {"text/plain": "Timeline(spans=(), memory=())"}
+    shown, _ = shell.display_formatter.format(PLAN.workload)
+    assert shown == {"text/plain": repr(PLAN.workload)}
 
 
 @pytest.mark.parametrize("name", ["plan", "comparison"])

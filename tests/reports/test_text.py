@@ -4,13 +4,33 @@ import io
 import pytest
 from rich.console import Console
 
-from tests.reports import examples
+from tests.reports import examples, seen
+from tests.reports.golden import check_golden
 from vramtune.errors import BudgetError
 from vramtune.reports import text
 from vramtune.reports.tables import placement_rows
 from vramtune.schema import Workload
 from vramtune.units import GIB
 
+PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
+COMPARISON = examples.comparison(PLAN)
+MEASURED = seen.measurement(PLAN)
+BUDGET_ERROR = BudgetError(
+    "StableDiffusionXLPipeline does not fit 2.00 GiB. Give it at least 3.50 GiB.",
+    budget_bytes=2 * GIB,
+    smallest_bytes=int(3.5 * GIB),
+)
+WITHOUT_PLAN = dataclasses.replace(COMPARISON, modes=COMPARISON.stock, bound_seconds=None)
+REPORTS = {
+    "profile": text.profile_report(PROFILE),
+    "plan": text.plan_report(PROFILE, PLAN, COMPARISON),
+    "comparison": text.comparison_report(COMPARISON, PROFILE),
+    "comparison_without_plan": text.comparison_report(WITHOUT_PLAN, PROFILE),
+    "frontier": text.frontier_report(seen.frontier(PLAN), PROFILE),
+    "error": text.budget_report(BUDGET_ERROR, PROFILE, WITHOUT_PLAN),
+    "tuned": text.tuned_text(PROFILE, PLAN, MEASURED),
+    "tuned_before": text.tuned_text(PROFILE, PLAN, None),
+}
 CASES = [(examples.sdxl(), examples.sdxl_plan()), (examples.flux(), examples.flux_plan())]
 
 
@@ -22,6 +42,13 @@ def shown(renderable):
 
 def report(profile, plan):
     return shown(text.plan_report(profile, plan, examples.comparison(plan)))
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_reads_as_it_did(name):
+    out = shown(REPORTS[name])
+    check_golden(f"terminal_{name}.txt", out)
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(("profile", "plan"), CASES)
@@ -94,6 +121,29 @@ def test_weights_that_the_call_does_not_use_are_called_unused():
     assert line.split() == ["safety_checker", "0.57", "0.00", "-", "0", "-", "-", "unused"]
 
 
+def test_what_is_excluded_from_offload_is_resident_used_or_not():
+    profile = dataclasses.replace(PROFILE, excluded=("safety_checker", "unet"))
+    out = shown(text.plan_report(profile, PLAN, COMPARISON))
+    components = out.split("Components, predicted")[1].split("\n\n")[0]
+    placed = {line.split()[0]: line.split()[-1] for line in components.splitlines()}
+    assert (placed["safety_checker"], placed["unet"]) == ("resident", "resident")
+
+
+def test_every_time_of_a_call_stands_beside_the_bound():
+    for name in ("plan", "comparison", "frontier", "tuned", "tuned_before"):
+        out = " ".join(shown(REPORTS[name]).split())
+        assert "17.0 s" in out, name
+        assert "bound" in out or "no plan beats" in out, name
+
+
+def test_what_was_measured_above_the_budget_or_without_the_context_is_said():
+    over = seen.measurement(PLAN, peak_bytes=PLAN.budget_bytes + 1)
+    assert "OVER THE BUDGET" in text.tuned_text(PROFILE, PLAN, over)
+    assert "OVER" not in text.tuned_text(PROFILE, PLAN, MEASURED)
+    bare = seen.measurement(PLAN, context_bytes=None)
+    assert "without the CUDA context" in text.tuned_text(PROFILE, PLAN, bare)
+
+
 def test_reasons_are_a_list():
     out = report(*CASES[0])
     assert "\n- The copy engine" in out
@@ -107,13 +157,7 @@ def test_square_brackets_are_printed_as_they_are():
 
 
 def test_a_plan_that_does_not_exist_says_what_would_do():
-    profile, plan = CASES[0]
-    error = BudgetError(
-        "StableDiffusionXLPipeline does not fit 2.00 GiB. Give it at least 3.50 GiB.",
-        budget_bytes=2 * GIB,
-        smallest_bytes=int(3.5 * GIB),
-    )
-    out = shown(text.budget_report(error, profile, examples.comparison(plan)))
+    out = shown(REPORTS["error"])
     assert out.startswith("StableDiffusionXLPipeline does not fit 2.00 GiB. Give it at least 3.50 GiB.")
     assert "group offload, block, stream" in out
 

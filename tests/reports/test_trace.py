@@ -19,16 +19,24 @@ FIELDS = {
 
 def events(trace: bytes) -> list[dict]:
     """The events of a trace that keeps to the Trace Event Format."""
-    document = json.loads(trace)
-    assert set(document) == {"displayTimeUnit", "traceEvents"}
+    document = json.loads(trace, parse_constant=pytest.fail)
+    assert set(document) == {"displayTimeUnit", "otherData", "traceEvents"}
+    assert document["displayTimeUnit"] in ("ms", "ns")
+    named = {e["tid"] for e in document["traceEvents"] if (e["ph"], e["name"]) == ("M", "thread_name")}
     for event in document["traceEvents"]:
         assert set(event) == FIELDS[event["ph"]]
-        assert isinstance(event["name"], str)
-        assert isinstance(event["pid"], int)
-        assert all(event[field] >= 0 for field in ("ts", "dur") if field in event)
+        assert type(event["name"]) is str
+        assert type(event["pid"]) is int
+        assert type(event.get("tid", 0)) is int
+        assert all(type(event[f]) in (int, float) and event[f] >= 0 for f in ("ts", "dur") if f in event)
         assert event["args"]
         if event["ph"] == "C":
-            assert all(isinstance(value, int) for value in event["args"].values())
+            assert all(type(value) is int for value in event["args"].values())
+        if event["ph"] == "M":
+            assert event["name"] in ("process_name", "thread_name")
+            assert list(event["args"]) == ["name"]
+        if event["ph"] == "X":
+            assert event["tid"] in named
     return document["traceEvents"]
 
 
@@ -54,6 +62,18 @@ def test_the_process_says_whether_it_was_predicted_or_measured():
         0: "StableDiffusionXLPipeline in 6.00 GiB of GeForce RTX 4060 (predicted)"
     }
     assert names(MEASURED, "process_name") == {0: "GeForce RTX 4060 (measured)"}
+
+
+def test_the_file_says_what_it_is_and_a_predicted_one_names_the_bound():
+    predicted = json.loads(timeline_trace(seen.timeline(PROFILE, PLAN), plan=PLAN))["otherData"]
+    measured = json.loads(measurement_trace(seen.measurement(PLAN)))["otherData"]
+    estimate = PLAN.estimate
+    assert predicted == {
+        "source": "predicted",
+        "seconds": estimate.seconds,
+        "bound_seconds": estimate.bound_seconds,
+    }
+    assert measured == {"source": "measured", "seconds": seen.measurement(PLAN).seconds}
 
 
 @pytest.mark.parametrize("found", [PREDICTED, MEASURED], ids=["predicted", "measured"])

@@ -145,6 +145,14 @@ class TestBudget:
         assert raised.value.smallest_bytes == smallest
 
     @settings(max_examples=60, deadline=None)
+    @given(with_or_without_exclusion(), st.floats(0.001, 0.2))
+    def test_the_smallest_one_counts_the_margin(self, given_profile: Profile, margin: float) -> None:
+        with pytest.raises(BudgetError) as raised:
+            choose_plan(given_profile, least_bytes(pose(given_profile)), margin_fraction=margin)
+        smallest = raised.value.smallest_bytes
+        assert choose_plan(given_profile, smallest, margin_fraction=margin).budget_bytes == smallest
+
+    @settings(max_examples=60, deadline=None)
     @given(with_or_without_exclusion())
     def test_a_model_that_fits_whole_moves_nothing(self, given_profile: Profile) -> None:
         plan = choose_plan(given_profile, whole_bytes(pose(given_profile)))

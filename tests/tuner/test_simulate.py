@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.profiles import MIB, weights
 from tests.tuner.test_search import budget_between, excluding, small, with_or_without_exclusion
-from vramtune.errors import UsageError
+from vramtune.errors import BudgetError, UsageError
 from vramtune.schema import Profile
 from vramtune.tuner.frontier import trace_frontier
 from vramtune.tuner.problem import pose
@@ -73,8 +73,19 @@ class TestForeignPlans:
         with pytest.raises(UsageError, match="other weights or stages"):
             simulate(replace(small(), stages=tuple(reversed(small().stages))), plan)
 
+    def test_that_move_what_is_excluded_by_now_are_refused(self) -> None:
+        plan = choose_plan(small(), 250 * MIB)
+        moved = next(p.component for p in plan.placements if p.num_resident < len(p.groups))
+        with pytest.raises(UsageError, match=f"moves {moved}, which .* excludes from offload"):
+            simulate(replace(small(), excluded=(moved,)), plan)
+
 
 class TestFrontier:
+    def test_a_card_that_is_too_small_for_any_plan_says_what_would_do(self) -> None:
+        tiny = replace(small(), device=replace(small().device, usable_bytes=50 * MIB))
+        with pytest.raises(BudgetError, match="takes a larger GPU"):
+            trace_frontier(tiny)
+
     @settings(max_examples=15, deadline=None)
     @given(with_or_without_exclusion())
     def test_more_memory_buys_time_at_every_point(self, given_profile: Profile) -> None:

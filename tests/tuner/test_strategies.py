@@ -5,7 +5,8 @@ import pytest
 from tests.profiles import GIB, MIB, activity, component, device, profile, stage, weights
 from tests.tuner.test_search import small
 from vramtune.schema import Layer, ModeEstimate, Profile, Segment, Weights
-from vramtune.tuner.strategies import compare_modes, stock_modes
+from vramtune.tuner.search import choose_plan
+from vramtune.tuner.strategies import compare_modes, compare_plan, stock_modes
 
 IN, OUT, PINNED = MIB / 0.5e9, MIB / 0.25e9, MIB / 1e9  # seconds per MiB on the test device
 
@@ -146,3 +147,23 @@ class TestComparison:
         more = modes(replace(small(), device=on))
         for name, mode in modes(small()).items():
             assert more[name].peak_bytes == mode.peak_bytes + GIB + MIB
+
+
+class TestBesideAPlan:
+    def test_it_is_the_plan_that_is_there_and_stock_modes_may_use_the_whole_budget(self) -> None:
+        plan = choose_plan(small(), 250 * MIB, margin_fraction=0.1)
+        found = compare_plan(small(), plan)
+        assert found.plan is not None
+        assert (found.plan.seconds, found.plan.peak_bytes) == (
+            plan.estimate.seconds,
+            plan.estimate.peak_bytes,
+        )
+        assert (found.asked_bytes, found.budget_bytes) == (250 * MIB, 250 * MIB)
+        assert found.stock == stock_modes(small(), 250 * MIB)
+
+    def test_a_comparison_carries_what_was_asked_and_what_the_card_gives(self) -> None:
+        card = replace(small(), device=replace(small().device, usable_bytes=300 * MIB))
+        found = compare_modes(card, 400 * MIB)
+        assert (found.asked_bytes, found.budget_bytes) == (400 * MIB, 300 * MIB)
+        assert all(mode.fits == (mode.peak_bytes <= 300 * MIB) for mode in found.modes)
+        assert compare_modes(card, 60 * MIB).plan is None

@@ -17,6 +17,7 @@ from vramtune.profiler import nvml
 from vramtune.profiler.device import CONTEXT_BYTES, WORKSPACE_BYTES
 from vramtune.profiler.probe import Rates, measure_rates
 from vramtune.schema import Device
+from vramtune.schema.checks import Holder
 
 Answer = TypeVar("Answer")
 
@@ -26,33 +27,41 @@ class Probed:
     """What is measured once."""
 
     rates: Rates
-    context_bytes: int
+    context_bytes: int | None
+    """None where it was there before and the driver does not tell."""
     workspace_bytes: int
 
 
 def live_device(device: torch.device) -> Device:
     """An accelerator of this machine, whatever its name: memory as it is now, all rates measured.
 
-    Usable is what is free, what PyTorch's allocator has reserved in this process, and the context. The rates are
+    Usable is what is free and what PyTorch's allocator has reserved in this process, up to the limit that
+    `set_per_process_memory_fraction` put on the latter, and the context. The rates are
     measured by the first call for a device (about half a second) and kept for the life of the process. `UsageError`
     for a device that is not there, `NoAcceleratorError` where there is none.
     """
     device = _indexed(device)
     probed = probe(device)
+    context_bytes = CONTEXT_BYTES if probed.context_bytes is None else probed.context_bytes
     free_bytes, total_bytes = torch.accelerator.get_memory_info(device)
     reserved_bytes = torch.accelerator.memory_reserved(device)
+    module = torch.get_device_module(device)
+    fraction = getattr(
+        module, "get_per_process_memory_fraction", lambda _: 1.0
+    )  # not every accelerator has limits
+    limit_bytes = int(fraction(device) * total_bytes)
     return Device(
-        name=torch.get_device_module(device).get_device_name(device),
+        name=module.get_device_name(device),
         total_bytes=total_bytes,
-        usable_bytes=free_bytes + reserved_bytes + probed.context_bytes,
-        context_bytes=probed.context_bytes,
+        usable_bytes=min(free_bytes + reserved_bytes, limit_bytes) + context_bytes,
+        context_bytes=context_bytes,
         workspace_bytes=probed.workspace_bytes,
         source="measured",
         **asdict(probed.rates),
     )
 
 
-def holders(device: torch.device) -> tuple[nvml.Holder, ...]:
+def holders(device: torch.device) -> tuple[Holder, ...]:
     """The other processes that hold memory of a GPU, most first; empty where the driver does not tell."""
     others = [holder for holder in _ask(nvml.holders, device) or () if holder.pid != os.getpid()]
     return tuple(sorted(others, key=lambda holder: holder.num_bytes or 0, reverse=True))
@@ -74,11 +83,11 @@ def probe(device: torch.device) -> Probed:
     )
 
 
-def _context_bytes(device: torch.device, *, free_before: int | None, reserved_bytes: int) -> int:
+def _context_bytes(device: torch.device, *, free_before: int | None, reserved_bytes: int) -> int | None:
     """What this process holds of an NVIDIA GPU beyond `reserved_bytes`; elsewhere no context is counted.
 
     NVML's figure for this process; in a container, where it has none, what is free less than `free_before`, before
-    the context was made; the prior if it was there already.
+    the context was made; None if it was there already.
     """
     if device.type != "cuda":
         return 0
@@ -86,7 +95,7 @@ def _context_bytes(device: torch.device, *, free_before: int | None, reserved_by
     free_after = _ask(nvml.free_bytes, device)
     if free_before is not None and free_after is not None:
         own.append(free_before - free_after)
-    return next((held - reserved_bytes for held in own if held and held > reserved_bytes), CONTEXT_BYTES)
+    return next((held - reserved_bytes for held in own if held and held > reserved_bytes), None)
 
 
 def _has_context(device: torch.device) -> bool:

@@ -3,21 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pynvml
 
 from vramtune.errors import NoAcceleratorError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """A process that holds memory of a GPU; None is what the driver does not tell."""
-
-    pid: int
-    name: str | None
-    num_bytes: int | None
-    """All of its share, CUDA context included; unknown on Windows and inside of some containers."""
+from vramtune.schema.checks import Driver, Holder
 
 
 def first_gpu() -> tuple[str, int, int]:
@@ -36,6 +26,22 @@ def first_gpu() -> tuple[str, int, int]:
             f"This machine has no NVIDIA GPU that CUDA may use (NVML: {error}). "
             'Name one to predict for: gpu="RTX 4060".'
         ) from error
+
+
+def driver() -> Driver | None:
+    """The driver and the first GPU that CUDA may use; None where there is no driver."""
+    try:
+        with _session():
+            cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+            version = str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    try:
+        card = first_gpu()[0]
+    except NoAcceleratorError:
+        card = None
+    # 12080 is CUDA 12.8
+    return Driver(version=version, cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}", card=card)
 
 
 def free_bytes(uuid: str) -> int:

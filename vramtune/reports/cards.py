@@ -6,21 +6,33 @@ An estimate and a measurement never share a figure: every figure says which of t
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from vramtune.errors import UsageError
 from vramtune.reports.grids import (
-    PLAN_MODE,
     Grid,
     beside_grid,
     component_grid,
     measured_grid,
     mode_grid,
+    owner_grid,
     placement_grid,
     point_grid,
     stage_grid,
 )
-from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Source
+from vramtune.reports.tables import Tuned
+from vramtune.schema import (
+    PLAN_MODE,
+    Comparison,
+    Engine,
+    Frontier,
+    Measurement,
+    ModeEstimate,
+    Plan,
+    Profile,
+    Source,
+    Timeline,
+)
 from vramtune.units import format_bytes, format_seconds
 
 
@@ -62,21 +74,9 @@ class Card:
     """Shown on demand."""
 
 
-@runtime_checkable
-class Tuned(Protocol):
-    """A tuned pipeline, as far as it can be shown."""
-
-    @property
-    def profile(self) -> Profile: ...  # noqa: D102
-    @property
-    def plan(self) -> Plan: ...  # noqa: D102
-    @property
-    def measured(self) -> Measurement | None: ...  # noqa: D102
-
-
 @singledispatch
 def card(noun: object) -> Card:
-    """A profile, plan, comparison, frontier, measurement or tuned pipeline in short."""
+    """A profile, plan, comparison, frontier, timeline, measurement or tuned pipeline in short."""
     if isinstance(noun, Tuned):
         return _tuned_card(noun)
     known = ", ".join(kind.__name__ for kind in card.registry if kind is not object)
@@ -104,7 +104,12 @@ def _profile_facts(profile: Profile) -> Iterable[Fact]:
         note=f"in {largest.name}",
         source=profile.source,
     )
-    yield Fact(label="compute per call", value=format_seconds(compute), source=profile.source)
+    yield Fact(
+        label="compute per call",
+        value=format_seconds(compute),
+        note="no plan is faster",
+        source=profile.source,
+    )
 
 
 @card.register(Plan)
@@ -122,7 +127,7 @@ def _plan_card(plan: Plan) -> Card:
 @card.register(Comparison)
 def _comparison_card(comparison: Comparison) -> Card:
     return Card(
-        title=f"Ways to run it in {format_bytes(comparison.budget_bytes)}",
+        title=f"Ways to run it in {_limit(comparison)}",
         source="predicted",
         summary=comparison_sentence(comparison),
         grids=(mode_grid(comparison),),
@@ -136,6 +141,27 @@ def _frontier_card(frontier: Frontier) -> Card:
         source="predicted",
         summary=frontier_sentence(frontier),
         grids=(point_grid(frontier),),
+    )
+
+
+@card.register(Timeline)
+def _timeline_card(timeline: Timeline) -> Card:
+    highest = max(timeline.memory, key=lambda level: sum(level.owners.values()))
+    peak = Fact(label="peak GPU memory", value=format_bytes(sum(highest.owners.values())), source="predicted")
+    return Card(
+        title="A call, copy by copy",
+        source="predicted",
+        facts=(peak, _busy(timeline, "compute"), _busy(timeline, "copy")),
+        grids=(owner_grid(highest),),
+    )
+
+
+def _busy(timeline: Timeline, engine: Engine) -> Fact:
+    """For how much of the call an engine works."""
+    spans = (span for span in timeline.spans if span.engine == engine)
+    share = sum(span.end_seconds - span.start_seconds for span in spans) / timeline.memory[-1].end_seconds
+    return Fact(
+        label=f"{engine} busy", value=f"{share:.0%}", note="of the call", share=share, source="predicted"
     )
 
 
@@ -200,10 +226,11 @@ def _verdict(plan: Plan, *, peak_bytes: int, source: Source) -> Verdict:
     )
 
 
-def _limit(plan: Plan) -> str:
-    limit = format_bytes(plan.budget_bytes)
-    if plan.asked_bytes > plan.budget_bytes:
-        limit += f" usable ({format_bytes(plan.asked_bytes)} asked)"
+def _limit(held_to: Plan | Comparison) -> str:
+    """The budget, and what of it the card can give."""
+    limit = format_bytes(held_to.budget_bytes)
+    if held_to.asked_bytes > held_to.budget_bytes:
+        limit += f" usable ({format_bytes(held_to.asked_bytes)} asked)"
     return limit
 
 
@@ -293,24 +320,37 @@ def _bound(plan: Plan) -> Fact:
 
 
 def comparison_sentence(comparison: Comparison) -> str:
-    """How many stock modes fit, and how the fastest of them compares."""
-    stock = [mode for mode in comparison.modes if mode.mode != PLAN_MODE]
-    fitting = [mode for mode in stock if mode.fits]
+    """How many stock modes fit, the fastest of them, the plan and the bound."""
+    num_stock = len(comparison.stock)
+    fitting = [mode for mode in comparison.stock if mode.fits]
     if not fitting:
-        return "No stock diffusers mode fits."
+        return f"No stock diffusers mode fits{_plan_clause(comparison)}."
     best = min(fitting, key=lambda mode: mode.seconds)
-    words = (
-        f"Of {len(stock)} stock diffusers modes {len(fitting)} fit; "
-        f"the fastest of them, “{best.mode}”, takes {format_seconds(best.seconds)} per call"
+    return (
+        f"Of {num_stock} stock diffusers modes {len(fitting)} fit{'s' if len(fitting) == 1 else ''}; "
+        f"the fastest of them, “{best.mode}”, takes {_per_call(best)}{_plan_clause(comparison)}."
     )
-    ours = next((mode.seconds for mode in comparison.modes if mode.mode == PLAN_MODE), None)
-    return f"{words}, {PLAN_MODE} {format_seconds(ours)}." if ours is not None else f"{words}."
+
+
+def _plan_clause(comparison: Comparison) -> str:
+    """How long the plan takes beside them, and what none beats."""
+    if comparison.plan is None or comparison.bound_seconds is None:
+        return f"; no plan of {PLAN_MODE}'s fits"
+    bound = format_seconds(comparison.bound_seconds)
+    return f"; {PLAN_MODE} takes {_per_call(comparison.plan)}, where no plan beats {bound}"
+
+
+def _per_call(mode: ModeEstimate) -> str:
+    return f"{format_seconds(mode.seconds)} per call"
 
 
 def frontier_sentence(frontier: Frontier) -> str:
     """The two ends of the curve."""
-    least, most = frontier.points[0], frontier.points[-1]
-    return (
-        f"From {format_bytes(least.budget_bytes)} ({format_seconds(least.seconds)} per call) "
-        f"to {format_bytes(most.budget_bytes)} ({format_seconds(most.seconds)}); more buys nothing on this GPU."
+    least, most = (
+        f"{format_bytes(point.budget_bytes)} ({format_seconds(point.seconds)} per call, "
+        f"bound {format_seconds(point.bound_seconds)})"
+        for point in (frontier.points[0], frontier.points[-1])
     )
+    if len(frontier.points) == 1:
+        return f"It takes {least}; more buys nothing on this GPU."
+    return f"From {least} to {most}; more buys nothing on this GPU."

@@ -39,8 +39,17 @@ def svg_of(draw: Callable[[Data], Axes], data: Data, *, name: str) -> Picture:
         axes.set_title("", loc="left")
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
+        _lay_out(figure)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return Picture(name=name, caption=caption, svg=_inline(file.getvalue(), name=name))
+
+
+def _lay_out(figure: Figure) -> None:
+    """Settle where everything goes, once and for all: left to itself, saving lays out and draws twice."""
+    layout = figure.get_layout_engine()
+    if layout:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def _caption(title: str) -> str:

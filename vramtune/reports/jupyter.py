@@ -11,6 +11,7 @@ SHOWN = (
     ("vramtune.schema.plans", "Plan"),
     ("vramtune.schema.plans", "Comparison"),
     ("vramtune.schema.plans", "Frontier"),
+    ("vramtune.schema.plans", "Timeline"),
     ("vramtune.schema.measured", "Measurement"),
     ("vramtune.front", "Tuned"),
 )

@@ -6,7 +6,7 @@ import msgspec
 
 from vramtune.errors import BudgetError
 from vramtune.reports.tables import ComponentRow, component_rows
-from vramtune.schema import SCHEMA_VERSION, Comparison, Plan, Profile, Scalar
+from vramtune.schema import SCHEMA_VERSION, Comparison, Frontier, Plan, Profile, Scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class ProfileSummary:
 
 def plan_json(profile: Profile, plan: Plan, comparison: Comparison) -> str:
     """What was planned: `"fits": true`, the profile in short, the whole plan, the comparison."""
-    return _json(
+    return object_json(
         fits=True,
         profile=profile_summary(profile, permissions=plan.permissions),
         plan=plan,
@@ -34,7 +34,7 @@ def plan_json(profile: Profile, plan: Plan, comparison: Comparison) -> str:
 
 def budget_json(error: BudgetError, profile: Profile, comparison: Comparison) -> str:
     """That nothing fits: `"fits": false`, and what would."""
-    return _json(
+    return object_json(
         fits=False,
         error=str(error),
         budget_bytes=error.budget_bytes,
@@ -44,6 +44,21 @@ def budget_json(error: BudgetError, profile: Profile, comparison: Comparison) ->
         profile=profile_summary(profile),
         comparison=comparison,
     )
+
+
+def profile_json(profile: Profile) -> str:
+    """What one call costs, in short."""
+    return object_json(profile=profile_summary(profile))
+
+
+def comparison_json(profile: Profile, comparison: Comparison) -> str:
+    """The stock modes beside a plan that fits."""
+    return object_json(fits=True, profile=profile_summary(profile), comparison=comparison)
+
+
+def frontier_json(profile: Profile, frontier: Frontier) -> str:
+    """Latency against VRAM, where something fits."""
+    return object_json(fits=True, profile=profile_summary(profile), frontier=frontier)
 
 
 def profile_summary(profile: Profile, *, permissions: tuple[str, ...] = ()) -> ProfileSummary:
@@ -64,5 +79,6 @@ def to_text(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
-def _json(**fields: object) -> str:
+def object_json(**fields: object) -> str:
+    """One object, with the version of its nouns."""
     return to_text({"schema_version": SCHEMA_VERSION, **fields})

@@ -26,6 +26,8 @@ def _sentences(card: Card) -> Iterator[str]:
     if card.summary:
         yield card.summary
     yield from map(_fact, card.facts)
+    if card.reasons:
+        yield "Why (predicted):"
     yield from (f"- {reason}" for reason in card.reasons)
 
 

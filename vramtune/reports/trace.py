@@ -21,20 +21,30 @@ THREADS: dict[Engine, int] = {"compute": 1, "copy": 2}
 def timeline_trace(timeline: Timeline, *, plan: Plan) -> bytes:
     """A predicted call: stages and groups as they compute, copies beside them, memory by owner."""
     title = f"{plan.pipeline_class} in {format_bytes(plan.budget_bytes)} of {plan.device_name}"
-    return _json("predicted", title, [*_stages(timeline, plan), *_groups(timeline), *_owners(timeline)])
+    events = [*_stages(timeline, plan), *_groups(timeline), *_owners(timeline)]
+    facts = {"seconds": plan.estimate.seconds, "bound_seconds": plan.estimate.bound_seconds}
+    return _json("predicted", title, events, facts=facts)
 
 
 def measurement_trace(measurement: Measurement) -> bytes:
     """A measured call: its stages one after the other, what they waited and copied, how high memory rose."""
-    return _json("measured", measurement.device_name, list(_measured_stages(measurement)))
+    events = list(_measured_stages(measurement))
+    return _json("measured", measurement.device_name, events, facts={"seconds": measurement.seconds})
 
 
-def _json(source: Source, title: str, events: list[Event]) -> bytes:
+def _json(source: Source, title: str, events: list[Event], *, facts: dict[str, float]) -> bytes:
+    """The whole file; what is known of the call stands under `otherData`, which viewers show as the trace's metadata."""
     names = [
         _name("process_name", f"{title} ({source})", thread=0),
         *(_name("thread_name", engine, thread=thread) for engine, thread in THREADS.items()),
     ]
-    return msgspec.json.encode({"displayTimeUnit": "ms", "traceEvents": [*names, *events]})
+    return msgspec.json.encode(
+        {
+            "displayTimeUnit": "ms",
+            "otherData": {"source": source, **facts},
+            "traceEvents": [*names, *events],
+        }
+    )
 
 
 def _stages(timeline: Timeline, plan: Plan) -> Iterator[Event]:

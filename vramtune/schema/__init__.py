@@ -23,8 +23,10 @@ from vramtune.schema.costs import (
     call_name,
 )
 from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json
+from vramtune.schema.frames import frame_of
 from vramtune.schema.measured import MeasuredStage, Measurement
 from vramtune.schema.plans import (
+    PLAN_MODE,
     Comparison,
     Engine,
     Estimate,
@@ -42,6 +44,7 @@ from vramtune.schema.plans import (
 )
 
 __all__ = [
+    "PLAN_MODE",
     "SCHEMA_VERSION",
     "Activity",
     "Comparison",
@@ -73,6 +76,7 @@ __all__ = [
     "Weights",
     "Workload",
     "call_name",
+    "frame_of",
     "from_json",
     "read_file",
     "to_json",

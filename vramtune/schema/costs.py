@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vramtune.schema.files import Saved
+
 Scalar = str | int | float | bool | None
 Source = Literal["predicted", "measured"]
 
@@ -178,6 +180,7 @@ class Stage:
     """A maximal run of the pipeline's call with one set of active components."""
 
     name: str
+    """Its calls, and a number where they come again: `vae.encode`, `unet (2)`. Unique in the profile."""
     num_iterations: int
     activities: tuple[Activity, ...]
     """In call order within one iteration."""
@@ -223,7 +226,7 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+class Profile(Saved):
     """What one call of a pipeline costs on a device."""
 
     pipeline_class: str

@@ -1,13 +1,14 @@
 """Nouns as JSON, with their kind and the schema version around them."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 
 from vramtune.errors import FileError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: a comparison carries the asked budget beside the one that its modes were held to."""
 
 Noun = TypeVar("Noun")
 
@@ -47,3 +48,18 @@ def read_file(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise FileError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
+
+
+class Saved:
+    """A noun that is kept in a file of its own."""
+
+    __slots__ = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).write_bytes(to_json(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote; `FileError` if it is anything else."""
+        return from_json(cls, read_file(path))

@@ -1,14 +1,20 @@
 """What should be where, when, and what that is predicted to cost: the nouns of a `Plan` and of what is compared."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from vramtune.schema.costs import WeightGroup, Workload
-from vramtune.schema.files import from_json, read_file, to_json
+from vramtune.schema.files import Saved
+from vramtune.schema.frames import frame_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Role = Literal["resident", "offloaded", "streamed", "idle"]
 Engine = Literal["compute", "copy"]
+
+PLAN_MODE = "vramtune"
+"""The mode that a comparison calls the plan by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +118,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Saved):
     """Which weights are on the GPU when, and what that is predicted to cost."""
 
     pipeline_class: str
@@ -121,7 +127,7 @@ class Plan:
     asked_bytes: int
     """The budget as the user gave it."""
     budget_bytes: int
-    """What was planned for: the asked budget, or what is usable on the device if that is less."""
+    """What the peak is held to: the asked budget, or what is usable on the device if that is less."""
     stages: tuple[PlannedStage, ...]
     placements: tuple[Placement, ...]
     permissions: tuple[str, ...]
@@ -129,15 +135,6 @@ class Plan:
     estimate: Estimate
     reasons: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_bytes(to_json(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a plan written by `save`; `FileError` if it is none."""
-        return from_json(cls, read_file(path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +155,27 @@ class ModeEstimate:
 class Comparison:
     """The stock modes, the plan and the bound, on the same profile and budget."""
 
+    asked_bytes: int
+    """The budget as the user gave it."""
     budget_bytes: int
+    """What `fits` goes by: the asked budget, or what is usable on the device if that is less."""
     bound_seconds: float | None
     """None where no plan fits."""
     modes: tuple[ModeEstimate, ...]
+
+    @property
+    def plan(self) -> ModeEstimate | None:
+        """The plan's row; None where no plan fits."""
+        return next((mode for mode in self.modes if mode.mode == PLAN_MODE), None)
+
+    @property
+    def stock(self) -> tuple[ModeEstimate, ...]:
+        """The rows of diffusers' own modes."""
+        return tuple(mode for mode in self.modes if mode.mode != PLAN_MODE)
+
+    def to_frame(self) -> "DataFrame":
+        """One row per mode."""
+        return frame_of(ModeEstimate, self.modes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +194,11 @@ class Frontier:
 
     points: tuple[FrontierPoint, ...]
     modes: tuple[ModeEstimate, ...]
+    """The stock modes, each at the peak that it needs."""
+
+    def to_frame(self) -> "DataFrame":
+        """One row per budget."""
+        return frame_of(FrontierPoint, self.points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,17 +129,41 @@ def settle(problem: Problem, budget_bytes: int, wish: State, victim: int) -> Sta
     kept, resident = [list(row) for row in wish.kept], list(wish.resident)
     order = [victim, *(u for u in range(len(problem.units)) if u != victim)]
     while True:
-        for u, row in enumerate(kept):
-            active = [s for s, stage in enumerate(problem.stages) if u in stage.active]
-            resident[u] = min(resident[u], *(row[s] for s in active))
-            row[:] = [row[s] if s in active else resident[u] for s in range(len(row))]
-        state = State(tuple(map(tuple, kept)), tuple(resident), wish.num_slots)
-        excess = [stage_bytes(problem, state, s) - budget_bytes for s in range(len(problem.stages))]
-        if max(excess) <= 0:
-            return _carry(problem, budget_bytes, state)
-        s = excess.index(max(excess))
-        if not any(_give_way(problem, state, kept, resident, u, s, excess[s]) for u in order):
+        state = _followed(problem, State(tuple(map(tuple, kept)), tuple(resident), wish.num_slots))
+        kept, resident = [list(row) for row in state.kept], list(state.resident)
+        room = _room(problem, budget_bytes, state)
+        excess = -min(room)
+        if excess <= 0:
+            return _carry(problem, room, state)
+        s = room.index(-excess)
+        if not any(_give_way(problem, state, kept, resident, u, s, excess) for u in order):
             return None
+
+
+def _followed(problem: Problem, wish: State) -> State:
+    """The wish with nothing resident that is not kept throughout, and nothing idle that is not resident."""
+    kept, resident = [], []
+    for row, wished, active in zip(wish.kept, wish.resident, problem.active_stages, strict=True):
+        least = min([wished, *[row[s] for s in active]])
+        own = [least] * len(row)
+        for s in active:
+            own[s] = row[s]
+        kept.append(tuple(own))
+        resident.append(least)
+    return State(tuple(kept), tuple(resident), wish.num_slots)
+
+
+def _room(problem: Problem, budget_bytes: int, state: State) -> list[int]:
+    """Bytes left by stage, below zero where the state does not fit: `stage_bytes` unit by unit, which is faster."""
+    room = [budget_bytes - stage.overhead_bytes for stage in problem.stages]
+    for unit, row, num_slots, active in zip(
+        problem.units, state.kept, state.num_slots, problem.active_stages, strict=True
+    ):
+        for s, count in enumerate(row):
+            room[s] -= unit.prefix[count]
+        for s in active:
+            room[s] -= unit.ring_bytes(row[s], num_slots)
+    return room
 
 
 def _give_way(
@@ -164,13 +188,11 @@ def _give_way(
     return True
 
 
-def _carry(problem: Problem, budget_bytes: int, state: State) -> State:
-    """Let units that run again later in the call hold their groups meanwhile, as far as there is room."""
-    room = [budget_bytes - stage_bytes(problem, state, s) for s in range(len(problem.stages))]
+def _carry(problem: Problem, room: list[int], state: State) -> State:
+    """Let units that run again later in the call hold their groups meanwhile, as far as there is room, by stage."""
     kept = [list(row) for row in state.kept]
     for u, unit in enumerate(problem.units):
-        active = [s for s, stage in enumerate(problem.stages) if u in stage.active]
-        for start, end in pairwise(active):
+        for start, end in pairwise(problem.active_stages[u]):
             gap = range(start + 1, end)
             if not gap:
                 continue
@@ -185,22 +207,35 @@ def _carry(problem: Problem, budget_bytes: int, state: State) -> State:
 
 def _neighbours(problem: Problem, budget_bytes: int, state: State) -> Iterator[State]:
     """States one step away: first those that fill free room, then those in which another unit gives way."""
-    seen = {state}
-    heaviest = sorted(problem.movable, key=lambda u: -_traffic(problem, u))
+    seen, tried = {state}, set()
+    heaviest = tuple(sorted(problem.movable, key=lambda u: -_traffic(problem, u)))
     fills = ((wish, (u,)) for u in heaviest for wish in _fills(problem, state, u))
     steps = ((wish, heaviest) for u in heaviest for wish in _steps(problem, state, u))
     for wish, victims in chain(fills, steps):
-        for victim in victims:
-            candidate = settle(problem, budget_bytes, wish, victim)
+        asked = _followed(problem, wish)
+        if (asked, victims) in tried:
+            continue
+        tried.add((asked, victims))
+        for candidate in _settled(problem, budget_bytes, asked, victims):
             if candidate is not None and candidate not in seen:
                 seen.add(candidate)
                 yield candidate
 
 
+def _settled(
+    problem: Problem, budget_bytes: int, wish: State, victims: tuple[int, ...]
+) -> Iterator[State | None]:
+    """What a wish comes to with each of the victims: one and the same where there is room for it."""
+    room = _room(problem, budget_bytes, wish)
+    if min(room) >= 0:
+        yield _carry(problem, room, wish)
+    else:
+        yield from (settle(problem, budget_bytes, wish, victim) for victim in victims)
+
+
 def _fills(problem: Problem, state: State, u: int) -> Iterator[State]:
     """All of a unit resident, or kept in one stage: it gives way itself, down to what there is room for."""
-    everything = len(problem.units[u].groups)
-    active = [s for s, stage in enumerate(problem.stages) if u in stage.active]
+    everything, active = len(problem.units[u].groups), problem.active_stages[u]
     yield _wish(state, u, dict.fromkeys(active, everything), everything)
     for s in active:
         yield _wish(state, u, {s: everything}, state.resident[u])
@@ -209,8 +244,8 @@ def _fills(problem: Problem, state: State, u: int) -> Iterator[State]:
 def _steps(problem: Problem, state: State, u: int) -> Iterator[State]:
     """Another number of slots, another count in one stage or in all, another resident count."""
     unit = problem.units[u]
-    active = [s for s, stage in enumerate(problem.stages) if u in stage.active]
-    scopes = [active] if len(active) == 1 else [active, *([s] for s in active)]
+    active = problem.active_stages[u]
+    scopes = [active] if len(active) == 1 else [active, *((s,) for s in active)]
     for num_slots in range(1, MAX_SLOTS + 1):
         yield replace(state, num_slots=(*state.num_slots[:u], num_slots, *state.num_slots[u + 1 :]))
     for delta in _deltas(len(unit.groups)):

@@ -61,6 +61,8 @@ class StageProblem:
     """One iteration in execution order: unit, group (rank in keep order), compute seconds."""
     num_visits: tuple[float, ...]
     """By unit: mean visits of a byte of its weights in one iteration (0 if it is not active)."""
+    streamed_bytes: tuple[tuple[int, ...], ...]
+    """By unit and number of groups kept: what is copied of the others in one iteration."""
     compute_seconds: float
     """One iteration, glue included."""
     glue_seconds: float
@@ -75,6 +77,8 @@ class Problem:
     device: Device
     units: tuple[Unit, ...]
     stages: tuple[StageProblem, ...]
+    active_stages: tuple[tuple[int, ...], ...]
+    """By unit: indices of the stages in which it runs."""
     excluded: dict[str, int]
     """Components excluded from offload: what each owns beyond its units, in bytes. It is on the device all the same,
     in every stage, since the whole module is."""
@@ -112,10 +116,14 @@ def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
             units.append(_always_whole(unit) if component.name in profile.excluded else unit)
     excluded = {c.name: _unused_bytes(c, units) for c in profile.components if c.name in profile.excluded}
     unused = sum(excluded.values())
+    posed = tuple(_stage_problem(profile, stage, units, rank, unused) for stage in stages)
     return Problem(
         device=profile.device,
         units=tuple(units),
-        stages=tuple(_stage_problem(profile, stage, units, rank, unused) for stage in stages),
+        stages=posed,
+        active_stages=tuple(
+            tuple(s for s, stage in enumerate(posed) if u in stage.active) for u in range(len(units))
+        ),
         excluded=excluded,
     )
 
@@ -281,6 +289,7 @@ def _stage_problem(
             total / unit.total_bytes if unit.total_bytes else 0.0
             for total, unit in zip(carried, units, strict=True)
         ),
+        streamed_bytes=tuple(_streamed_bytes(visits, u, unit) for u, unit in enumerate(units)),
         compute_seconds=stage.seconds,
         glue_seconds=stage.glue_seconds,
         overhead_bytes=stage.activation_bytes
@@ -289,6 +298,15 @@ def _stage_problem(
         + device.context_bytes
         + unused_bytes,
     )
+
+
+def _streamed_bytes(visits: list[tuple[int, int, float]], u: int, unit: Unit) -> tuple[int, ...]:
+    """`[k]`: bytes of all visits of a unit's groups from the k-th on."""
+    carried = [0] * len(unit.sizes)
+    for visited, group, _ in visits:
+        if visited == u:
+            carried[group] += unit.sizes[group]
+    return tuple(reversed(list(accumulate(reversed(carried), initial=0))))
 
 
 def _count_runs(visits: list[tuple[int, int, float]]) -> dict[tuple[int, int], int]:

@@ -65,9 +65,7 @@ def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Resi
         problem.units[unit].prefix[r.kept] - problem.units[unit].prefix[r.present]
         for unit, r in residency.items()
     )
-    streamed = sum(
-        problem.units[unit].sizes[group] for unit, group, _ in stage.visits if group >= residency[unit].kept
-    )
+    streamed = sum(stage.streamed_bytes[unit][r.kept] for unit, r in residency.items())
     return once + stage.num_iterations * streamed
 
 

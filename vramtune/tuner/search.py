@@ -1,21 +1,20 @@
 """The fastest plan under a budget: program, rounding to whole groups, polish, reasons."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice, product
+from math import ceil
 
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Device, Estimate, Placement, Plan, Profile
+from vramtune.tuner.permissions import PERMISSIONS
 from vramtune.tuner.polish import Judge, State, polish, settle, stage_bytes
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
 from vramtune.tuner.program import SLACK_FRACTION, solve
 from vramtune.tuner.reasons import explain
 from vramtune.tuner.simulate import estimate
 from vramtune.units import format_bytes
-
-PERMISSIONS = ("vae_tiling",)
-"""What a user may allow that changes the output."""
 
 # Bytes of a solution that lie this close under a whole group count as that group: solver tolerance.
 ROUNDING = 1e-6
@@ -31,25 +30,18 @@ def choose_plan(
     `BudgetError` if nothing fits.
     """
     check(profile.device, budget_bytes, allow)
-    budget = int(min(budget_bytes, profile.device.usable_bytes) * (1 - margin_fraction))
-    best: tuple[tuple[str, ...], Problem, State, Estimate] | None = None
-    for permissions in ((), *((v.permission,) for v in profile.variants if v.permission in allow)):
-        problem = pose(profile, permissions)
-        state = find_state(problem, budget)
-        if state is None:
-            continue
-        found = estimate(problem, state, budget)
-        if best is None or found.seconds < best[3].seconds * (1 - SLACK_FRACTION):
-            best = permissions, problem, state, found
+    limit = min(budget_bytes, profile.device.usable_bytes)
+    budget = _less_margin(limit, margin_fraction)
+    best = fastest(pose_permitted(profile, allow), budget, limit_bytes=limit)
     if best is None:
-        raise _nothing_fits(profile, budget_bytes, budget, allow)
+        raise nothing_fits(profile, budget_bytes, allow, margin_fraction=margin_fraction)
     permissions, problem, state, found = best
     return Plan(
         pipeline_class=profile.pipeline_class,
         workload=profile.workload,
         device_name=profile.device.name,
         asked_bytes=budget_bytes,
-        budget_bytes=budget,
+        budget_bytes=limit,
         stages=planned_stages(problem),
         placements=_placements(problem, state),
         permissions=permissions,
@@ -57,6 +49,37 @@ def choose_plan(
         reasons=explain(problem, state, found, budget, permissions),
         versions=profile.versions,
     )
+
+
+def _less_margin(limit_bytes: int, margin_fraction: float) -> int:
+    return int(limit_bytes * (1 - margin_fraction))
+
+
+def _limit_for(num_bytes: int, margin_fraction: float) -> int:
+    """The smallest limit that is so much without its margin."""
+    limit = ceil(num_bytes / (1 - margin_fraction))
+    return limit if _less_margin(limit, margin_fraction) >= num_bytes else limit + 1
+
+
+def pose_permitted(profile: Profile, allow: tuple[str, ...]) -> dict[tuple[str, ...], Problem]:
+    """The problems that a profile poses, by the permissions that are used, none first."""
+    ways = ((), *((v.permission,) for v in profile.variants if v.permission in allow))
+    return {permissions: pose(profile, permissions) for permissions in ways}
+
+
+def fastest(
+    problems: Mapping[tuple[str, ...], Problem], budget_bytes: int, *, limit_bytes: int
+) -> tuple[tuple[str, ...], Problem, State, Estimate] | None:
+    """The best state under a budget, of which problem, and its estimate, its bound that of the limit; None if none fits."""
+    best: tuple[tuple[str, ...], Problem, State, Estimate] | None = None
+    for permissions, problem in problems.items():
+        state = find_state(problem, budget_bytes)
+        if state is None:
+            continue
+        found = estimate(problem, state, limit_bytes)
+        if best is None or found.seconds < best[3].seconds * (1 - SLACK_FRACTION):
+            best = permissions, problem, state, found
+    return best
 
 
 def check(device: Device, budget_bytes: int, allow: Sequence[str]) -> None:
@@ -150,24 +173,27 @@ def _placements(problem: Problem, state: State) -> tuple[Placement, ...]:
     )
 
 
-def _nothing_fits(profile: Profile, asked: int, budget: int, allow: tuple[str, ...]) -> BudgetError:
+def nothing_fits(
+    profile: Profile, asked: int, allow: tuple[str, ...], *, margin_fraction: float = 0.0
+) -> BudgetError:
     """The error that says how little would do, and which permission would lower it, or what exclusion is to blame."""
     variants: dict[tuple[str, ...], Problem] = {(): pose(profile)}
     variants |= {(v.permission,): pose(profile, (v.permission,)) for v in profile.variants}
-    needed = {permissions: least_bytes(problem) for permissions, problem in variants.items()}
+    needed = {p: _limit_for(least_bytes(problem), margin_fraction) for p, problem in variants.items()}
     best = min((p for p in needed if set(p) <= set(allow)), key=needed.__getitem__)
     other = min(needed, key=needed.__getitem__)
     smallest = needed[best]
     permission, permitted = (other[0], needed[other]) if needed[other] < smallest else (None, None)
     least = _least_by_stage(variants[best])
-    tight = variants[best].stages[least.index(smallest)]
+    tight = variants[best].stages[least.index(least_bytes(variants[best]))]
     besides = tight.overhead_bytes - variants[best].unused_bytes
-    usable = "" if budget == asked else f" ({format_bytes(budget)} of it usable on {profile.device.name})"
-    on_card = smallest <= profile.device.usable_bytes
+    most = profile.device.usable_bytes
+    usable = "" if asked <= most else f" ({format_bytes(most)} of it usable on {profile.device.name})"
+    on_card = smallest <= most
     advice = f"Give it at least {format_bytes(smallest)}" + ("" if on_card else ", which takes a larger GPU")
     if permitted is not None:
         advice += f", or allow {permission!r}, with which {format_bytes(permitted)} would do"
-    advice += _without_exclusion(profile, best, budget)
+    advice += _without_exclusion(profile, best, min(asked, most), margin_fraction)
     return BudgetError(
         f"{profile.pipeline_class} does not fit {format_bytes(asked)}{usable}: stage {tight.name!r} alone needs "
         f"{format_bytes(smallest)}, {format_bytes(besides)} of it besides weights. {advice}.",
@@ -178,10 +204,12 @@ def _nothing_fits(profile: Profile, asked: int, budget: int, allow: tuple[str, .
     )
 
 
-def _without_exclusion(profile: Profile, permissions: tuple[str, ...], budget: int) -> str:
+def _without_exclusion(
+    profile: Profile, permissions: tuple[str, ...], limit: int, margin_fraction: float
+) -> str:
     """A further sentence of advice where the budget would do if nothing were excluded from offload."""
-    enough = least_bytes(pose(replace(profile, excluded=()), permissions))
-    if enough > budget:
+    enough = _limit_for(least_bytes(pose(replace(profile, excluded=()), permissions)), margin_fraction)
+    if enough > limit:
         return ""
     names = [repr(c.name) for c in profile.components if c.name in profile.excluded]
     return (

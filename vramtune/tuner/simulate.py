@@ -62,7 +62,7 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
 
 
 def recall(profile: Profile, plan: Plan) -> tuple[Problem, State]:
-    """The problem and state that a plan stands for; `UsageError` if the profile is of something else."""
+    """The problem and state that a plan stands for; `UsageError` if the profile does not allow it."""
     problem = pose(profile, plan.permissions)
     ours = [(unit.component, unit.methods, unit.groups) for unit in problem.units]
     theirs = [(p.component, p.methods, p.groups) for p in plan.placements]
@@ -71,6 +71,12 @@ def recall(profile: Profile, plan: Plan) -> tuple[Problem, State]:
             f"This plan was made for a {plan.pipeline_class} with other weights or stages than this profile of a "
             f"{profile.pipeline_class}. Plan again with this profile."
         )
+    for placement, unit in zip(plan.placements, problem.units, strict=True):
+        if placement.num_resident < unit.least_idle:
+            raise UsageError(
+                f"This plan moves {unit.component}, which this profile's pipeline excludes from offload "
+                "(`_exclude_from_cpu_offload`). Plan again with this profile."
+            )
     return problem, State(
         tuple(p.kept for p in plan.placements),
         tuple(p.num_resident for p in plan.placements),

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from vramtune.errors import BudgetError
 from vramtune.schema import (
+    PLAN_MODE,
     Activity,
     Comparison,
     Component,
@@ -25,8 +26,6 @@ from vramtune.schema import (
     Weights,
 )
 from vramtune.tuner.search import choose_plan
-
-PLAN_MODE = "vramtune"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +80,26 @@ def plan_mode(plan: Plan) -> ModeEstimate:
 
 def compare_modes(profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] = ()) -> Comparison:
     """The stock modes, the plan where one fits, and the bound, under one budget."""
-    modes = stock_modes(profile, min(budget_bytes, profile.device.usable_bytes))
     try:
         plan = choose_plan(profile, budget_bytes, allow=allow)
     except BudgetError:
-        return Comparison(budget_bytes=budget_bytes, bound_seconds=None, modes=modes)
+        usable = min(budget_bytes, profile.device.usable_bytes)
+        return Comparison(
+            asked_bytes=budget_bytes,
+            budget_bytes=usable,
+            bound_seconds=None,
+            modes=stock_modes(profile, usable),
+        )
+    return compare_plan(profile, plan)
+
+
+def compare_plan(profile: Profile, plan: Plan) -> Comparison:
+    """The stock modes beside a plan that is there, under what it was planned for."""
     return Comparison(
-        budget_bytes=budget_bytes,
+        asked_bytes=plan.asked_bytes,
+        budget_bytes=plan.budget_bytes,
         bound_seconds=plan.estimate.bound_seconds,
-        modes=(plan_mode(plan), *modes),
+        modes=(plan_mode(plan), *stock_modes(profile, plan.budget_bytes)),
     )
 
 

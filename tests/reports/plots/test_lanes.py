@@ -72,7 +72,7 @@ def test_the_lanes_say_how_busy_they_are_and_the_legend_what_is_streamed():
         "copy to the GPU: busy 37% of the step",
     ]
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == ["idle", "transformer, kept", "transformer, streamed"]
+    assert legend == ["transformer, kept", "transformer, streamed", "idle"]
     assert axes.get_xlabel() == "seconds (the step takes 2.10 s)"
 
 

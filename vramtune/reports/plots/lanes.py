@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
 from vramtune.reports.plots.bars import bar_height, bar_middle, name_rows
@@ -132,15 +133,14 @@ def draw_lanes(plot: LanesPlot, *, ax: Axes | None = None) -> Axes:
 
 
 def _draw_spans(spans: list[LaneSpan], *, ax: Axes, color: tuple[float, ...], label: str) -> None:
-    ax.barh(
-        [ROWS[span.engine] for span in spans],
-        [span.end_seconds - span.start_seconds for span in spans],
-        left=[span.start_seconds for span in spans],
-        height=bar_height(),
-        facecolor=color,
-        label=label,
-        **EDGE,
-    )
+    corners = [_corners(span) for span in spans]
+    ax.add_collection(PolyCollection(corners, facecolor=color, label=label, **EDGE), autolim=False)
+
+
+def _corners(span: LaneSpan) -> list[tuple[float, float]]:
+    low, high = ROWS[span.engine] - bar_height() / 2, ROWS[span.engine] + bar_height() / 2
+    start, end = span.start_seconds, span.end_seconds
+    return [(start, low), (end, low), (end, high), (start, high)]
 
 
 def _tinted(color: str) -> tuple[float, ...]:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from vramtune.reports.plots.bars import EDGE, Bar, Panel, draw_panels
-from vramtune.reports.plots.style import Look, legend_below, own_axes, stage_label, write_title
+from vramtune.reports.plots.style import Look, legend_below, own_axes, write_title
+from vramtune.reports.tables import BesideRow, beside_rows, stage_label
 from vramtune.schema import Measurement, Plan
 from vramtune.units import format_bytes, format_seconds
 
@@ -54,41 +55,30 @@ class MeasuredPlot:
 def predicted_and_measured(measurement: Measurement, *, plan: Plan) -> MeasuredPlot:
     """The plan's estimate of a steady call beside a measured call."""
     estimate = plan.estimate
-    predicted = {
-        stage.name: Cost(seconds=stage.seconds, peak_bytes=stage.peak_bytes) for stage in estimate.stages
-    }
-    measured = _measured_costs(measurement)
-    num_iterations = {stage.name: stage.num_iterations for stage in plan.stages}
-    stages = [
-        CostRow(
-            name=stage_label(name, num_iterations.get(name, 1)),
-            predicted=predicted.get(name),
-            measured=measured.get(name),
-        )
-        for name in dict.fromkeys((*predicted, *measured))
-    ]
     whole = CostRow(
-        name=WHOLE_CALL,
+        name=f"{WHOLE_CALL} (bound {format_seconds(estimate.bound_seconds)}: no plan is faster)",
         predicted=Cost(seconds=estimate.seconds, peak_bytes=estimate.peak_bytes),
         measured=Cost(seconds=measurement.seconds, peak_bytes=measurement.peak_bytes),
     )
     return MeasuredPlot(
         title=_title(measurement, plan),
-        rows=(*stages, whole),
+        rows=(*map(_stage_row, beside_rows(plan, measurement)), whole),
         is_context_measured=measurement.context_bytes is not None,
     )
 
 
-def _measured_costs(measurement: Measurement) -> dict[str, Cost]:
-    """By stage; what ran under one name more than once, together."""
-    costs: dict[str, Cost] = {}
-    for stage in measurement.stages:
-        before = costs.get(stage.name, Cost(seconds=0.0, peak_bytes=0))
-        costs[stage.name] = Cost(
-            seconds=before.seconds + stage.seconds,
-            peak_bytes=max(before.peak_bytes, stage.peak_bytes + (measurement.context_bytes or 0)),
-        )
-    return costs
+def _stage_row(row: BesideRow) -> CostRow:
+    return CostRow(
+        name=stage_label(row.stage, row.num_iterations),
+        predicted=_cost(row.predicted_seconds, row.predicted_peak_bytes),
+        measured=_cost(row.measured_seconds, row.measured_peak_bytes),
+    )
+
+
+def _cost(seconds: float | None, peak_bytes: int | None) -> Cost | None:
+    if seconds is None or peak_bytes is None:
+        return None
+    return Cost(seconds=seconds, peak_bytes=peak_bytes)
 
 
 def _title(measurement: Measurement, plan: Plan) -> str:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from vramtune.reports.plots.style import (
     BUDGET_LINE,
     LEGEND_BESIDE,
+    NO_BREAK,
     OTHER,
     SMALL,
     component_names,
@@ -20,9 +21,9 @@ from vramtune.reports.plots.style import (
     owners_in_order,
     plan_title,
     save,
-    stage_label,
     write_title,
 )
+from vramtune.reports.tables import stage_label
 from vramtune.schema import MemoryLevel, Plan, Profile, Timeline
 from vramtune.units import GIB, format_seconds
 
@@ -36,7 +37,6 @@ NARROWEST_STAGE = 0.15
 CHARACTER = 0.0145
 """Width of one under the axis, as a share of the axis."""
 HEAD_ROOM = 1.25
-NO_BREAK = "\N{NO-BREAK SPACE}"
 NAMED_PEAK_OWNERS = 3
 PEAK_CHARACTERS = 66
 """That many fit on a line over the axes."""
@@ -94,7 +94,7 @@ def memory_over_call(timeline: Timeline, *, profile: Profile, plan: Plan) -> Mem
     components = component_names(profile)
     peak = _peak(timeline)
     return MemoryPlot(
-        title=plan_title(plan, f"GPU memory over one call of {format_seconds(plan.estimate.seconds)}"),
+        title=plan_title(plan, "GPU memory over one call"),
         bands=bands,
         edges=(*(left for left, _ in moments), 1.0),
         layers=_layers([level for _, level in moments], components=components),

@@ -8,10 +8,9 @@ from matplotlib.patheffects import withStroke
 from vramtune.reports.plots.bars import EDGE, bar_height, bar_middle, name_rows
 from vramtune.reports.plots.style import BOUND_LINE, WORDS_BOX, Look, legend_below, own_axes, write_title
 from vramtune.reports.tables import ModeRow, mode_rows
-from vramtune.schema import Comparison, Profile
+from vramtune.schema import PLAN_MODE, Comparison, Profile
 from vramtune.units import format_bytes, format_seconds
 
-PLAN_MODE = "vramtune"
 COMPUTE, EXPOSED_COPY, UNFIT = "compute", "exposed copy", " (does not fit)"
 LOOKS = {
     COMPUTE: Look(color="#332288"),
@@ -59,27 +58,25 @@ class ModesPlot:
 
 def mode_seconds(comparison: Comparison, *, profile: Profile) -> ModesPlot:
     """Each mode's seconds, split into compute and the copies that nothing hides."""
-    budget_bytes = min(comparison.budget_bytes, profile.device.usable_bytes)
     rows = mode_rows(comparison)
-    plan_seconds = next((row.seconds for row in rows if row.mode == PLAN_MODE), None)
     seconds = [row.seconds for row in rows]
     return ModesPlot(
-        title=f"{profile.pipeline_class} in {format_bytes(budget_bytes)} of {profile.device.name}:\n"
+        title=f"{profile.pipeline_class} in {format_bytes(comparison.budget_bytes)} of {profile.device.name}:\n"
         "seconds of one call in each mode, predicted",
-        bars=tuple(_bar(row, plan_seconds) for row in rows),
+        bars=tuple(map(_bar, rows)),
         bound_seconds=comparison.bound_seconds,
         longest_seconds=min(max(seconds), LONGEST_BAR * min(seconds)),
     )
 
 
-def _bar(row: ModeRow, plan_seconds: float | None) -> ModeBar:
+def _bar(row: ModeRow) -> ModeBar:
     return ModeBar(
         mode=row.mode,
         fits=bool(row.fits),
         compute_seconds=min(row.compute_seconds, row.seconds),
-        exposed_copy_seconds=max(row.seconds - row.compute_seconds, 0.0),
+        exposed_copy_seconds=row.exposed_copy_seconds,
         peak_bytes=row.peak_bytes,
-        plan_ratio=row.seconds / plan_seconds if plan_seconds else None,
+        plan_ratio=row.plan_ratio,
     )
 
 

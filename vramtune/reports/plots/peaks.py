@@ -16,9 +16,9 @@ from vramtune.reports.plots.style import (
     owner_looks,
     owners_in_order,
     plan_title,
-    stage_label,
     write_title,
 )
+from vramtune.reports.tables import stage_label
 from vramtune.schema import Plan, Profile, Timeline
 from vramtune.units import GIB
 

@@ -5,6 +5,7 @@ the parts tell them apart in grey. Nothing here touches pyplot's global state, s
 """
 
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from vramtune.reports.tables import components_in_call_order
 from vramtune.schema import Plan, Profile
-from vramtune.units import format_bytes
+from vramtune.units import format_bytes, format_seconds
 
 Properties = dict[str, Any]
 """Of a matplotlib artist, by keyword."""
@@ -69,6 +70,7 @@ WIDTH_INCHES = 7.5
 DOTS_PER_INCH = 160
 TITLE_CHARACTERS = 72
 """That many of the title's fit on a line."""
+NO_BREAK = "\N{NO-BREAK SPACE}"
 SMALL = 9
 """Points: still read where the picture is 600 pixels wide."""
 
@@ -97,15 +99,11 @@ def owners_in_order(components: Iterable[str]) -> tuple[str, ...]:
 
 
 def plan_title(plan: Plan, what: str) -> str:
-    """A title that says for what the plan is, and on its second line what is drawn of it."""
+    """A title that says for what the plan is and how long its call takes, and on its second line what is drawn of it."""
     allowed = f" with {', '.join(plan.permissions)}" if plan.permissions else ""
     where = f"{format_bytes(plan.budget_bytes)} of {plan.device_name}{allowed}"
-    return f"{plan.pipeline_class} in {where}:\n{what}, predicted"
-
-
-def stage_label(name: str, num_iterations: int) -> str:
-    """A stage and how often it repeats: `"unet x50"`."""
-    return name if num_iterations == 1 else f"{name} x{num_iterations}"
+    seconds, bound = format_seconds(plan.estimate.seconds), format_seconds(plan.estimate.bound_seconds)
+    return f"{plan.pipeline_class} in {where}, {seconds} per call (bound {bound}):\n{what}, predicted"
 
 
 def highest_drawn(peak: float, budget: float) -> float:
@@ -119,8 +117,9 @@ def own_axes(height_inches: float = 4.8) -> Axes:
 
 
 def write_title(ax: Axes, title: str) -> None:
-    """A title of as many lines as it needs, flush left."""
-    lines = [textwrap.fill(line, TITLE_CHARACTERS) for line in title.splitlines()]
+    """A title of as many lines as it needs, flush left; what stands in brackets stays together."""
+    whole = re.sub(r"\([^)]*\)", lambda found: found[0].replace(" ", NO_BREAK), title)
+    lines = [textwrap.fill(line, TITLE_CHARACTERS) for line in whole.splitlines()]
     ax.set_title("\n".join(lines), fontsize=11, fontweight="bold", loc="left")
 
 

@@ -1,0 +1,40 @@
+import pytest
+
+from tests.reports import examples
+from vramtune import catalog, front
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A profile in a file."""
+    path = tmp_path_factory.mktemp("profiles") / "sdxl.json"
+    examples.sdxl().save(path)
+    return path
+
+
+class ImagePipeline:
+    def __call__(self, prompt=None, height=None, width=None, num_inference_steps=50, num_images_per_prompt=1):
+        raise AssertionError("the command line never runs a pipeline itself")
+
+
+class Profiler:
+    """Stands in for what builds a pipeline and follows its call: remembers how it was asked."""
+
+    def __init__(self):
+        self.asked = {}
+        self.error = None
+
+    def profile(self, pipe, *, call_kwargs=None, gpu=None, progress=True, on_call=None):
+        self.asked |= {"call_kwargs": call_kwargs, "gpu": gpu, "progress": progress}
+        on_call("unet")
+        if self.error is not None:
+            raise self.error
+        return examples.sdxl()
+
+
+@pytest.fixture
+def profiler(monkeypatch):
+    stand_in = Profiler()
+    monkeypatch.setattr(front, "profile", stand_in.profile)
+    monkeypatch.setattr(catalog, "load", lambda model: ImagePipeline())
+    return stand_in

@@ -1,0 +1,48 @@
+"""Files that cannot be written are refused before anything takes time."""
+
+import os
+
+import pytest
+
+from tests.cli.running import refused, run
+
+PLAN = ("plan", "sdxl", "--vram-gb", "6", "--gpu", "RTX 4060")
+ASKED = [
+    (PLAN, "--plot", "out.png"),
+    (PLAN, "--save", "out.json"),
+    (PLAN, "--report", "out.html"),
+    (PLAN, "--trace", "out.json"),
+    (("compare", *PLAN[1:]), "--plot", "out.pdf"),
+    (("frontier", "sdxl", "--gpu", "4060"), "--plot", "out.svg"),
+    (("profile", "sdxl", "--gpu", "4060"), "--save", "out.json"),
+]
+EACH = pytest.mark.parametrize(
+    ("command", "option", "name"), ASKED, ids=[f"{command[0]} {option}" for command, option, _ in ASKED]
+)
+
+
+@EACH
+def test_in_a_folder_that_is_missing(profiler, tmp_path, command, option, name):
+    refused(run(*command, option, tmp_path / "missing" / name), option, "there is no folder")
+    assert profiler.asked == {}
+
+
+@EACH
+def test_where_there_is_a_folder(profiler, tmp_path, command, option, name):
+    (tmp_path / name).mkdir()
+    refused(run(*command, option, tmp_path / name), option, "is a folder")
+    assert profiler.asked == {}
+
+
+@EACH
+def test_without_permission(profiler, tmp_path, monkeypatch, command, option, name):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    refused(run(*command, option, tmp_path / name), option, "permission denied")
+    assert profiler.asked == {}
+
+
+@EACH
+@pytest.mark.parametrize("suffix", [".xyz", ""])
+def test_of_an_unknown_format(profiler, tmp_path, command, option, name, suffix):
+    refused(run(*command, option, tmp_path / f"out{suffix}"), option, f".{name.partition('.')[2]}")
+    assert profiler.asked == {}

@@ -1,0 +1,60 @@
+"""Files that a command is asked to write: refused before anything takes time, or written."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import typer
+
+from vramtune.errors import UsageError
+
+JSON = ("json",)
+HTML = ("html", "htm")
+
+
+def picture_formats() -> tuple[str, ...]:
+    """Of `--plot`."""
+    from vramtune.reports.plots import FORMATS
+
+    return FORMATS
+
+
+def check_path(path: Path | None, *, option: str, formats: Sequence[str]) -> None:
+    """Refuse a file whose name ends in no known format, or that could not be written."""
+    if path is None:
+        return
+    if path.suffix.lstrip(".").lower() not in formats:
+        raise UsageError(f"{option}: {str(path)!r} must end in .{' or .'.join(formats)}.")
+    if path.is_dir():
+        raise UsageError(f"{option}: {str(path)!r} is a folder; name a file.")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"{option}: {str(path)!r} cannot be written; there is no folder {str(path.parent)!r}."
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{option}: {str(path)!r} cannot be written; permission denied.")
+
+
+def check_plot(path: Path | None) -> None:
+    """The same for a picture; matplotlib is asked only where there is one."""
+    if path is not None:
+        check_path(path, option="--plot", formats=picture_formats())
+
+
+def write(
+    path: Path | None, writing: Callable[[Path], object], *, option: str, show: Callable[[str], None]
+) -> None:
+    """Write a file, if it was asked for; what the system refuses is an error of ours."""
+    if path is None:
+        return
+    show(f"Writing {path}")
+    try:
+        writing(path)
+    except OSError as error:
+        raise UsageError(f"{option}: {str(path)!r} cannot be written; {error.strerror}.") from error
+
+
+def warn_unwritten(*paths: Path | None) -> None:
+    """Say that there is nothing to write."""
+    if asked := [str(path) for path in paths if path is not None]:
+        typer.echo(f"Nothing fits, so not written: {', '.join(asked)}.", err=True)

@@ -1,0 +1,85 @@
+"""`vramtune frontier`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vramtune.cli import files
+from vramtune.cli.answers import check_of, end_without_plan
+from vramtune.cli.costs import profile_of
+from vramtune.cli.options import Allow, Gpu, Json, Model, Settings, examples, plot_option, with_settings
+from vramtune.cli.screen import exit_codes, print_text, progress
+from vramtune.errors import BudgetError
+
+if TYPE_CHECKING:
+    from vramtune.schema import Frontier, Profile
+
+EXAMPLES = examples(
+    "vramtune frontier sdxl --gpu 4060",
+    "vramtune frontier flux.1-dev --gpu 4090 --plot frontier.png",
+    "vramtune frontier wan2.1-14b --gpu 4090 --allow vae_tiling",
+    "vramtune frontier profile.json --json",
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command."""
+    app.command(epilog=EXAMPLES)(with_settings(frontier))
+
+
+def frontier(
+    model: Model,
+    settings: Settings,
+    gpu: Gpu = None,
+    allow: Allow = None,
+    as_json: Json = False,
+    plot: Annotated[Path | None, plot_option("seconds against memory")] = None,
+) -> None:
+    """Show latency against VRAM, from the smallest budget that works.
+
+    The fastest plan at each of a row of budgets, up to where more buys nothing or the card is full; beside them
+    the stock diffusers modes. Needs no GPU and no weights. Every figure is predicted.
+
+    --json prints {"fits": true, "profile": {}, "frontier": {}}. Where nothing fits the card, it is what
+    `vramtune plan` prints for all that the card gives.
+
+    Exit codes: 0 something fits the card, 3 nothing does, 2 wrong usage, 1 the pipeline's call could not be
+    followed.
+    """
+    with exit_codes():
+        permissions = tuple(allow or ())
+        files.check_plot(plot)
+        with progress() as show:
+            profile = profile_of(
+                model, gpu=gpu, settings=settings, check=check_of(None, permissions), show=show
+            )
+            show("Planning for each budget")
+            found = _frontier(profile, permissions)
+            if not isinstance(found, BudgetError):
+                drawn = found
+                files.write(plot, lambda path: _draw(drawn, profile, path), option="--plot", show=show)
+        if isinstance(found, BudgetError):
+            files.warn_unwritten(plot)
+            end_without_plan(found, profile, as_json=as_json)
+        from vramtune.reports import machine, text
+
+        if as_json:
+            typer.echo(machine.frontier_json(profile, found))
+        else:
+            print_text(text.frontier_report(found, profile))
+
+
+def _frontier(profile: "Profile", permissions: tuple[str, ...]) -> "Frontier | BudgetError":
+    from vramtune import front
+
+    try:
+        return front.frontier(profile, allow=permissions)
+    except BudgetError as error:
+        return error
+
+
+def _draw(found: "Frontier", profile: "Profile", path: Path) -> None:
+    from vramtune.reports import plots
+
+    plots.save(plots.draw_frontier(plots.latency_frontier(found, profile=profile)), path)

@@ -1,0 +1,120 @@
+"""`vramtune plan`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vramtune.cli import files
+from vramtune.cli.answers import check_of, comparison_of, end_without_plan, plan_or_error
+from vramtune.cli.costs import profile_of
+from vramtune.cli.options import (
+    Allow,
+    Gpu,
+    Json,
+    Model,
+    Settings,
+    VramGb,
+    budget,
+    examples,
+    plot_option,
+    with_settings,
+)
+from vramtune.cli.screen import exit_codes, print_text, progress
+from vramtune.errors import BudgetError
+
+if TYPE_CHECKING:
+    from vramtune.schema import Plan, Profile
+
+EXAMPLES = examples(
+    'vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060"',
+    "vramtune plan wan2.1-14b --vram-gb 12 --gpu 4070 --allow vae_tiling",
+    "vramtune plan ./my-pipeline --vram-gb 6 --gpu 3060 --height 768 --json",
+    "vramtune plan profile.json --vram-gb 8 --report plan.html --save plan.json",
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command."""
+    app.command(epilog=EXAMPLES)(with_settings(plan))
+
+
+def plan(
+    model: Model,
+    vram_gb: VramGb,
+    settings: Settings,
+    gpu: Gpu = None,
+    allow: Allow = None,
+    as_json: Json = False,
+    plot: Annotated[Path | None, plot_option("memory over the call")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Write the plan: FILE.json.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write a page to send: FILE.html.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Write a trace for ui.perfetto.dev: FILE.json."),
+    ] = None,
+) -> None:
+    """Say whether MODEL runs in a VRAM budget, how, how fast, and why.
+
+    Needs no GPU and no weights. Every figure is predicted. Left-out settings are the pipeline's own defaults.
+
+    --json prints {"fits": true, "profile": {}, "plan": {}, "comparison": {}}. Where nothing fits, "fits" is
+    false, and "error", "smallest_bytes", "permission" and "permitted_bytes" stand in place of "plan".
+
+    Exit codes: 0 fits, 3 does not fit, 2 wrong usage, 1 the pipeline's call could not be followed.
+    """
+    with exit_codes():
+        budget_gb = budget(vram_gb)
+        permissions = tuple(allow or ())
+        files.check_plot(plot)
+        files.check_path(save, option="--save", formats=files.JSON)
+        files.check_path(report, option="--report", formats=files.HTML)
+        files.check_path(trace, option="--trace", formats=files.JSON)
+        with progress() as show:
+            profile = profile_of(
+                model, gpu=gpu, settings=settings, check=check_of(budget_gb, permissions), show=show
+            )
+            show("Planning")
+            found = plan_or_error(profile, budget_gb, permissions)
+            if not isinstance(found, BudgetError):
+                made = found
+                files.write(save, made.save, option="--save", show=show)
+                files.write(plot, lambda path: _draw(profile, made, path), option="--plot", show=show)
+                files.write(report, lambda path: _report(profile, made, path), option="--report", show=show)
+                files.write(trace, lambda path: _trace(profile, made, path), option="--trace", show=show)
+        if isinstance(found, BudgetError):
+            files.warn_unwritten(save, plot, report, trace)
+            end_without_plan(found, profile, as_json=as_json)
+        from vramtune.reports import machine, text
+
+        comparison = comparison_of(profile, found)
+        if as_json:
+            typer.echo(machine.plan_json(profile, found, comparison))
+        else:
+            print_text(text.plan_report(profile, found, comparison))
+
+
+def _draw(profile: "Profile", found: "Plan", path: Path) -> None:
+    from vramtune import front
+    from vramtune.reports import plots
+
+    plots.save_memory(
+        plots.memory_over_call(front.timeline(profile, found), profile=profile, plan=found), path
+    )
+
+
+def _report(profile: "Profile", found: "Plan", path: Path) -> None:
+    from vramtune import front
+
+    front.report(profile, found, path)
+
+
+def _trace(profile: "Profile", found: "Plan", path: Path) -> None:
+    from vramtune import front
+    from vramtune.reports.trace import timeline_trace
+
+    path.write_bytes(timeline_trace(front.timeline(profile, found), plan=found))

@@ -1,0 +1,54 @@
+"""`vramtune profile`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vramtune.cli import files
+from vramtune.cli.answers import check_of
+from vramtune.cli.costs import profile_of
+from vramtune.cli.options import Gpu, Json, Model, Settings, examples, with_settings
+from vramtune.cli.screen import exit_codes, print_text, progress
+
+EXAMPLES = examples(
+    "vramtune profile sdxl --gpu 4060",
+    "vramtune profile flux.1-dev --gpu 4070 --steps 20 --save flux.json",
+    "vramtune plan flux.json --vram-gb 12",
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command."""
+    app.command(epilog=EXAMPLES)(with_settings(profile))
+
+
+def profile(
+    model: Model,
+    settings: Settings,
+    gpu: Gpu = None,
+    as_json: Json = False,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Write it, to be given as MODEL: FILE.json."),
+    ] = None,
+) -> None:
+    """Say what each component costs in one call of MODEL.
+
+    Weights, activations, compute, copies. Needs no GPU and no weights. Every figure is predicted. Left-out settings are the pipeline's own defaults.
+
+    --json prints {"profile": {}}, in short; --save writes all that `plan`, `compare` and `frontier` need.
+
+    Exit codes: 0 done, 2 wrong usage, 1 the pipeline's call could not be followed.
+    """
+    with exit_codes():
+        files.check_path(save, option="--save", formats=files.JSON)
+        with progress() as show:
+            found = profile_of(model, gpu=gpu, settings=settings, check=check_of(None, ()), show=show)
+            files.write(save, found.save, option="--save", show=show)
+        from vramtune.reports import machine, text
+
+        if as_json:
+            typer.echo(machine.profile_json(found))
+        else:
+            print_text(text.profile_report(found))

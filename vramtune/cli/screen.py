@@ -1,0 +1,55 @@
+"""What people see while a command works and when it ends: progress, text, errors, exit codes."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from vramtune.errors import NoAcceleratorError, UsageError, VramtuneError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FAILED = 1
+WRONG_USAGE = 2
+DOES_NOT_FIT = 3
+
+
+def print_text(renderable: "RenderableType") -> None:
+    """To stdout: as wide as the terminal, or 80 columns of plain text without trailing blanks into a pipe."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    with console.capture() as captured:
+        console.print(renderable, width=80)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr and what it says now; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("Starting") as status:
+        yield lambda doing: status.update(Text(doing))
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Errors of our own tree as one line on stderr and an exit code; any other keeps its traceback."""
+    try:
+        yield
+    except (UsageError, NoAcceleratorError) as error:
+        _fail(error, code=WRONG_USAGE)
+    except VramtuneError as error:
+        _fail(error, code=FAILED)
+
+
+def _fail(error: VramtuneError, *, code: int) -> NoReturn:
+    typer.echo(f"Error: {error}", err=True)
+    raise typer.Exit(code)
