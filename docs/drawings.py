@@ -84,7 +84,7 @@ def plan_table(timeline: Timeline, *, profile: Profile, plan: Plan) -> TablePlot
 
 
 def _title(plan: Plan, what: str) -> str:
-    """Without the seconds that other plots have: they would take a third line."""
+    """Without the seconds, which the drawing has under the names of the stages."""
     return f"{plan.pipeline_class} in {format_bytes(plan.budget_bytes)} of {plan.device_name}:\n{what}, predicted"
 
 

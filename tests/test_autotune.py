@@ -4,7 +4,6 @@ import gc
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 
 import vramtune
 from tests import tiny_pipelines
@@ -17,29 +16,10 @@ __all__ = ["built_sim", "no_garbage", "sim"]
 CALL = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL["flux"]}
 
 
-def larger_flux():
-    """FLUX.1 with a transformer of 80 MiB: large beside the allocator's 20 MiB segments."""
-    torch.manual_seed(0)
-    pipe = tiny_pipelines.build("flux")
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=3,
-        num_single_layers=8,
-        attention_head_dim=64,
-        num_attention_heads=5,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(16, 24, 24),
-    )
-    pipe.register_modules(transformer=transformer.eval())
-    return pipe
-
-
 def test_autotune_plans_installs_says_so_and_gives_back(sim, no_garbage, capsys, tmp_path):
-    wanted = tiny_pipelines.run(larger_flux().to("sim"), "flux").cpu()
+    wanted = tiny_pipelines.run(tiny_pipelines.larger_flux().to("sim"), "flux").cpu()
     gc.collect()
-    pipe = larger_flux()
+    pipe = tiny_pipelines.larger_flux()
     everything = vramtune.autotune(pipe, call_kwargs=CALL, progress=False)
     assert all(p.role(s) == "resident" for p in everything.plan.placements for s in range(len(p.kept)))
     capsys.readouterr()
@@ -93,7 +73,7 @@ def test_what_cannot_be_is_said_before_anything_changes(sim, no_garbage):
 
 
 def test_a_saved_plan_installs_alone(sim, no_garbage, tmp_path):
-    pipe = larger_flux()
+    pipe = tiny_pipelines.larger_flux()
     tuned = vramtune.autotune(pipe, 0.2, call_kwargs=CALL, progress=False)
     tuned.plan.save(tmp_path / "plan.json")
     tuned.remove()

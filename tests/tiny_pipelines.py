@@ -327,3 +327,22 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {
     "wan22": wan22,
     "ltx": ltx,
 }
+
+
+def larger_flux():
+    """FLUX.1 with a transformer of 80 MiB: large beside the allocator's 20 MiB segments."""
+    torch.manual_seed(0)
+    pipe = build("flux")
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=3,
+        num_single_layers=8,
+        attention_head_dim=64,
+        num_attention_heads=5,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(16, 24, 24),
+    )
+    pipe.register_modules(transformer=transformer.eval())
+    return pipe

@@ -75,7 +75,7 @@ def test_a_figure_is_never_cut():
     words = shown(text.component_table(rows, placement_rows(plan))).split()
     assert words.count("streamed") == 2
     assert {"30/72", "50/190", "text_encoder_2"} <= set(words)
-    assert "88 min 12 s" in " ".join(words)
+    assert "1 h 28 min" in " ".join(words)
 
 
 def test_the_verdict_comes_first():

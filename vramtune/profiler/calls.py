@@ -2,6 +2,7 @@
 
 import copy
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -83,7 +85,7 @@ def record_calls(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
-    with on_fake_weights(pipe, mode):
+    with on_fake_weights(pipe, mode), _quiet_libraries():
         parts = {name: part_of(component) for name, component in modules_of(pipe).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call)
         recorder.answer_for(modules_of(pipe))
@@ -92,6 +94,19 @@ def record_calls(
         with torch.no_grad(), recorder.glue:
             pipe(**inputs)
     return Recording(parts=parts, calls=tuple(recorder.calls), glue=tuple(recorder.glue.tape))
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Without what diffusers warns of: it says nothing about costs, and comes again when the pipeline really runs."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def part_of(component: nn.Module) -> Part:

@@ -131,11 +131,16 @@ def _peak_bars(row: CostRow) -> tuple[Bar, Bar]:
     )
 
 
+def _off(fraction: float) -> str:
+    percent = round(100 * fraction)
+    return f" ({percent:+d}%)" if percent else " (as predicted)"
+
+
 def _bars(
     predicted: Amount | None, measured: Amount | None, in_words: Callable[[Amount], str]
 ) -> tuple[Bar, Bar]:
     """Both bars of a row, the measured one with how far off the prediction was."""
-    off = f" ({measured / predicted - 1:+.0%})" if predicted and measured is not None else ""
+    off = _off(measured / predicted - 1) if predicted and measured is not None else ""
     return (
         Bar(
             length=predicted,

@@ -99,11 +99,11 @@ def owners_in_order(components: Iterable[str]) -> tuple[str, ...]:
 
 
 def plan_title(plan: Plan, what: str) -> str:
-    """A title that says for what the plan is and how long its call takes, and on its second line what is drawn of it."""
+    """A title of three lines: for what the plan is, what is drawn of it, how long its call takes."""
     allowed = f" with {', '.join(plan.permissions)}" if plan.permissions else ""
     where = f"{format_bytes(plan.budget_bytes)} of {plan.device_name}{allowed}"
     seconds, bound = format_seconds(plan.estimate.seconds), format_seconds(plan.estimate.bound_seconds)
-    return f"{plan.pipeline_class} in {where}, {seconds} per call (bound {bound}):\n{what}, predicted"
+    return f"{plan.pipeline_class} in {where}:\n{what},\npredicted: {seconds} per call (bound {bound})"
 
 
 def highest_drawn(peak: float, budget: float) -> float:
