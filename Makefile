@@ -27,8 +27,8 @@ fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup  ## Everything that needs no GPU.
-	$(BIN)/pytest
+test: setup  ## Everything that needs no GPU, on up to four cores.
+	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 bench: setup  ## Writes dated tables to benchmarks/results/.
 	$(BIN)/python -m benchmarks.plans

@@ -5,16 +5,14 @@ its parameters are views of it: an edit in place reaches the master by itself, a
 by its address and becomes the master. A group that stays lives on the device alone.
 """
 
-import math
-import mmap
-import warnings
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from vramtune.offload.pinned import pinned_buffer
 
 ALIGNMENT_BYTES = 512
 """Of each tensor in a flat buffer; as PyTorch's own allocators, so that kernels choose as they would elsewhere."""
@@ -218,42 +216,3 @@ def collect_own(module: nn.Module, taken: dict[torch.Tensor, Held]) -> list[Held
             if owner not in taken[tensor].owners:
                 taken[tensor].owners.append(owner)
     return found
-
-
-# ---------------------------------------------------------------------------------------------------
-# Pinned memory
-
-
-def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
-    """A flat page-locked buffer of exactly that size, from which a device copies without the host's help.
-
-    Where the system refuses to lock more memory it is an ordinary one: slower to copy from, and it says so.
-    """
-    if num_bytes == 0:
-        return torch.empty(0, dtype=torch.uint8)
-    try:
-        if device.type == "cuda":
-            return _registered_buffer(num_bytes)
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-    except RuntimeError as error:
-        warnings.warn(
-            f"Cannot page-lock {num_bytes} more bytes of host memory ({error}); copies from there are slower.",
-            stacklevel=2,
-        )
-        return torch.empty(num_bytes, dtype=torch.uint8)
-
-
-def _registered_buffer(num_bytes: int) -> torch.Tensor:
-    # PyTorch's own pinned allocator rounds up to a power of two, for FLUX.1 22 GiB to 35. Whole pages, because
-    # two registrations must not share one.
-    page = mmap.PAGESIZE
-    size = math.ceil(num_bytes / page) * page
-    memory = torch.empty(size + page, dtype=torch.uint8)
-    start = -memory.data_ptr() % page
-    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    address = memory.data_ptr() + start
-    status = runtime.cudaHostRegister(address, size, 0)
-    if int(status) != 0:
-        raise RuntimeError(f"cudaHostRegister: {status}")
-    weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address)
-    return memory[start : start + num_bytes]
