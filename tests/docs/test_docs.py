@@ -9,6 +9,7 @@ import typer
 
 import vramtune
 from docs.pictures import PICTURES
+from tests.cli.running import run
 from vramtune.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,7 @@ PAGES = {
         *sorted((ROOT / "docs").glob("*.md")),
     )
 }
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 LARGEST_PICTURE_BYTES = 110_000
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -80,7 +82,7 @@ def test_every_command_has_options_that_exist(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_exists(page):
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^(\w+):", MAKEFILE, re.MULTILINE)
     named = TARGET.findall("\n".join([*re.findall(r"`[^`\n]+`", prose(page)), *blocks(page, "sh")]))
     assert set(named) <= set(targets)
 
@@ -96,3 +98,32 @@ def test_every_python_snippet_compiles_and_names_what_exists(page):
                     assert name in vramtune.__all__
                 case ast.Attribute(value=ast.Name(id="plots"), attr=name):
                     assert name in import_module("vramtune.reports.plots").__all__
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is shown is what is printed
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # a scheduler of diffusers
+def test_the_readme_shows_what_the_demo_prints():
+    (shown,) = (body for body in blocks("README.md", "") if body.startswith("Fits"))
+    (command,) = re.findall(r"/vramtune (plan .*) --plot", MAKEFILE)
+    result = run(*shlex.split(command))
+    assert (result.stdout, result.exit_code) == (shown, 0), result.stderr
+
+
+PLANS = re.compile(
+    r"^```sh\n((?:vramtune plan (?![^\n]*--report)[^>\n]*\n)+)```\n\n```text\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+"""Shell blocks of nothing but plans, and the text behind them."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(("commands", "shown"), PLANS.findall(PAGES["docs/how-to.md"]))
+def test_the_how_to_shows_what_its_commands_print(commands, shown):
+    results = (run(*shlex.split(line)[1:]) for line in commands.splitlines())
+    printed = iter([row for result in results for row in result.stdout.splitlines()])
+    for row in shown.splitlines():
+        assert row == "..." or row in printed, row  # in order: `in` goes past what it looks at
