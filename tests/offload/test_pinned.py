@@ -3,6 +3,8 @@
 import gc
 import mmap
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import psutil
@@ -11,9 +13,10 @@ import torch
 
 from tests import tiny_pipelines
 from tests.offload.plans import tuned, whole
+from vramtune.offload import pinned
 from vramtune.offload.pinned import LOCKED_FRACTION, pinned_buffer
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", 1)
 
 
 class Runtime:
@@ -21,9 +24,11 @@ class Runtime:
 
     def __init__(self, status: int = 0) -> None:
         self.registered: dict[int, int] = {}
+        self.current: torch.device | None = None
         self._status = status
 
     def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        assert self.current == CUDA
         if self._status == 0:
             self.registered[address] = num_bytes
         return self._status
@@ -32,12 +37,25 @@ class Runtime:
         del self.registered[address]
         return 0
 
+    def cudaGetErrorString(self, status: int) -> str:
+        return {2: "out of memory"}[status]
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        self.current = device
+        yield
+        self.current = None
+
+
+def use(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", runtime.device)
+    return runtime
+
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    made = Runtime()
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: made)
-    return made
+    return use(Runtime(), monkeypatch)
 
 
 def host_of(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
@@ -62,9 +80,17 @@ def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(runtime: Run
 
 
 def test_what_the_system_refuses_to_lock_is_ordinary_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(status=2))
-    with pytest.warns(UserWarning, match=r"cudaHostRegister: 2.*slower"):
+    use(Runtime(status=2), monkeypatch)
+    asked = []
+
+    def zeros(size: int, *, device: torch.device) -> torch.Tensor:
+        asked.append(device)
+        raise RuntimeError("CUDA error: out of memory")  # what CUDA still remembers of the call before
+
+    monkeypatch.setattr(pinned.torch, "zeros", zeros)  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match=r"cudaHostRegister: out of memory.*slower"):
         assert pinned_buffer(1000, CUDA).numel() == 1000
+    assert asked == [CUDA]
 
 
 def test_no_more_is_locked_than_a_share_of_the_host(

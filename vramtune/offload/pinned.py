@@ -1,5 +1,6 @@
 """Page-locked host memory, from which a device copies without the host's help."""
 
+import contextlib
 import math
 import mmap
 import warnings
@@ -37,14 +38,14 @@ def _locked_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
     if num_bytes + sum(storage.nbytes() for storage in _locked) > limit:
         raise RuntimeError(f"{LOCKED_FRACTION:.0%} of it is")
     if device.type == "cuda":
-        flat = _registered_buffer(num_bytes)
+        flat = _registered_buffer(num_bytes, device)
     else:
         flat = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
     _locked.add(flat.untyped_storage())
     return flat
 
 
-def _registered_buffer(num_bytes: int) -> torch.Tensor:
+def _registered_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
     # PyTorch's own pinned allocator rounds up to a power of two, for FLUX.1 22 GiB to 35. Whole pages, because
     # two registrations must not share one.
     page = mmap.PAGESIZE
@@ -53,8 +54,16 @@ def _registered_buffer(num_bytes: int) -> torch.Tensor:
     start = -memory.data_ptr() % page
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = memory.data_ptr() + start
-    status = runtime.cudaHostRegister(address, size, 0)
+    with torch.cuda.device(device):  # on another one the call would make a context, of some 300 MiB
+        status = runtime.cudaHostRegister(address, size, 0)
     if int(status) != 0:
-        raise RuntimeError(f"cudaHostRegister: {status}")
+        _forget_failure(device)
+        raise RuntimeError(f"cudaHostRegister: {runtime.cudaGetErrorString(status)}")
     weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address)
     return memory[start : start + num_bytes]
+
+
+def _forget_failure(device: torch.device) -> None:
+    """Let a kernel be blamed for the runtime's last error, which CUDA keeps until it is asked, and nobody else."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device=device).add_(1)
