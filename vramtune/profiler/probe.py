@@ -149,7 +149,7 @@ def _give_back(device: torch.device) -> None:
     torch.accelerator.synchronize(device)
     torch.accelerator.empty_cache()
     if device.type == "cuda":  # a backend that is no part of PyTorch may lack this cache: asking would crash
-        torch.accelerator.empty_host_cache()
+        torch._C._host_emptyCache()  # `torch.accelerator.empty_host_cache` is younger than PyTorch 2.11
 
 
 # ---------------------------------------------------------------------------------------------------
