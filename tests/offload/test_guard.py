@@ -1,5 +1,6 @@
 """Less memory than planned, and what a call is measured to take."""
 
+import contextlib
 from types import ModuleType
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from tests import tiny_pipelines
 from tests.offload.plans import held_bytes, planned, profiled, tuned, weight_bytes, whole
+from vramtune.offload.guard import is_out_of_memory, remember_draws, with_room
 from vramtune.offload.install import Installation
 from vramtune.schema import Measurement
 
@@ -86,6 +88,83 @@ def test_out_of_memory_for_a_components_inputs_is_its_own_stages(
         assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), want)
         assert list(installation.overrun_bytes) == ["transformer"]
         assert installation.measured.num_out_of_memory == 1
+
+
+def test_a_call_that_is_run_again_draws_the_same_random_numbers(sim: ModuleType) -> None:
+    drawn = []
+
+    def draw(*_: object) -> None:
+        drawn.append(torch.rand(3))
+        if len(drawn) == 1:
+            raise torch.OutOfMemoryError("for the test")
+
+    with tuned("flux", 0.6) as (pipe, installation):
+        handle = pipe.transformer.transformer_blocks[1].register_forward_hook(draw)
+        tiny_pipelines.run(pipe, "flux")
+        handle.remove()
+        assert installation.measured.num_out_of_memory == 1
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
+def test_generators_among_the_inputs_go_back_too(sim: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(1)
+    go_back = remember_draws(torch.device("sim"), ((), {"generator": [generator]}))
+    first = torch.rand(3, generator=generator)
+    go_back()
+    assert torch.equal(torch.rand(3, generator=generator), first)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_memory"),
+    [
+        ("CUDA error: out of memory", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`", False),
+        ("GET was unable to find an engine to execute this computation", False),
+    ],
+)
+def test_what_libraries_say_of_memory(message: str, is_memory: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) == is_memory
+
+
+@pytest.mark.parametrize("lacks_memory", [True, False])
+def test_a_convolution_without_an_engine_is_run_again_if_memory_was_refused(
+    sim: ModuleType, lacks_memory: bool
+) -> None:
+    num_calls = 0
+
+    def call() -> str:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 1:
+            return "done"
+        if lacks_memory:
+            sim.set_capacity(0)
+            with contextlib.suppress(torch.OutOfMemoryError):  # as PyTorch does, to try cuDNN's next engine
+                torch.empty(1, device="sim")
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    def run() -> object:
+        return with_room(call, lambda: True, device=torch.device("sim"))
+
+    if lacks_memory:
+        assert run() == "done"
+    else:
+        with pytest.raises(RuntimeError, match="unable to find an engine"):
+            run()
+
+
+def test_autocast_keeps_no_cast_copies_of_weights(sim: ModuleType) -> None:
+    enabled = []
+    with tuned("flux") as (pipe, _):
+        pipe.vae.decoder.conv_in.register_forward_hook(
+            lambda *_: enabled.append(torch.is_autocast_cache_enabled())
+        )
+        tiny_pipelines.run(pipe, "flux")
+    assert enabled == [False]
+    assert torch.is_autocast_cache_enabled()
 
 
 def test_without_out_of_memory_there_is_no_overrun(sim: ModuleType) -> None:

@@ -5,12 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+SIGNS = (
+    "out of memory",
+    "ALLOC_FAILED",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUFFT_
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # of `cublasCreate`, whose memory is not PyTorch's
+)
 """In the messages of libraries that raise a plain RuntimeError."""
+NO_ENGINE = "unable to find an engine to execute this computation"
+"""A convolution's message where every engine of cuDNN lacked memory for its workspace, or none is for this dtype."""
 
 
-def with_room(call: Callable[[], Any], make_room: Callable[[], bool]) -> Any:
+def with_room(call: Callable[[], Any], make_room: Callable[[], bool], *, device: torch.device) -> Any:
     """What `call` returns; where it runs out of device memory, as often as `make_room` can make some, again.
 
     The call must not have changed what it works on. When there is no more room to make, the last error is raised.
@@ -19,7 +26,8 @@ def with_room(call: Callable[[], Any], make_room: Callable[[], bool]) -> Any:
         try:
             return call()
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            lacks_engine = NO_ENGINE in str(error) and _has_refused(device)
+            if not lacks_engine and not is_out_of_memory(error):
                 raise
             # The frames of the failed call hold its activations; they must be gone before it is tried again.
             traceback.clear_frames(error.__traceback__)
@@ -34,3 +42,27 @@ def with_room(call: Callable[[], Any], make_room: Callable[[], bool]) -> Any:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that device memory did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
+
+
+def _has_refused(device: torch.device) -> bool:
+    """Whether PyTorch's allocator ever refused memory, also where a library went on without."""
+    return bool(torch.accelerator.memory_stats(device).get("num_ooms", 0))
+
+
+def remember_draws(device: torch.device, inputs: Any) -> Callable[[], None]:
+    """Note where random numbers are drawn from next; what is returned goes back there.
+
+    By the generators in `inputs` and the default ones of the CPU and the device: some components (LTX's decoder)
+    draw noise, and one that is run again must draw the same.
+    """
+    module = torch.get_device_module(device)
+    on_cpu, on_device = torch.get_rng_state(), module.get_rng_state(device)
+    given = [(leaf, leaf.get_state()) for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Generator)]
+
+    def go_back() -> None:
+        torch.set_rng_state(on_cpu)
+        module.set_rng_state(on_device, device)
+        for generator, state in given:
+            generator.set_state(state)
+
+    return go_back

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from vramtune.errors import UsageError
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.disguise import Disguise, is_tuned, refuse_tuned
-from vramtune.offload.guard import with_room
+from vramtune.offload.guard import remember_draws, with_room
 from vramtune.offload.hooks import hook_component, restore_methods, unhook_component
 from vramtune.offload.parts import Part, bind, bind_part, modules_of, vacant_part
 from vramtune.offload.target import refuse_other_offloading, resolve_device
@@ -206,11 +206,14 @@ class Installation:
             if part in self._running:  # a method that calls another one of its component
                 return original(*args, **kwargs)
             self._running.add(part)
+            go_back = remember_draws(self.device, (args, kwargs))
             try:
-                return with_room(
-                    lambda: self._attempt(part, method, original, args, kwargs),
-                    lambda: self._make_room(part, method),
-                )
+                with _casts_not_cached():
+                    return with_room(
+                        lambda: self._attempt(part, method, original, args, kwargs),
+                        lambda: self._make_room(part, method, go_back),
+                        device=self.device,
+                    )
             finally:
                 self._running.discard(part)
                 self._conductor.leave(part)
@@ -226,8 +229,9 @@ class Installation:
         self._conductor.enter(part, method)
         return original(*args, **kwargs)
 
-    def _make_room(self, part: Part, method: str) -> bool:
+    def _make_room(self, part: Part, method: str, go_back: Callable[[], None]) -> bool:
         self._watch.ran_out_of_memory()
+        go_back()
         return self._conductor.make_room(part, method)
 
     def _started(self, part: Part) -> None:
@@ -243,3 +247,14 @@ class Installation:
             if isinstance(x, torch.Tensor) and x.dim() and x.device != self.device
         )
         return send_to_device(inputs, self.device) if next(elsewhere, None) is not None else inputs
+
+
+@contextmanager
+def _casts_not_cached() -> Iterator[None]:
+    """Under autocast a cast copy of every float32 weight would stay on the device until autocast ends."""
+    was_enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was_enabled)
