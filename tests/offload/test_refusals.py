@@ -10,6 +10,7 @@ from tests.offload.looks import looks, output, same, values
 from tests.offload.plans import held_bytes, planned, resident_bytes
 from tests.simgpu.stock_modes import MODES
 from vramtune.errors import NoAcceleratorError, UsageError
+from vramtune.offload import target
 from vramtune.offload.install import install
 
 
@@ -36,6 +37,12 @@ def refused(pipe: DiffusionPipeline, plan: Any, match: str, error: type = UsageE
 )
 def test_a_device_that_cannot_be(sim: ModuleType, where: dict[str, Any], match: str, error: type) -> None:
     refused(tiny_pipelines.build("flux"), planned("flux"), match, error, **where)
+
+
+def test_memory_that_is_the_hosts_own(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned("flux")
+    monkeypatch.setattr(target, "_accelerator", lambda: torch.device("mps", 0))
+    refused(tiny_pipelines.build("flux"), plan, "Apple's GPUs compute in the host's own memory")
 
 
 def test_a_plan_of_another_pipeline_class(sim: ModuleType) -> None:

@@ -12,8 +12,8 @@ def resolve_device(device: torch.device | str | None = None, gpu_id: int | None 
     """The accelerator meant, with its index.
 
     `device` and `gpu_id` mean what they mean in `enable_model_cpu_offload`: a type, a type with an index, or an
-    index apart; left out, the current accelerator. Raises `UsageError` for the CPU, for two indices, for a device
-    that is not there, and `NoAcceleratorError` where the machine has none.
+    index apart; left out, the current accelerator. Raises `UsageError` for the CPU, for Apple's GPUs, for two
+    indices, for a device that is not there, and `NoAcceleratorError` where the machine has none.
     """
     if device is None:
         found = _accelerator()
@@ -53,6 +53,8 @@ def _present(kind: str, index: int | None) -> torch.device:
         raise NoAcceleratorError(
             f"Device {kind!r} was asked for; this machine has {here.type if here else 'no accelerator'!r} for PyTorch."
         )
+    if kind == "mps":
+        raise UsageError("Apple's GPUs compute in the host's own memory: there is nothing to offload.")
     count = torch.accelerator.device_count()
     index = torch.accelerator.current_device_index() if index is None else index
     if not 0 <= index < count:
