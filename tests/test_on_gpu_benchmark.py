@@ -38,6 +38,20 @@ def test_every_mode_runs_under_a_cap_and_stands_beside_its_prediction(sim, monke
 
 
 @pytest.mark.usefixtures("no_garbage")
+def test_a_tuned_pipelines_peak_is_its_highest_stages(sim, monkeypatch, tmp_path) -> None:
+    peaks = []
+
+    def peak(device: torch.device) -> int:
+        peaks.append(max_memory_reserved(device))
+        return peaks[-1]
+
+    max_memory_reserved = torch.accelerator.max_memory_reserved
+    monkeypatch.setattr(torch.accelerator, "max_memory_reserved", peak)
+    (row,), _ = run(monkeypatch, tmp_path, "--caps", "0.004", "--modes", "tuned")
+    assert row["peak_bytes"] == max(peaks) > peaks[-1]
+
+
+@pytest.mark.usefixtures("no_garbage")
 def test_out_of_memory_and_no_plan_are_results_and_the_cap_is_lifted(sim, monkeypatch, tmp_path) -> None:
     rows, text = run(monkeypatch, tmp_path, "--caps", "0.0002", "--modes", "model", "tuned")
     assert [row["outcome"] for row in rows] == ["out of memory", "no plan fits"]
