@@ -2,12 +2,13 @@
 
 import gc
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.plans import profiled, resident_bytes, weight_bytes
+from tests.offload.plans import planned, profiled, resident_bytes, weight_bytes
 from tests.simgpu import load
 from tests.simgpu.prediction import COUNTED_AS
 from tests.simgpu.stock_modes import MODES, on_cpu
@@ -118,3 +119,18 @@ def test_a_tuned_pipeline_keeps_every_promise(sim, no_garbage, name, ratio, far)
         rivals |= {mode: stock(name, mode) for mode in near if mode not in rivals}
         fitting = [rivals[mode].seconds for mode in near if rivals[mode].peak_bytes <= budget]
         assert found.seconds <= 1.01 * min(fitting, default=float("inf"))
+
+
+def test_other_hooks_see_the_weights_on_the_device(sim: ModuleType) -> None:
+    plan, pipe, seen = planned("flux"), tiny_pipelines.build("flux"), []
+
+    def look(module: torch.nn.Module, _: object) -> None:
+        seen.extend(parameter.device.type for parameter in module.parameters())
+
+    for placement in plan.placements:
+        for group in placement.groups[1:]:
+            for path in group.modules:
+                pipe.components[placement.component].get_submodule(path).register_forward_pre_hook(look)
+    with install(pipe, plan, device="sim"):
+        tiny_pipelines.run(pipe, "flux")
+    assert set(seen) == {"sim"}

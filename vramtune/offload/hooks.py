@@ -107,9 +107,12 @@ def _casting(original: Callable[..., Any], on_cast: Callable[[], None]) -> Calla
 
 
 def hook_groups(unit: Unit, visit: Callable[[Unit, Group], None]) -> list[RemovableHandle]:
-    """Tell of every module of the unit's groups that starts."""
+    """Tell of every module of the unit's groups that starts, before other hooks that may need its weights.
+
+    `torch.nn.utils.weight_norm`, which audio decoders have, computes the weight in such a hook.
+    """
     return [
-        module.register_forward_pre_hook(lambda *_, group=group: visit(unit, group))
+        module.register_forward_pre_hook(lambda *_, group=group: visit(unit, group), prepend=True)
         for group, planned in zip(unit.groups[1:], unit.placement.groups[1:], strict=True)
         for module in unit.part.planned(planned)
     ]
