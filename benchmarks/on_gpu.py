@@ -204,9 +204,8 @@ def attempt(
             for _ in range(2):
                 seconds = timed(pipe, device, kwargs)
                 peaks.append(torch.accelerator.max_memory_reserved(device))
-                if (
-                    tuned is not None
-                ):  # it sets the allocator's mark back at each stage, to measure them apart
+                if tuned is not None:
+                    # to measure stages apart it sets the allocator's mark back at each
                     peaks += [stage.peak_bytes for stage in tuned.measured.stages]
             return "ran", max(peaks) + context_bytes, seconds
     except BudgetError:

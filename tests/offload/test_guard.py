@@ -8,7 +8,7 @@ import torch
 
 from tests import tiny_pipelines
 from tests.offload.plans import held_bytes, planned, profiled, tuned, weight_bytes, whole
-from vramtune.offload.guard import is_out_of_memory, remember_draws, with_room
+from vramtune.offload.guard import is_out_of_memory, limited, remember_draws, with_room
 from vramtune.offload.install import Installation
 from vramtune.schema import Measurement
 
@@ -165,6 +165,48 @@ def test_autocast_keeps_no_cast_copies_of_weights(sim: ModuleType) -> None:
         tiny_pipelines.run(pipe, "flux")
     assert enabled == [False]
     assert torch.is_autocast_cache_enabled()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The budget on a larger device
+
+
+@pytest.fixture
+def limits(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """PyTorch's limit on a process, as CUDA has it; the fractions that were set."""
+    held_before, fractions = held_bytes(), [1.0]
+
+    def set_fraction(fraction: float, device: torch.device) -> None:
+        fractions.append(fraction)
+        total_bytes = sim.DEFAULT_CAPACITY_BYTES
+        sim.set_capacity(total_bytes if fraction == 1 else held_before + int(fraction * total_bytes))
+
+    monkeypatch.setattr(sim, "get_per_process_memory_fraction", lambda device: fractions[-1], raising=False)
+    monkeypatch.setattr(sim, "set_per_process_memory_fraction", set_fraction, raising=False)
+    return fractions
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_a_larger_call_than_planned_stays_within_the_budget(
+    sim: ModuleType, limits: list[float], name: str
+) -> None:
+    larger = {"height": 48, "width": 48}
+    want = tiny_pipelines.run(whole(name), name, **larger).cpu()
+    sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
+    with tuned(name, 0.8) as (pipe, installation):
+        budget_bytes = installation.plan.budget_bytes
+        for num_out_of_memory in (True, False):
+            assert torch.equal(tiny_pipelines.run(pipe, name, **larger).cpu(), want)
+            assert installation.measured.peak_bytes <= budget_bytes
+            assert bool(installation.measured.num_out_of_memory) == num_out_of_memory
+    assert limits == [1.0, budget_bytes / sim.DEFAULT_CAPACITY_BYTES, 1.0, *limits[-2:]]
+
+
+def test_a_limit_that_is_lower_already_stays(sim: ModuleType, limits: list[float]) -> None:
+    limits.append(0.25)
+    with limited(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
+        assert limits[-1] == 0.25
+    assert limits[-1] == 0.25
 
 
 def test_without_out_of_memory_there_is_no_overrun(sim: ModuleType) -> None:

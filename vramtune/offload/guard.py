@@ -1,7 +1,8 @@
-"""Out of memory inside a component's call: make room, run that call again."""
+"""The budget held, and out of memory inside a component's call: make room, run that call again."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,27 @@ SIGNS = (
 """In the messages of libraries that raise a plain RuntimeError."""
 NO_ENGINE = "unable to find an engine to execute this computation"
 """A convolution's message where every engine of cuDNN lacked memory for its workspace, or none is for this dtype."""
+
+
+@contextmanager
+def limited(device: torch.device, num_bytes: int) -> Iterator[None]:
+    """Let PyTorch's allocator have no more than so many bytes of a device, or than it may have already.
+
+    At that limit it frees what it only caches, then it is out of memory: so what no plan foresees (a larger call,
+    workspaces) takes the room of weights, not more than the budget. Nothing is limited where the device has no
+    such limit.
+    """
+    module = torch.get_device_module(device)
+    if not hasattr(module, "get_per_process_memory_fraction"):
+        yield
+        return
+    before = module.get_per_process_memory_fraction(device)
+    _, total_bytes = torch.accelerator.get_memory_info(device)
+    module.set_per_process_memory_fraction(min(before, max(num_bytes, 0) / total_bytes), device)
+    try:
+        yield
+    finally:
+        module.set_per_process_memory_fraction(before, device)
 
 
 def with_room(call: Callable[[], Any], make_room: Callable[[], bool], *, device: torch.device) -> Any:

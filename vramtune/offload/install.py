@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from vramtune.errors import UsageError
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.disguise import Disguise, is_tuned, refuse_tuned
-from vramtune.offload.guard import remember_draws, with_room
+from vramtune.offload.guard import limited, remember_draws, with_room
 from vramtune.offload.hooks import hook_component, restore_methods, unhook_component
 from vramtune.offload.parts import Part, bind, bind_part, modules_of, vacant_part
 from vramtune.offload.target import refuse_other_offloading, resolve_device
@@ -53,6 +53,7 @@ class Installation:
     def __init__(self, pipe: Any, plan: Plan, device: torch.device, watch: Watch) -> None:
         self.plan, self.device = plan, device
         self._pipe, self._watch = pipe, watch
+        self._limit_bytes = plan.budget_bytes - (watch.context_bytes or 0)
         self._parts = bind(modules_of(pipe), plan, excluded=pipe._exclude_from_cpu_offload)
         self._lock = threading.RLock()
         self._num_calls = 0  # of the pipeline, that are running one inside the other
@@ -105,14 +106,15 @@ class Installation:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Around the pipeline's `__call__`: however it ends, only what is resident stays on the device."""
+        """Around the pipeline's `__call__`: the budget holds, and at the end only what is resident is on the device."""
         with self._lock:
             if self._num_calls == 0:
                 self._watch.abandon()
                 self._take_over_replaced()
             self._num_calls += 1
             try:
-                yield
+                with limited(self.device, self._limit_bytes):
+                    yield
                 if self._num_calls == 1:
                     self._watch.finish()
             finally:

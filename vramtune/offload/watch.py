@@ -38,7 +38,7 @@ class Watch:
     """Measures one call after the other; remembers the last that was finished."""
 
     def __init__(self, device: torch.device, context_bytes: int | None) -> None:
-        self._device, self._context_bytes = device, context_bytes
+        self._device, self.context_bytes = device, context_bytes
         self._laps: list[Lap] = []
         self._last: tuple[Lap, ...] = ()
         self._num_out_of_memory = self._last_num_out_of_memory = 0
@@ -88,8 +88,8 @@ class Watch:
         stages = tuple(map(_measured, self._last))
         return Measurement(
             device_name=_device_name(self._device),
-            peak_bytes=max(stage.peak_bytes for stage in stages) + (self._context_bytes or 0),
-            context_bytes=self._context_bytes,
+            peak_bytes=max(stage.peak_bytes for stage in stages) + (self.context_bytes or 0),
+            context_bytes=self.context_bytes,
             seconds=sum(stage.seconds for stage in stages),
             moved_bytes=sum(stage.moved_bytes for stage in stages),
             num_out_of_memory=self._last_num_out_of_memory,
