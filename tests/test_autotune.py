@@ -55,6 +55,8 @@ def test_autotune_plans_installs_says_so_and_gives_back(sim, no_garbage, capsys,
 
 def test_what_cannot_be_is_said_before_anything_changes(sim, no_garbage):
     pipe = tiny_pipelines.build("flux")
+    with pytest.raises(UsageError, match="Expected a diffusers pipeline; got str"):
+        vramtune.autotune("flux.1-dev", 1, progress=False)
     with pytest.raises(UsageError, match="above 0"):
         vramtune.autotune(pipe, -1, progress=False)
     with pytest.raises(BudgetError, match="at least"):

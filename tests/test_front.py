@@ -81,3 +81,21 @@ def test_a_budget_below_the_context_says_what_would_do(profile) -> None:
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(UsageError, match="Expected a diffusers pipeline; got str"):
         vramtune.profile("sdxl", gpu="4090", progress=False)
+
+
+def test_what_is_no_profile_is_refused() -> None:
+    for ask in (vramtune.plan, vramtune.compare):
+        with pytest.raises(UsageError, match=r"Expected a Profile; got str\. `vramtune\.profile` makes one"):
+            ask("profile.json", 8)
+    with pytest.raises(UsageError, match=r"Expected a Profile; got str\."):
+        vramtune.frontier("profile.json")
+
+
+def test_what_is_no_plan_is_refused(profile) -> None:
+    expected = pytest.raises(UsageError, match=r"Expected a Plan; got Profile\.")
+    with expected:
+        vramtune.timeline(profile, profile)
+    with expected:
+        vramtune.report(profile, profile, "report.html")
+    with expected:
+        vramtune.install(object(), profile)

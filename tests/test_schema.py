@@ -91,6 +91,11 @@ class TestForeignFiles:
         with pytest.raises(FileError, match=r"missing\.json"):
             Plan.load(tmp_path / "missing.json")
 
+    def test_a_file_of_something_else_is_named(self, tmp_path: Path) -> None:
+        small().save(tmp_path / "profile.json")
+        with pytest.raises(FileError, match=r"profile\.json.*holds a Profile.*`vramtune plan --save`"):
+            Plan.load(tmp_path / "profile.json")
+
     def test_segments_and_layers_that_point_nowhere(self) -> None:
         text = json.loads(to_json(small()))
         text["body"]["stages"][0]["activities"][0]["segments"][0]["layer"] = 77

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vramtune.errors import UsageError
 from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Stage, Timeline
 from vramtune.tuner import frontier as tuner_frontier
 from vramtune.tuner import search, simulate, strategies
@@ -94,9 +95,11 @@ def autotune(
     from vramtune.offload.disguise import refuse_tuned
     from vramtune.offload.target import refuse_other_offloading, resolve_device
     from vramtune.profiler.live import live_device, probe
+    from vramtune.profiler.shadow import expect_pipeline
 
     target = resolve_device(device, gpu_id)
     asked = None if vram_gb is None else budget_bytes(vram_gb)
+    expect_pipeline(pipe)
     refuse_tuned(pipe)
     refuse_other_offloading(pipe)
     facts = live_device(target)
@@ -167,6 +170,7 @@ def install(
     """
     from vramtune.offload import install as offload
 
+    _expect(Plan, plan)
     return offload.install(pipe, plan, device=device, gpu_id=gpu_id, context_bytes=context_bytes)
 
 
@@ -176,21 +180,26 @@ def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -
     `allow` names permissions to change the output ("vae_tiling"). Raises `UsageError` for a budget that is no
     positive number or exceeds the card, and `BudgetError` if nothing fits.
     """
+    _expect(Profile, profile)
     return search.choose_plan(profile, budget_bytes(vram_gb), allow=_names(allow))
 
 
 def compare(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Comparison:
     """The stock diffusers modes, the plan and the bound under one budget, all predicted."""
+    _expect(Profile, profile)
     return strategies.compare_modes(profile, budget_bytes(vram_gb), allow=_names(allow))
 
 
 def frontier(profile: Profile, *, allow: str | Sequence[str] = ()) -> Frontier:
     """Latency against VRAM: plans from the smallest budget that works to where more buys nothing."""
+    _expect(Profile, profile)
     return tuner_frontier.trace_frontier(profile, allow=_names(allow))
 
 
 def timeline(profile: Profile, plan: Plan) -> Timeline:
     """A steady call of the plan, copy by copy, and who holds the GPU's memory when."""
+    _expect(Profile, profile)
+    _expect(Plan, plan)
     return simulate.timeline(profile, plan)
 
 
@@ -237,6 +246,8 @@ def report(profile: Profile, plan: Plan, path: str | Path, *, measured: Measurem
     """Write one self-contained HTML page: the verdict, why, the stock modes beside it, the call's timeline, the tables."""
     from vramtune.reports.html import write_report
 
+    _expect(Profile, profile)
+    _expect(Plan, plan)
     write_report(
         path,
         profile=profile,
@@ -253,6 +264,16 @@ def to_frame(noun: Profile | Plan | Comparison | Frontier | Measurement | Tuned)
     from vramtune.reports import frames
 
     return frames.to_frame(noun)
+
+
+def _expect(kind: type[Profile] | type[Plan], noun: object) -> None:
+    """Refuse what is no such noun: a pipeline, or the name of a file, is easily taken for one."""
+    if not isinstance(noun, kind):
+        name = kind.__name__
+        raise UsageError(
+            f"Expected a {name}; got {type(noun).__name__}. `vramtune.{name.lower()}` makes one, "
+            f"`vramtune.{name}.load` reads one from a file."
+        )
 
 
 def _names(allow: str | Sequence[str]) -> tuple[str, ...]:

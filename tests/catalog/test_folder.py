@@ -141,6 +141,13 @@ def test_a_missing_component_is_named(tmp_path: Path) -> None:
         catalog.load(folder)
 
 
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    folder = save("sd15", tmp_path)
+    (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="'tokenizer' is missing: there is no folder"):
+        catalog.load(folder)
+
+
 @pytest.mark.parametrize(
     "file", ["unet/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json"]
 )

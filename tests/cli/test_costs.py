@@ -112,9 +112,14 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_a_file_of_something_else(tmp_path):
     examples.sdxl_plan().save(tmp_path / "plan.json")
-    refused(run("plan", tmp_path / "plan.json", "--vram-gb", 6), "Expected a vramtune Profile", "a Plan")
+    refused(
+        run("plan", tmp_path / "plan.json", "--vram-gb", 6),
+        "Expected a vramtune Profile",
+        "a Plan",
+        "plan.json",
+    )
     (tmp_path / "other.json").write_text("{}")
-    refused(run("frontier", tmp_path / "other.json"), "no file of vramtune's")
+    refused(run("frontier", tmp_path / "other.json"), "no file of vramtune's", "`vramtune profile --save`")
 
 
 def test_a_folder_may_be_called_like_a_file(tmp_path):

@@ -202,6 +202,11 @@ def test_without_a_gpu_the_error_says_how_to_go_on(
         device.this_gpu()
 
 
+def test_a_number_is_no_name() -> None:
+    with pytest.raises(UsageError, match='"RTX 4060"; got 4060'):
+        device.find_gpu(4060)  # type: ignore[arg-type]
+
+
 def test_the_table_needs_no_torch() -> None:
     code = (
         "import sys; from vramtune.profiler import device; device.gpus(); assert 'torch' not in sys.modules"

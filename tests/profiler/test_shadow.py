@@ -322,6 +322,16 @@ def test_a_component_that_looks_at_values_is_named(device):
     assert state_of(pipe) == before
 
 
+def test_a_component_whose_parts_do_not_match_is_named_without_a_log(device, caplog):
+    pipe = tiny_pipelines.build("sd15")
+    pipe.unet.conv_out = nn.Conv2d(3, 4, 1)
+    with pytest.raises(
+        TraceError, match=r"RuntimeError in its module 'conv_out': .*[^.]\. Prediction runs it"
+    ):
+        predict(pipe, "sd15", device)
+    assert caplog.text == ""
+
+
 def test_a_pipeline_that_looks_at_its_components_outputs_gets_zeros(device):
     class Masking(StableDiffusionXLPipeline):
         def encode_prompt(self, *args, **kwargs):

@@ -77,6 +77,8 @@ def _component(
     if library is None or class_name is None or folder.name == "safety_checker":
         return None
     cls = _find_class(folder.name, library=library, class_name=class_name)
+    if not folder.is_dir():
+        raise UsageError(f"The component {folder.name!r} is missing: there is no folder {str(folder)!r}.")
     if issubclass(cls, torch.nn.Module):
         return _empty_module(folder, cls=cls, dtype=dtypes.get(folder.name, torch.float32))
     return cls.from_pretrained(folder, local_files_only=True)

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from torch import nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -98,15 +99,20 @@ def record_calls(
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Without what diffusers warns of: it says nothing about costs, and comes again when the pipeline really runs."""
-    verbosity = logging.get_verbosity()
+    """Without what diffusers warns of: it says nothing about costs, and comes again when the pipeline really runs.
+
+    And without the traceback that torch logs of an operation that fails: the error says the same.
+    """
+    verbosity, was_disabled = logging.get_verbosity(), fake_tensor.log.disabled
     logging.set_verbosity_error()
+    fake_tensor.log.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
         logging.set_verbosity(verbosity)
+        fake_tensor.log.disabled = was_disabled
 
 
 def part_of(component: nn.Module) -> Part:
@@ -335,7 +341,7 @@ def _untraceable(target: Target, error: Exception, paths: Mapping[nn.Module, str
     inside = [paths[module] for module in modules if isinstance(module, nn.Module) and module in paths]
     where = f" in its module {inside[-1]!r}" if inside and inside[-1] else ""
     return TraceError(
-        f"Cannot predict {target.component}.{target.method}: {type(error).__name__}{where}: {error}. "
+        f"Cannot predict {target.component}.{target.method}: {type(error).__name__}{where}: {str(error).rstrip('.')}. "
         "Prediction runs it on tensors without values, so code that depends on values (`.item()`, a mask as an "
         "index) cannot be followed. Pass that component's result to the pipeline already computed (for a text "
         "encoder `prompt_embeds`), do without the component (`safety_checker=None`), or measure on the GPU."

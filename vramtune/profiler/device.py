@@ -84,6 +84,8 @@ def find_gpu(name: str) -> Device:
 
     `UnknownNameError` lists near names; a `UsageError` lists the cards where memory sizes must be told apart.
     """
+    if not isinstance(name, str):
+        raise UsageError(f'A GPU is named by a string, such as "RTX 4060"; got {name!r}.')
     bare = _bare(name)
     found = [card for card in _cards() if bare in card.names]
     found = found or [card for card in _cards() if bare == card.model]

@@ -52,10 +52,19 @@ def predict_profile(
     )
 
 
+def expect_pipeline(pipe: object) -> None:
+    """Raise a `UsageError` for anything but a pipeline of diffusers', such as a model's name."""
+    if not isinstance(pipe, DiffusionPipeline):
+        raise UsageError(
+            f"Expected a diffusers pipeline; got {type(pipe).__name__}. Load one with "
+            "`DiffusionPipeline.from_pretrained`; to predict, one without weights will do "
+            "(`from vramtune import catalog; catalog.load(...)`)."
+        )
+
+
 def _checked(pipe: DiffusionPipeline, call_kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments to trace with; a `UsageError` before anything is touched."""
-    if not isinstance(pipe, DiffusionPipeline):
-        raise UsageError(f"Expected a diffusers pipeline; got {type(pipe).__name__}.")
+    expect_pipeline(pipe)
     refuse_unsupported(modules_of(pipe))
     accepted = inspect.signature(type(pipe).__call__)
     try:

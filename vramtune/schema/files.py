@@ -27,8 +27,9 @@ def from_json(kind: type[Noun], text: bytes | str) -> Noun:
         version = msgspec.json.decode(envelope["schema_version"], type=int)
         body = envelope["body"]
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+        reason = f"no {error} in it" if isinstance(error, KeyError) else error
         raise FileError(
-            f"Expected a vramtune {kind.__name__}; this is no file of vramtune's ({error})."
+            f"Expected a vramtune {kind.__name__}; this is no file of vramtune's ({reason})."
         ) from error
     if found != kind.__name__:
         raise FileError(f"Expected a vramtune {kind.__name__}; this file holds a {found}.")
@@ -61,5 +62,11 @@ class Saved:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; `FileError` if it is anything else."""
-        return from_json(cls, read_file(path))
+        """Read what `save` wrote; a `FileError` that names the file if it is anything else."""
+        text, name = read_file(path), cls.__name__
+        try:
+            return from_json(cls, text)
+        except FileError as error:
+            raise FileError(
+                f"Cannot load {str(path)!r}: {error} `vramtune {name.lower()} --save` writes a {name}."
+            ) from error
