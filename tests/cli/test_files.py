@@ -41,6 +41,18 @@ def test_without_permission(profiler, tmp_path, monkeypatch, command, option, na
     assert profiler.asked == {}
 
 
+def test_two_files_of_one_name(profiler, tmp_path):
+    out = tmp_path / "out.json"
+    refused(run(*PLAN, "--save", out, "--trace", out), "--trace", "is what --save names")
+    assert profiler.asked == {}
+
+
+def test_the_profile_that_is_read_is_not_overwritten(saved):
+    before = saved.read_bytes()
+    refused(run("plan", saved, "--vram-gb", 6, "--save", saved), "--save", "is what MODEL names")
+    assert saved.read_bytes() == before
+
+
 @EACH
 @pytest.mark.parametrize("suffix", [".xyz", ""])
 def test_of_an_unknown_format(profiler, tmp_path, command, option, name, suffix):

@@ -84,12 +84,23 @@ def test_a_disk_that_refuses_the_file_is_an_error_of_ours(plan, tmp_path, monkey
     refused(run(*plan, "--save", tmp_path / "plan.json"), "--save", "No space left on device")
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_narrow_terminal_leaves_nothing_out(saved, monkeypatch, is_terminal):
+    monkeypatch.setenv("COLUMNS", "40")
+    if is_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    found = run("plan", saved, "--vram-gb", 6).stdout
+    assert ("\x1b" in found) == is_terminal
+    assert "text_encoder_2" in found
+    assert "group offload, block, stream" in found
+
+
 # Budgets and permissions
 
 
 @pytest.mark.parametrize("budget", ["0", "-8", "nan", "inf", "-inf"])
 def test_a_budget_that_is_no_amount_is_refused(saved, budget):
-    refused(run("plan", saved, "--vram-gb", budget), "finite number above 0", str(float(budget)))
+    refused(run("plan", saved, "--vram-gb", budget), "--vram-gb", "finite number above 0", budget)
 
 
 def test_a_budget_of_text_is_refused(saved):

@@ -14,7 +14,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say whether autotune works on this machine, and what to do if not.
+    """Say whether autotune works on this machine, or what it lacks.
 
     Versions are held against those that vramtune supports. What says "measured" was: copies and arithmetic are
     timed on the GPU in about half a second.

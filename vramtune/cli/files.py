@@ -1,7 +1,7 @@
 """Files that a command is asked to write: refused before anything takes time, or written."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -33,6 +33,17 @@ def check_path(path: Path | None, *, option: str, formats: Sequence[str]) -> Non
         )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{option}: {str(path)!r} cannot be written; permission denied.")
+
+
+def check_apart(named: Mapping[str, Path | None]) -> None:
+    """Refuse a file that is named twice (`named` by argument): what is written last would be all that is left."""
+    first_of: dict[Path, str] = {}
+    for argument, path in named.items():
+        if path is None:
+            continue
+        first = first_of.setdefault(path.expanduser().resolve(), argument)
+        if first != argument:
+            raise UsageError(f"{argument}: {str(path)!r} is what {first} names; name another file.")
 
 
 def check_plot(path: Path | None) -> None:

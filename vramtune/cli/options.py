@@ -1,6 +1,7 @@
 """Arguments and options that several commands share, and the names that a shell completes them with."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Annotated, Any
@@ -8,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from vramtune.errors import UsageError
-from vramtune.units import budget_bytes
 
 
 def examples(*lines: str) -> str:
@@ -94,7 +94,8 @@ def budget(vram_gb: str) -> float:
         number = float(vram_gb)
     except ValueError:
         raise UsageError(f"--vram-gb must be a number of GiB, such as 8 or 11.5; got {vram_gb!r}.") from None
-    budget_bytes(number)
+    if not 0 < number < math.inf:
+        raise UsageError(f"--vram-gb must be a finite number above 0 (GiB of GPU memory); got {vram_gb!r}.")
     return number
 
 

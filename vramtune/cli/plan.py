@@ -74,6 +74,7 @@ def plan(
         files.check_path(save, option="--save", formats=files.JSON)
         files.check_path(report, option="--report", formats=files.HTML)
         files.check_path(trace, option="--trace", formats=files.JSON)
+        files.check_apart({"MODEL": Path(model), "--save": save, "--trace": trace})
         with progress() as show:
             profile = profile_of(
                 model, gpu=gpu, settings=settings, check=check_of(budget_gb, permissions), show=show

@@ -15,17 +15,25 @@ FAILED = 1
 WRONG_USAGE = 2
 DOES_NOT_FIT = 3
 
+NUM_COLUMNS = 80
+"""For which tables are made."""
+
 
 def print_text(renderable: "RenderableType") -> None:
-    """To stdout: as wide as the terminal, or 80 columns of plain text without trailing blanks into a pipe."""
+    """To stdout: as wide as the terminal, or 80 columns of plain text without trailing blanks into a pipe.
+
+    Never narrower: a small terminal wraps lines, where a table would have to leave out letters and columns.
+    """
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
     if console.is_terminal:
+        console.width = max(console.width, NUM_COLUMNS)
         console.print(renderable)
         return
+    console.width = NUM_COLUMNS
     with console.capture() as captured:
-        console.print(renderable, width=80)
+        console.print(renderable)
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
