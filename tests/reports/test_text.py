@@ -171,3 +171,16 @@ def test_a_call_without_settings_is_the_default_one():
     profile, plan = CASES[0]
     profile = dataclasses.replace(profile, workload=Workload(call_kwargs={"prompt": "a fox"}))
     assert "StableDiffusionXLPipeline, default settings.\n" in report(profile, plan)
+
+
+def test_settings_that_are_words_are_settings_too():
+    profile, plan = CASES[0]
+    kwargs = {"prompt": "a fox", "output_type": "latent", "image": "<PIL.Image.Image image>"}
+    profile = dataclasses.replace(profile, workload=Workload(call_kwargs=kwargs))
+    assert ", output_type=latent, image=....\n" in report(profile, plan)
+
+
+def test_a_hair_below_the_bound_is_no_minus():
+    profile, plan = CASES[0]
+    estimate = dataclasses.replace(plan.estimate, seconds=1 - 1e-9, bound_seconds=1)
+    assert " 0.0% above the bound" in report(profile, dataclasses.replace(plan, estimate=estimate))

@@ -258,7 +258,7 @@ def plan_facts(plan: Plan) -> tuple[Fact, ...]:
         Fact(
             label="per call",
             value=format_seconds(estimate.seconds),
-            note=f"{estimate.gap_fraction:.1%} above the bound",
+            note=f"{estimate.gap_fraction:z.1%} above the bound",
             source="predicted",
         ),
         _bound(plan),

@@ -278,7 +278,7 @@ def _ratio(ratio: float | None) -> Cell:
 
 
 def _percent(fraction: float, *, of: float) -> Cell:
-    return Cell(text=f"{fraction:.1%}", share=fraction / of if of else None)
+    return Cell(text=f"{fraction:z.1%}", share=fraction / of if of else None)
 
 
 def _fits(fits: bool | None) -> Cell:

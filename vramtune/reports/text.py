@@ -41,6 +41,8 @@ from vramtune.units import GIB, format_bytes, format_seconds
 
 WORDS = ("fits", "placement", "title", "dtype", "class", "limit", "fastest stock mode")
 """Headings over words, flush left; under all others but the first stand figures."""
+LONG = 20
+"""Characters of a setting that is still shown."""
 
 
 def plan_report(profile: Profile, plan: Plan, comparison: Comparison) -> Group:
@@ -136,7 +138,7 @@ def verdict(plan: Plan, profile: Profile) -> Text:
         ("Fits: ", "bold green"),
         f"predicted peak {_gib(estimate.peak_bytes)} of {_limit(plan)} on {plan.device_name}.\n",
         f"{plan.pipeline_class}{_settings(profile)}.{allowed}\n",
-        f"Predicted {format_seconds(estimate.seconds)} per call, {estimate.gap_fraction:.1%} above the bound "
+        f"Predicted {format_seconds(estimate.seconds)} per call, {estimate.gap_fraction:z.1%} above the bound "
         f"of {format_seconds(estimate.bound_seconds)} that no plan beats; "
         f"first call {format_seconds(estimate.first_call_seconds)}; "
         f"{format_bytes(estimate.moved_bytes)} copied to the GPU per call.",
@@ -152,9 +154,13 @@ def _limit(held_to: Plan | Comparison) -> str:
 
 
 def _settings(profile: Profile) -> str:
-    """The call's settings; a prompt may be long, so strings are left out."""
+    """The call's settings without its prompts; of those that are long (a latent, an image) only the name."""
     settings = profile.workload.call_kwargs.items()
-    shown = [f"{name}={value}" for name, value in settings if isinstance(value, int | float)]
+    shown = [
+        f"{name}={value if len(str(value)) <= LONG else '...'}"
+        for name, value in settings
+        if isinstance(value, int | float) or "prompt" not in name
+    ]
     return f", {', '.join(shown) or 'default settings'}"
 
 
