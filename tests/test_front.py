@@ -83,6 +83,14 @@ def test_what_is_no_pipeline_is_refused() -> None:
         vramtune.profile("sdxl", gpu="4090", progress=False)
 
 
+def test_profiles_and_plans_print_as_one_line(profile) -> None:
+    calls = "text_encoder, text_encoder_2, transformer, vae.decode"
+    assert repr(profile) == f"<Profile of FluxPipeline on RTX 4060, predicted: {calls}>"
+    printed = str(vramtune.plan(profile, 4))
+    assert printed.startswith("<Plan for FluxPipeline in 4.00 GiB of RTX 4060, predicted: peak ")
+    assert len(printed) < 120
+
+
 def test_what_is_no_profile_is_refused() -> None:
     for ask in (vramtune.plan, vramtune.compare):
         with pytest.raises(UsageError, match=r"Expected a Profile; got str\. `vramtune\.profile` makes one"):

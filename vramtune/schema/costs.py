@@ -251,6 +251,11 @@ class Profile(Saved):
                 if any(not 0 <= s.layer < num_layers.get(activity.component, 0) for s in activity.segments):
                     raise ValueError(f"{activity.component}.{activity.method}: a segment names no layer")
 
+    def __repr__(self) -> str:
+        """One line: all of it would be hundreds of thousands of characters."""
+        calls = ", ".join(stage.name for stage in self.stages)
+        return f"<Profile of {self.pipeline_class} on {self.device.name}, {self.source}: {calls}>"
+
     def component(self, name: str) -> Component:
         """The component of that name."""
         return next(component for component in self.components if component.name == name)

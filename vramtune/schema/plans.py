@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from vramtune.schema.costs import WeightGroup, Workload
 from vramtune.schema.files import Saved
 from vramtune.schema.frames import frame_of
+from vramtune.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -135,6 +136,14 @@ class Plan(Saved):
     estimate: Estimate
     reasons: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: all of it would be tens of thousands of characters."""
+        peak, seconds = format_bytes(self.estimate.peak_bytes), format_seconds(self.estimate.seconds)
+        return (
+            f"<Plan for {self.pipeline_class} in {format_bytes(self.budget_bytes)} of {self.device_name}, "
+            f"predicted: peak {peak}, {seconds} per call>"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
