@@ -1,13 +1,25 @@
 from dataclasses import replace
 
-from tests.profiles import MIB, component
+from tests.profiles import MIB, activity, component, device, profile, stage
 from tests.tuner.test_search import small
 from vramtune.schema import Profile
+from vramtune.tuner.frontier import trace_frontier
 from vramtune.tuner.search import choose_plan
 
 
 def reasons(given_profile: Profile, budget_bytes: int) -> str:
     return " ".join(choose_plan(given_profile, budget_bytes).reasons)
+
+
+def test_methods_that_are_planned_apart_are_told_apart() -> None:
+    vae = component("vae", [4 * MIB] * 4)
+    encode = activity(vae, [0.1, 0.1], method="encode", layers=[0, 1])
+    decode = activity(vae, [0.1, 0.1], method="decode", layers=[2, 3])
+    stages = [stage("vae.encode", 1, encode), stage("vae.decode", 1, decode)]
+    given = profile(device(), [vae], stages)
+    said = reasons(given, trace_frontier(given).points[0].budget_bytes)
+    assert "vae.encode is not resident" in said
+    assert "vae.decode is not resident" in said
 
 
 class TestExclusion:

@@ -134,7 +134,7 @@ def _version(package: str) -> str:
 def _json_value(value: object) -> Scalar | list[Scalar]:
     if isinstance(value, list | tuple) and all(_is_scalar(item) for item in value):
         return list(value)
-    return value if _is_scalar(value) else repr(value)  # type: ignore[return-value]
+    return value if _is_scalar(value) else f"<{type(value).__name__}>"  # type: ignore[return-value]
 
 
 def _is_scalar(value: object) -> bool:

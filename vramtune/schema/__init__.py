@@ -41,6 +41,7 @@ from vramtune.schema.plans import (
     Span,
     StageEstimate,
     Timeline,
+    placement_name,
 )
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "call_name",
     "frame_of",
     "from_json",
+    "placement_name",
     "read_file",
     "to_json",
 ]

@@ -220,7 +220,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The call that was profiled, as the user gave it; values that JSON cannot hold are their repr."""
+    """The call that was profiled, as the user gave it; of values that JSON cannot hold the type."""
 
     call_kwargs: dict[str, Scalar | list[Scalar]]
 

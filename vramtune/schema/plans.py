@@ -18,6 +18,11 @@ PLAN_MODE = "vramtune"
 """The mode that a comparison calls the plan by."""
 
 
+def placement_name(component: str, methods: tuple[str, ...]) -> str:
+    """What people read: `unet`, or `vae.decode` where other methods have a placement of their own."""
+    return ".".join((component, "+".join(methods))) if methods else component
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """How many weight groups of a component are on the GPU in each stage.
@@ -48,7 +53,7 @@ class Placement:
     @property
     def name(self) -> str:
         """The component, with its methods where others of it have a placement of their own."""
-        return ".".join((self.component, "+".join(self.methods))) if self.methods else self.component
+        return placement_name(self.component, self.methods)
 
     @property
     def num_resident(self) -> int:

@@ -1,6 +1,6 @@
 """Why a plan is as it is, in sentences made from the problem's own numbers."""
 
-from vramtune.schema import Estimate
+from vramtune.schema import Estimate, placement_name
 from vramtune.tuner.polish import State, residencies, stage_bytes
 from vramtune.tuner.problem import Problem
 from vramtune.tuner.program import bound_seconds
@@ -84,7 +84,7 @@ def _not_resident(problem: Problem, state: State, found: Estimate, budget_bytes:
             else "would fit, and save next to nothing"
         )
         sentences.append(
-            f"{unit.component} is not resident: to keep the other {format_bytes(missing)} of it {why}; "
+            f"{placement_name(unit.component, unit.methods)} is not resident: to keep the other {format_bytes(missing)} of it {why}; "
             f"its stages wait {format_seconds(max(waiting, 0.0))} for copies."
         )
     return sentences
