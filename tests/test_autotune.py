@@ -47,7 +47,12 @@ def test_autotune_plans_installs_says_so_and_gives_back(sim, no_garbage, capsys,
     assert "measured" in (tmp_path / "report.html").read_text()
     frame = vramtune.to_frame(measured)
     assert list(frame["stage"])[2:] == ["transformer", "vae.decode"]
+    with pytest.raises(UsageError, match=r"remove_all_hooks\(\)"):
+        vramtune.autotune(pipe, progress=False)
+    with pytest.raises(UsageError, match="Cannot write"):
+        tuned.report(tmp_path)
     tuned.remove()
+    assert repr(tuned).endswith("Removed: the pipeline is as it was.")
     assert {p.device.type for p in pipe.transformer.parameters()} == {"cpu"}
     assert type(pipe).__name__ == "FluxPipeline"
     assert not hasattr(pipe.transformer, "_hf_hook")

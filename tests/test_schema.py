@@ -133,3 +133,9 @@ def test_comparison_and_frontier_are_nouns_of_their_own() -> None:
     with pytest.raises(FileError):
         from_json(Frontier, to_json(compare_modes(small(), 250 * MIB)))
     assert isinstance(compare_modes(small(), 250 * MIB), Comparison)
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "profile.json"):
+        with pytest.raises(FileError, match=f"Cannot write .*{path.name}"):
+            small().save(path)

@@ -35,7 +35,7 @@ class UnknownNameError(UsageError):
 
 
 class FileError(UsageError):
-    """A file that is not what it was taken for: damaged, of another kind, or of another schema version."""
+    """A file that cannot be read or written, or is not what it was taken for: damaged, of another kind or version."""
 
 
 class BudgetError(VramtuneError):

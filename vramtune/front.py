@@ -151,7 +151,12 @@ class Tuned:
     def __repr__(self) -> str:
         from vramtune.reports.text import tuned_text
 
-        return tuned_text(self._profile, self.plan, self.measured)
+        text = tuned_text(self._profile, self.plan, self.measured)
+        return (
+            text
+            if self._installation.is_installed
+            else f"{text.rstrip()}\nRemoved: the pipeline is as it was."
+        )
 
 
 def install(

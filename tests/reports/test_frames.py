@@ -163,3 +163,8 @@ def test_pandas_waits_until_it_is_needed():
     code = "import sys, vramtune.reports.frames; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pandas" not in done.stdout.split()
+
+
+def test_what_is_not_measured_yet_says_so() -> None:
+    with pytest.raises(UsageError, match="until a call has finished"):
+        to_frame(None)

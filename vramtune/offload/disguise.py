@@ -36,7 +36,10 @@ class Host(Protocol):
 def refuse_tuned(pipe: Any) -> None:
     """Raise a `UsageError` if a plan is installed on the pipeline."""
     if is_tuned(pipe):
-        raise UsageError("A plan is installed on this pipeline already. Call remove() on it first.")
+        raise UsageError(
+            "A plan is installed on this pipeline already. Call remove() on what autotune or install returned, or "
+            "pipe.remove_all_hooks()."
+        )
 
 
 def is_tuned(pipe: Any, *, by: Host | None = None) -> bool:

@@ -77,6 +77,15 @@ class Installation:
     ) -> None:
         self.remove()
 
+    def __repr__(self) -> str:
+        state = "installed" if self.is_installed else "removed"
+        return f"<plan for a {self.plan.pipeline_class} on {self.device}: {state}>"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the plan is at work: until `remove()`."""
+        return is_tuned(self._pipe, by=self)
+
     @property
     def measured(self) -> Measurement | None:
         """The pipeline's last finished call, measured; None before there is one."""
@@ -92,7 +101,7 @@ class Installation:
     def remove(self) -> None:
         """Give the pipeline back as it was: devices, hooks, attributes, and the memory."""
         with self._lock:
-            if is_tuned(self._pipe, by=self):
+            if self.is_installed:
                 for part in list(self._parts):
                     self._dismiss(part)
                     for held in (held for group in part.groups for held in group.held):

@@ -25,6 +25,8 @@ def to_frame(noun: object) -> "pandas.DataFrame":
     frontier, stage of a measurement or of a tuned pipeline (predicted beside measured)."""
     if isinstance(noun, Tuned):
         return frame_of(BesideRow, beside_rows(noun.plan, noun.measured))
+    if noun is None:
+        raise UsageError("to_frame got None. What was measured is None until a call has finished.")
     known = ", ".join(kind.__name__ for kind in to_frame.registry if kind is not object)
     raise UsageError(f"to_frame takes a {known} or a tuned pipeline; got {type(noun).__name__}.")
 

@@ -24,7 +24,17 @@ from vramtune.reports.grids import (
     stage_grid,
 )
 from vramtune.reports.templating import render
-from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Source, Timeline
+from vramtune.schema import (
+    Comparison,
+    Device,
+    Frontier,
+    Measurement,
+    Plan,
+    Profile,
+    Source,
+    Timeline,
+    write_file,
+)
 from vramtune.units import format_bytes
 
 
@@ -55,7 +65,7 @@ def write_report(
     timeline: Timeline | None = None,
     measurement: Measurement | None = None,
 ) -> None:
-    """Write `report_html` into a file."""
+    """Write `report_html` into a file; a `FileError` that names it where that cannot be."""
     page = report_html(
         profile=profile,
         plan=plan,
@@ -64,7 +74,7 @@ def write_report(
         timeline=timeline,
         measurement=measurement,
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_file(path, page.encode())
 
 
 def report_html(

@@ -22,7 +22,7 @@ from vramtune.schema.costs import (
     Workload,
     call_name,
 )
-from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json
+from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json, write_file
 from vramtune.schema.frames import frame_of
 from vramtune.schema.measured import MeasuredStage, Measurement
 from vramtune.schema.plans import (
@@ -82,4 +82,5 @@ __all__ = [
     "placement_name",
     "read_file",
     "to_json",
+    "write_file",
 ]

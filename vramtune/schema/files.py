@@ -51,14 +51,22 @@ def read_file(path: str | Path) -> bytes:
         raise FileError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
 
 
+def write_file(path: str | Path, content: bytes) -> None:
+    """Write a file; a `FileError` that names it where that cannot be."""
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise FileError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+
+
 class Saved:
     """A noun that is kept in a file of its own."""
 
     __slots__ = ()
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
-        Path(path).write_bytes(to_json(self))
+        """Write it as JSON; a `FileError` that names the file where that cannot be."""
+        write_file(path, to_json(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
