@@ -1,7 +1,9 @@
 """Less memory than planned, and what a call is measured to take."""
 
 import contextlib
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,8 @@ import torch
 from tests import tiny_pipelines
 from tests.offload.plans import held_bytes, planned, profiled, tuned, weight_bytes, whole
 from vramtune.offload.guard import is_out_of_memory, limited, remember_draws, with_room
-from vramtune.offload.install import Installation
-from vramtune.schema import Measurement
+from vramtune.offload.install import Installation, install
+from vramtune.schema import Measurement, Plan
 
 NUM_ENCODERS = 2
 """Flux's, which run before its transformer."""
@@ -216,6 +218,63 @@ def test_without_out_of_memory_there_is_no_overrun(sim: ModuleType) -> None:
         assert installation.measured.num_out_of_memory == 0
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("for the test"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory"),
+    ],
+    ids=str,
+)
+def test_what_means_out_of_memory_is_tried_again_while_there_is_room_to_make(error: RuntimeError) -> None:
+    made: list[int] = []
+
+    def call() -> str:
+        if len(made) < 2:
+            raise error
+        return "done"
+
+    def make_room() -> bool:
+        made.append(1)
+        return True
+
+    assert with_room(call, make_room) == "done"
+    made.clear()
+    with pytest.raises(type(error)) as raised:
+        with_room(call, lambda: False)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory")], ids=str)
+def test_what_means_something_else_is_raised_at_once(error: Exception) -> None:
+    def call() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        with_room(call, lambda: pytest.fail("there was nothing to make room for"))
+    assert raised.value is error
+
+
+def test_what_is_kept_is_gone_when_a_components_inputs_are_brought_again(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tuned("flux", 0.6) as (pipe, _):
+        kept: list[int] = []
+
+        def bring(self: Installation, inputs: object) -> object:
+            kept.append(len(self._conductor._copies))
+            if len(kept) == NUM_ENCODERS + 1:
+                raise torch.OutOfMemoryError("for the test")
+            return brought(self, inputs)
+
+        brought = Installation._brought
+        monkeypatch.setattr(Installation, "_brought", bring)
+        tiny_pipelines.run(pipe, "flux")
+        assert kept[NUM_ENCODERS] > 0
+        assert kept[NUM_ENCODERS + 1] == 0
+
+
 # ---------------------------------------------------------------------------------------------------
 # Measured
 
@@ -271,3 +330,80 @@ def exposed_seconds(name: str, fraction: float) -> float:
         tiny_pipelines.run(pipe, name)
         measured: Measurement = installation.measured
         return sum(stage.exposed_copy_seconds for stage in measured.stages)
+
+
+def test_waits_are_added_up_on_the_way_and_none_is_lost(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_to_the_end = exposed_seconds("flux", 0.4)
+    monkeypatch.setattr("vramtune.offload.watch.MOST_WAITS", 2)
+    assert exposed_seconds("flux", 0.4) == pytest.approx(kept_to_the_end, rel=1e-9)
+
+
+def test_the_peak_has_what_the_process_holds_outside_of_the_allocator(sim: ModuleType) -> None:
+    plan, found = planned("flux"), []
+    for context_bytes in (None, 12_345):
+        pipe = tiny_pipelines.build("flux")
+        with install(pipe, plan, device="sim", context_bytes=context_bytes) as installation:
+            tiny_pipelines.run(pipe, "flux")
+            held_bytes()
+            tiny_pipelines.run(pipe, "flux")
+            found.append(installation.measured)
+        assert found[-1].context_bytes == context_bytes
+        del pipe
+        held_bytes()
+    assert found[1].peak_bytes - found[0].peak_bytes == 12_345
+
+
+# ---------------------------------------------------------------------------------------------------
+# Stages that come again
+
+
+def previewing(plan: Plan) -> Plan:
+    """Flux's plan for a call that decodes once between two steps: the last two stages come twice."""
+    *encoders, denoise, decode = plan.stages
+    again = [replace(stage, name=f"{stage.name} again") for stage in (denoise, decode)]
+    placements = (
+        replace(p, active=(*p.active, *p.active[-2:]), kept=(*p.kept, *p.kept[-2:])) for p in plan.placements
+    )
+    return replace(plan, stages=(*encoders, denoise, decode, *again), placements=tuple(placements))
+
+
+def test_a_component_of_two_stages_is_in_the_one_that_its_call_has_come_to(sim: ModuleType) -> None:
+    plan, pipe = previewing(planned("flux", 0.4)), tiny_pipelines.build("flux")
+    embeds = {
+        "prompt": None,
+        "prompt_embeds": torch.zeros(1, 48, 32, device="sim"),
+        "pooled_prompt_embeds": torch.zeros(1, 32, device="sim"),
+    }
+
+    def call(stop: int | None = None) -> None:
+        def preview(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if step == 1:
+                pipe.vae.decode(torch.zeros(1, pipe.vae.config.latent_channels, 8, 8, device="sim"))
+            if step == stop:
+                raise KeyboardInterrupt
+            return {}
+
+        size = {"height": 32, "width": 32, "num_inference_steps": 4}
+        pipe(**embeds, **size, output_type="pt", callback_on_step_end=preview)
+
+    with install(pipe, plan, device="sim") as installation:
+        for _ in range(2):
+            call()
+            assert [stage.name for stage in installation.measured.stages] == [
+                stage.name for stage in plan.stages[NUM_ENCODERS:]
+            ]
+            with pytest.raises(KeyboardInterrupt):
+                call(stop=2)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_each_stage_is_measured_by_itself(sim: ModuleType, name: str) -> None:
+    with tuned(name, 0.4, copy_to_compute=5) as (pipe, installation):
+        tiny_pipelines.run(pipe, name)
+        tiny_pipelines.run(pipe, name)
+        measured, estimate = installation.measured, installation.plan.estimate
+        assert [s.moved_bytes for s in measured.stages] == [s.moved_bytes for s in estimate.stages]
+        assert all(0 <= stage.exposed_copy_seconds <= stage.seconds for stage in measured.stages)
+        assert len({stage.peak_bytes for stage in measured.stages}) > 1

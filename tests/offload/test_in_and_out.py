@@ -1,11 +1,12 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
@@ -347,3 +348,77 @@ def test_a_second_thread_waits_for_the_first(sim: ModuleType, expected: dict[str
             thread.join()
     assert len(found) == 2
     assert all(torch.equal(one, expected["flux"]) for one in found)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a pipeline or a plan asks for
+
+
+def test_what_the_pipeline_excludes_from_offloading_stays_on_the_device(
+    sim: ModuleType, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FluxPipeline, "_exclude_from_cpu_offload", ["text_encoder", "image_encoder"])
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux", 0.4), device="sim"):
+        for _ in range(2):
+            assert {p.device.type for p in pipe.text_encoder.parameters()} == {"sim"}
+            assert torch.equal(output(pipe, "flux"), expected["flux"])
+        pipe.image_encoder = tiny_pipelines.t5()
+        output(pipe, "flux")
+        assert {p.device.type for p in pipe.image_encoder.parameters()} == {"sim"}
+    assert {t.device.type for _, t in tensors(pipe)} == {"cpu"}
+
+
+@pytest.mark.parametrize("was_tiled", [True, False])
+@pytest.mark.parametrize("permissions", [(), ("vae_tiling",)])
+def test_tiling_is_switched_on_where_the_plan_uses_it_and_back(
+    sim: ModuleType, was_tiled: bool, permissions: tuple[str, ...]
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    pipe.vae.use_tiling = was_tiled
+    with install(pipe, replace(planned("flux"), permissions=permissions), device="sim"):
+        assert pipe.vae.use_tiling == (was_tiled or bool(permissions))
+    assert pipe.vae.use_tiling == was_tiled
+
+
+def test_what_is_evicted_goes_back_to_the_device(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated allocator keeps nothing; others give back what they cache when they are asked."""
+    allocated: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: allocated.append(held_bytes()))
+    start, pipe = held_bytes(), tiny_pipelines.build("flux")
+    rest = start + resident_bytes(planned("flux"))
+    with install(pipe, planned("flux"), device="sim"):
+        assert allocated[-1] == rest
+        allocated.clear()
+        output(pipe, "flux")
+        assert len(allocated) > len(planned("flux").stages)
+        assert held_bytes() == rest
+    assert allocated[-1] == start
+
+
+def test_a_module_called_by_hand_is_sent_home_too(sim: ModuleType, no_garbage: None) -> None:
+    """Without its component's call, whose end would say that it is done."""
+    pipe, start = tiny_pipelines.build("flux"), held_bytes()
+    block, states = pipe.text_encoder_2.encoder.block[1], torch.ones(1, 4, 32)
+    with torch.no_grad():
+        expected = block(states)[0]
+    with install(pipe, planned("flux", 0.4), device="sim"), torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(block(states.to("sim"))[0].cpu(), expected)
+            pipe.maybe_free_model_hooks()
+            assert {p.device.type for p in block.parameters()} == {"cpu"}
+            assert held_bytes() - start == resident_bytes(planned("flux", 0.4))
+        block(states.to("sim"))
+    assert {p.device.type for p in block.parameters()} == {"cpu"}
+    assert held_bytes() == start
+
+
+def test_a_component_that_is_cast_while_another_one_computes_waits_for_its_end(
+    sim: ModuleType, expected: dict[str, torch.Tensor]
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, planned("flux", 0.4), device="sim"):
+        block = pipe.transformer.transformer_blocks[1]
+        handle = block.attn.register_forward_pre_hook(lambda *_: pipe.vae.to(torch.float32) and None)
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+        handle.remove()

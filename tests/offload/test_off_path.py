@@ -171,6 +171,19 @@ def test_a_nested_call_in_a_callback() -> None:
     same("sd15", work)
 
 
+def test_a_nested_call_is_measured_as_part_of_the_outer_one() -> None:
+    def nest(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            tiny_pipelines.run(pipe, "sd15")
+        return {}
+
+    with tuned("sd15") as (pipe, installation):
+        tiny_pipelines.run(pipe, "sd15", callback_on_step_end=nest)
+        encode, denoise, decode = (stage.name for stage in installation.plan.stages)
+        names = [stage.name for stage in installation.measured.stages]
+        assert names == [encode, denoise, encode, denoise, decode, denoise, decode]
+
+
 def test_a_component_called_from_another_thread_waits_for_the_call(sim: ModuleType) -> None:
     latents = torch.linspace(-1, 1, 4 * 16 * 16).reshape(1, 4, 16, 16).to("sim")
 
@@ -184,10 +197,12 @@ def test_a_component_called_from_another_thread_waits_for_the_call(sim: ModuleTy
         thread = threading.Thread(target=lambda: decoded.append(decode(pipe)))
 
         def start(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            before_bytes = sim.memory_allocated()
             if step == 0:
                 thread.start()
             thread.join(timeout=0.2)
             assert not decoded, "it did not wait"
+            assert sim.memory_allocated() == before_bytes, "it moved weights before it waited"
             return {}
 
         image = tiny_pipelines.run(pipe, "sd15", callback_on_step_end=start)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -130,3 +131,30 @@ def test_out_of_memory_while_installing_leaves_the_pipeline_as_it_was(sim: Modul
     pipe, plan = tiny_pipelines.build("flux"), planned("flux", 1.0)
     sim.set_capacity(held_bytes() + resident_bytes(plan) // 2)
     refused(pipe, plan, "memory", torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize(("num_differences", "rest"), [(5, ""), (6, "; and 1 more"), (9, "; and 4 more")])
+def test_of_many_differences_five_are_listed_and_the_rest_counted(
+    sim: ModuleType, num_differences: int, rest: str
+) -> None:
+    plan = planned("flux")
+    placement = max(plan.placements, key=lambda placement: len(placement.groups))
+    groups = [
+        replace(group, weight_bytes=group.weight_bytes + 512 * (place < num_differences))
+        for place, group in enumerate(placement.groups)
+    ]
+    others = (p for p in plan.placements if p is not placement)
+    plan = replace(plan, placements=(replace(placement, groups=tuple(groups)), *others))
+    refused(
+        tiny_pipelines.build("flux"), plan, rf"fit the pipeline: [^;]+(; [^;]+ where [^;]+){{4}}{rest}\. Make"
+    )
+
+
+def test_weights_of_a_class_of_their_own(sim: ModuleType) -> None:
+    class Packed(torch.nn.Parameter):
+        pass
+
+    pipe = tiny_pipelines.build("flux")
+    bias = pipe.transformer.proj_out.bias
+    pipe.transformer.proj_out.bias = Packed(bias.detach())
+    refused(pipe, planned("flux"), r"'proj_out\.bias' of component 'transformer' is a Packed")

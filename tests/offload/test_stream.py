@@ -120,6 +120,91 @@ def test_every_group_is_there_when_it_computes_whatever_the_order(
         ]
 
 
+def streaming(sizes: list[int], num_slots: int) -> tuple[list[Group], Passage]:
+    """Groups of these sizes, and their passage through so many slots."""
+    groups = [make_group(number, size) for number, size in enumerate(sizes)]
+    return groups, Passage(Ring(num_slots * max(group.num_bytes for group in groups), CPU))
+
+
+def are_under_way(traffic: Traffic, passage: Passage, groups: list[Group], order: list[int]) -> list[bool]:
+    """Whether each of these visits finds its group's copy asked for already."""
+    assert passage.ring is not None
+    found = []
+    for number in order:
+        traffic.leave(passage)
+        found.append(any(place.group is groups[number] for place in passage.ring.waiting))
+        traffic.enter(passage, groups[number])
+        assert is_there(groups[number], number)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("order", "unforeseen", "copied"),
+    [
+        ([0, 1, 2, 3, 0, 1, 2, 3], [], [0, 1, 2, 3] * 2),
+        ([0, 2, 3, 0, 1, 2, 3], [], [0, 1, 2, 3] * 2),  # one left out
+        ([0, 1, 0, 1, 2, 3], [2], [0, 1, 2, 3] * 2),  # the rest of an iteration left out
+        ([0, 1, 2, 3] * 4, [8], [0, 1, 2, 3] * 4 + [0, 1]),  # more iterations than planned
+    ],
+)
+def test_behind_a_detour_copies_are_under_way_again_and_none_is_made_twice(
+    order: list[int], unforeseen: list[int], copied: list[int]
+) -> None:
+    groups, passage = streaming([512] * 4, num_slots=2)
+    lane = EagerLane()
+    traffic = Traffic(lane, [(passage, group) for group in groups], 2, {})  # type: ignore[arg-type]
+    found = are_under_way(traffic, passage, groups, order)
+    traffic.leave(passage)
+    assert [visit for visit, is_under_way in enumerate(found) if not is_under_way] == unforeseen
+    assert [groups.index(group) for group, _ in lane.copied] == copied
+
+
+def test_a_detour_of_one_placement_takes_the_others_along() -> None:
+    groups, passage = streaming([512] * 3, num_slots=1)
+    others, other = streaming([512] * 2, num_slots=2)
+    visits = [*((passage, group) for group in groups), *((other, group) for group in others)]
+    lane = EagerLane()
+    traffic = Traffic(lane, visits, 2, {})  # type: ignore[arg-type]
+    are_under_way(traffic, passage, groups, [0, 1, 0, 1, 2])
+    traffic.enter(other, others[0])
+    assert other.place is not None
+    assert other.place.number == visits.index((other, others[0])) + len(visits)
+
+
+def test_a_group_that_computes_twice_in_a_row_with_an_end_between_is_there_both_times() -> None:
+    groups, passage = streaming([512, 512], num_slots=1)
+    lane = EagerLane()
+    traffic = Traffic(lane, [(passage, group) for group in groups], 1, {})  # type: ignore[arg-type]
+    for _ in range(2):
+        traffic.enter(passage, groups[0])
+        assert is_there(groups[0], 0)
+        traffic.leave(passage)
+        assert not groups[0].is_away
+
+
+def test_a_stage_that_ends_while_a_group_computes_sends_it_home() -> None:
+    groups, passage = streaming([512, 512], num_slots=2)
+    lane = EagerLane()
+    traffic = Traffic(lane, [(passage, group) for group in groups], 1, {})  # type: ignore[arg-type]
+    traffic.enter(passage, groups[0])
+    traffic.close([passage])
+    assert not groups[0].is_away
+    assert passage.current is None
+
+
+def test_a_copy_over_several_places_waits_for_the_last_computation_on_any_of_them() -> None:
+    computed, passed_over, wide = make_group(0, 512), make_group(1, 512), make_group(2, 1024)
+    lane, ring = EagerLane(), Ring(1024, CPU)
+    ring.ask(lane, computed, 0)  # type: ignore[arg-type]
+    ring.ask(lane, passed_over, 1)  # type: ignore[arg-type]
+    place = ring.next_waiting(computed)
+    assert place is not None
+    place.is_wanted, place.left = False, lane.passed()
+    ring.forget_waiting()
+    ring.ask(lane, wide, 2)  # type: ignore[arg-type]
+    assert lane.copied[-1] == (wide, place.left)
+
+
 # ---------------------------------------------------------------------------------------------------
 # A wait that is missing
 
