@@ -306,6 +306,10 @@ def exchanged(module: nn.Module, path: str) -> None:
     setattr(module.get_submodule(owner), name, nn.Parameter(weight.detach() * 1.5))
 
 
+def without_bias(module: nn.Module, path: str) -> None:
+    module.get_submodule(path.rpartition(".")[0]).bias = None
+
+
 def half_kept(plan: Plan, *calls: str) -> Plan:
     """That plan, with half of the transformer's groups kept in the stages of these calls, and none in the others."""
     stays = [any(call in stage.calls for call in calls) for stage in plan.stages]
@@ -332,7 +336,7 @@ def transformer_weight(pipe: DiffusionPipeline, plan: Plan, *, kept: bool) -> st
 
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["with a stage between", "within a stage"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
-@pytest.mark.parametrize("edit", [rebound, exchanged], ids=lambda edit: edit.__name__)
+@pytest.mark.parametrize("edit", [rebound, exchanged, without_bias], ids=lambda edit: edit.__name__)
 def test_what_is_edited_during_a_call_is_there_from_the_next_stage_on(
     sim: ModuleType, no_garbage: None, edit: Edit, kept: bool, elsewhere: bool
 ) -> None:

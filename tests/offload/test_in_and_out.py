@@ -15,6 +15,7 @@ from tests.offload.looks import looks, modules, output, same, tensors, values
 from tests.offload.plans import held_bytes, planned, resident_bytes
 from tests.simgpu.stock_modes import MODES
 from vramtune.offload.install import install
+from vramtune.schema import Placement
 
 NAMES = ["flux", "sdxl", "wan"]
 
@@ -381,17 +382,20 @@ def test_tiling_is_switched_on_where_the_plan_uses_it_and_back(
     assert pipe.vae.use_tiling == was_tiled
 
 
-def test_what_is_evicted_goes_back_to_the_device(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_what_is_evicted_goes_back_to_the_device(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch, fraction: float
+) -> None:
     """The simulated allocator keeps nothing; others give back what they cache when they are asked."""
     allocated: list[int] = []
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: allocated.append(held_bytes()))
-    start, pipe = held_bytes(), tiny_pipelines.build("flux")
-    rest = start + resident_bytes(planned("flux"))
-    with install(pipe, planned("flux"), device="sim"):
+    start, pipe, plan = held_bytes(), tiny_pipelines.build("flux"), planned("flux", fraction)
+    rest = start + resident_bytes(plan)
+    with install(pipe, plan, device="sim"):
         assert allocated[-1] == rest
         allocated.clear()
         output(pipe, "flux")
-        assert len(allocated) > len(planned("flux").stages)
+        assert len(allocated) > len(plan.stages)
         assert held_bytes() == rest
     assert allocated[-1] == start
 
@@ -402,7 +406,7 @@ def test_a_module_called_by_hand_is_sent_home_too(sim: ModuleType, no_garbage: N
     block, states = pipe.text_encoder_2.encoder.block[1], torch.ones(1, 4, 32)
     with torch.no_grad():
         expected = block(states)[0]
-    with install(pipe, planned("flux", 0.4), device="sim"), torch.no_grad():
+    with install(pipe, planned("flux", 0.4), device="sim") as installation, torch.no_grad():
         for _ in range(2):
             assert torch.equal(block(states.to("sim"))[0].cpu(), expected)
             pipe.maybe_free_model_hooks()
@@ -411,6 +415,7 @@ def test_a_module_called_by_hand_is_sent_home_too(sim: ModuleType, no_garbage: N
         block(states.to("sim"))
     assert {p.device.type for p in block.parameters()} == {"cpu"}
     assert held_bytes() == start
+    assert installation.measured is None
 
 
 def test_a_component_that_is_cast_while_another_one_computes_waits_for_its_end(
@@ -418,7 +423,38 @@ def test_a_component_that_is_cast_while_another_one_computes_waits_for_its_end(
 ) -> None:
     pipe = tiny_pipelines.build("flux")
     with install(pipe, planned("flux", 0.4), device="sim"):
-        block = pipe.transformer.transformer_blocks[1]
-        handle = block.attn.register_forward_pre_hook(lambda *_: pipe.vae.to(torch.float32) and None)
+        (placement,) = (p for p in planned("flux", 0.4).placements if p.component == "transformer")
+        module = pipe.transformer.get_submodule(placement.groups[-1].modules[0])
+        handle = module.register_forward_pre_hook(lambda *_: pipe.vae.to(torch.float32) and None)
         assert torch.equal(output(pipe, "flux"), expected["flux"])
         handle.remove()
+
+
+@pytest.mark.parametrize("name", ["wan", "sdxl"])
+def test_a_root_that_is_not_resident_comes_when_its_component_starts(
+    sim: ModuleType, expected: dict[str, torch.Tensor], name: str
+) -> None:
+    def only_while_active(placement: Placement) -> Placement:
+        kept = (k if active else 0 for k, active in zip(placement.kept, placement.active, strict=True))
+        return replace(placement, kept=tuple(kept))
+
+    plan = planned(name)
+    plan = replace(plan, placements=tuple(map(only_while_active, plan.placements)))
+    assert sum(placement.groups[0].weight_bytes for placement in plan.placements) > 0
+    assert resident_bytes(plan) == 0
+    pipe, start = tiny_pipelines.build(name), held_bytes()
+    with install(pipe, plan, device="sim"):
+        for _ in range(2):
+            assert torch.equal(output(pipe, name), expected[name])
+            assert held_bytes() == start
+
+
+def test_what_a_component_is_given_comes_to_the_device(sim: ModuleType) -> None:
+    pipe = tiny_pipelines.build("flux")
+    latents = torch.linspace(-1, 1, pipe.vae.config.latent_channels * 64).reshape(1, -1, 8, 8)
+    with torch.no_grad():
+        expected = pipe.vae.decode(latents).sample
+        with install(pipe, planned("flux"), device="sim"):
+            found = pipe.vae.decode(latents).sample
+            assert found.device.type == "sim"
+            assert torch.equal(found.cpu(), expected)

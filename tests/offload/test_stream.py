@@ -143,6 +143,7 @@ def are_under_way(traffic: Traffic, passage: Passage, groups: list[Group], order
     [
         ([0, 1, 2, 3, 0, 1, 2, 3], [], [0, 1, 2, 3] * 2),
         ([0, 2, 3, 0, 1, 2, 3], [], [0, 1, 2, 3] * 2),  # one left out
+        ([0, 0, 1, 2, 3], [1], [0, 1, 2, 0, 1, 2, 3]),  # all but the first
         ([0, 1, 0, 1, 2, 3], [2], [0, 1, 2, 3] * 2),  # the rest of an iteration left out
         ([0, 1, 2, 3] * 4, [8], [0, 1, 2, 3] * 4 + [0, 1]),  # more iterations than planned
     ],
