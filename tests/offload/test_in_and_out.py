@@ -1,3 +1,4 @@
+import functools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -458,3 +459,30 @@ def test_what_a_component_is_given_comes_to_the_device(sim: ModuleType) -> None:
             found = pipe.vae.decode(latents).sample
             assert found.device.type == "sim"
             assert torch.equal(found.cpu(), expected)
+
+
+def test_a_method_that_a_component_has_of_its_own_is_given_back(
+    sim: ModuleType, expected: dict[str, torch.Tensor]
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    own = pipe.vae.decode = functools.partial(pipe.vae.decode)
+    with install(pipe, planned("flux"), device="sim"):
+        assert vars(pipe.vae)["decode"] is not own
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+    assert vars(pipe.vae)["decode"] is own
+
+
+def test_a_hook_called_by_hand_brings_the_components_root(sim: ModuleType) -> None:
+    """As diffusers does before it uses a component otherwise than by its methods."""
+    plan = planned("wan")
+    active_only = (
+        replace(p, kept=tuple(k if a else 0 for k, a in zip(p.kept, p.active, strict=True)))
+        for p in plan.placements
+    )
+    pipe = tiny_pipelines.build("wan")
+    with install(pipe, replace(plan, placements=tuple(active_only)), device="sim"):
+        assert pipe.transformer.scale_shift_table.device.type == "cpu"
+        pipe.transformer._hf_hook.pre_forward(pipe.transformer)
+        assert pipe.transformer.scale_shift_table.device.type == "sim"
+        pipe.maybe_free_model_hooks()
+        assert pipe.transformer.scale_shift_table.device.type == "cpu"

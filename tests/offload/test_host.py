@@ -1,0 +1,15 @@
+import pytest
+import torch
+from torch import nn
+
+from vramtune.offload.host import collect
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_tied_weight_is_held_once_and_seen_to_be_replaced_under_either_name(which: int) -> None:
+    layers = [nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)]
+    layers[1].weight = layers[0].weight
+    (held,) = collect(layers, {})
+    assert not held.is_replaced
+    layers[which].weight = nn.Parameter(torch.ones(4, 4))
+    assert held.is_replaced
