@@ -213,6 +213,7 @@ def collect_own(module: nn.Module, taken: dict[torch.Tensor, Held]) -> list[Held
             if tensor not in taken:
                 taken[tensor] = Held(tensor, [], tensor.device)
                 found.append(taken[tensor])
-            if owner not in taken[tensor].owners:
+            # by identity: equal dicts may be two modules', and to compare their tensors would go by values
+            if not any(known.tensors is tensors and known.name == name for known in taken[tensor].owners):
                 taken[tensor].owners.append(owner)
     return found
