@@ -1,3 +1,17 @@
+from types import ModuleType
+
+import pytest
+import torch
+
+from tests import tiny_pipelines
+from tests.offload.looks import output
 from tests.simgpu.fixtures import built_sim, no_garbage, sim
 
 __all__ = ["built_sim", "no_garbage", "sim"]
+
+
+@pytest.fixture
+def expected(sim: ModuleType) -> dict[str, torch.Tensor]:
+    """What the tiny pipelines give when all of them is on the device."""
+    names = ("flux", "sdxl", "wan")
+    return {name: output(tiny_pipelines.build(name).to("sim"), name) for name in names}

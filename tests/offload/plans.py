@@ -16,6 +16,8 @@ from vramtune.offload.install import Installation, install
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 
+NUM_ENCODERS = 2
+"""Flux's, which run before its transformer."""
 TIGHT_FRACTION = 0.4
 """Of the weights beside the activations: every component that runs long is streamed."""
 

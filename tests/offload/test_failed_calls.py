@@ -13,12 +13,6 @@ from vramtune.offload.install import install
 NAMES = ["flux", "sdxl", "wan"]
 
 
-@pytest.fixture
-def expected(sim: ModuleType) -> dict[str, torch.Tensor]:
-    """What the tiny pipelines give when all of them is on the device."""
-    return {name: output(tiny_pipelines.build(name).to("sim"), name) for name in NAMES}
-
-
 BROKEN = [
     ("flux", "text_encoder", "encoder.layers.1.mlp"),
     ("flux", "text_encoder_2", "encoder.block.1"),

@@ -173,6 +173,8 @@ class Conductor:
 
     def _bring_home(self, part: Part) -> None:
         """What someone put on the device meanwhile gets its master on the host."""
+        if any(held.is_replaced for group in part.groups for held in group.held):
+            self.refresh(part)
         for group in part.groups:
             if group.master is not None and any(h.is_edited and not h.tensor.is_cpu for h in group.held):
                 group.settle_on_host(self.device)
