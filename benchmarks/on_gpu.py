@@ -32,8 +32,8 @@ from vramtune.offload.guard import is_out_of_memory
 from vramtune.offload.target import resolve_device
 from vramtune.profiler.live import live_device
 from vramtune.profiler.shadow import predict_profile
-from vramtune.schema import Profile
-from vramtune.tuner.strategies import PLAN_MODE, compare_modes
+from vramtune.schema import PLAN_MODE, Profile
+from vramtune.tuner.strategies import compare_modes
 from vramtune.units import GIB, budget_bytes
 
 MODES = {
