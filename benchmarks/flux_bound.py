@@ -8,7 +8,7 @@ the highest of which holds for every plan. All figures are predicted.
 """
 
 from benchmarks.results_file import environment, table, write_result
-from vramtune import catalog, front
+from vramtune import api, catalog
 from vramtune.tuner.problem import pose
 from vramtune.units import GIB
 
@@ -18,7 +18,7 @@ HEADER = ["budget GiB", "plan, s per step", "bound of stretches", "above it", "p
 
 def main() -> None:
     """Plan FLUX.1 for an RTX 4090 at each budget and write the table."""
-    profile = front.profile(catalog.load("flux.1-dev"), gpu="RTX 4090", progress=False)
+    profile = api.profile(catalog.load("flux.1-dev"), gpu="RTX 4090", progress=False)
     lines = [
         "# FLUX.1 [dev] on an RTX 4090: one step of the transformer, predicted",
         "",
@@ -33,7 +33,7 @@ def row(profile, budget: int) -> list[str]:
     problem = pose(profile)
     s = next(s for s, stage in enumerate(problem.stages) if stage.name == "transformer")
     stage, unit = problem.stages[s], problem.units[problem.stages[s].active[0]]
-    step = front.plan(profile, budget).estimate.stages[s].seconds / stage.num_iterations
+    step = api.plan(profile, budget).estimate.stages[s].seconds / stage.num_iterations
     room = budget * GIB - stage.overhead_bytes - unit.sizes[0]
     rate = problem.copy_bytes_per_second
     num_bytes, seconds = [0], [0.0]  # of all visits before this one

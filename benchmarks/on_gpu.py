@@ -28,12 +28,12 @@ from benchmarks.results_file import environment, table, write_result
 from tests import simgpu, tiny_pipelines
 from vramtune import catalog
 from vramtune.errors import BudgetError
-from vramtune.offload.guard import is_out_of_memory
-from vramtune.offload.target import resolve_device
-from vramtune.profiler.live import live_device
-from vramtune.profiler.shadow import predict_profile
+from vramtune.machine.live import live_device
+from vramtune.offload.device import resolve_device
+from vramtune.offload.retry import is_out_of_memory
+from vramtune.profiler.predict import predict_profile
 from vramtune.schema import PLAN_MODE, Profile
-from vramtune.tuner.strategies import compare_modes
+from vramtune.tuner.stock_modes import compare_modes
 from vramtune.units import GIB, budget_bytes
 
 MODES = {

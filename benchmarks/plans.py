@@ -10,7 +10,7 @@ import sys
 from tqdm import tqdm
 
 from benchmarks.results_file import environment, table, write_result
-from vramtune import BudgetError, UsageError, catalog, front
+from vramtune import BudgetError, UsageError, api, catalog
 from vramtune.schema import Comparison, Plan, Profile
 from vramtune.units import GIB, format_seconds
 
@@ -34,7 +34,7 @@ def main() -> int:
     rows, slower = [], []
     for name in tqdm(catalog.names(), unit="model"):
         for gpu in GPUS:
-            profile = front.profile(catalog.load(name), gpu=gpu, progress=False)
+            profile = api.profile(catalog.load(name), gpu=gpu, progress=False)
             for budget in BUDGETS:
                 row, ratio = one_case(name, gpu, profile, budget)
                 rows.append(row)
@@ -62,15 +62,15 @@ def one_case(name: str, gpu: str, profile: Profile, budget: int) -> tuple[list[s
     """A row, and how much slower the best stock mode is (None where there is no plan or none fits)."""
     start = [name, gpu, str(budget)]
     try:
-        plan = front.plan(profile, budget)
+        plan = api.plan(profile, budget)
     except BudgetError as error:
         needs = f"no: needs {error.smallest_bytes / GIB:.2f}"
         if error.permitted_bytes is not None:
             needs += f", {error.permitted_bytes / GIB:.2f} with {error.permission}"
-        return [*start, needs, "", "", "", best_stock(front.compare(profile, budget))[0], ""], None
+        return [*start, needs, "", "", "", best_stock(api.compare(profile, budget))[0], ""], None
     except UsageError:
         return [*start, "larger than the card", "", "", "", "", ""], None
-    return plan_row(start, plan, front.compare(profile, budget))
+    return plan_row(start, plan, api.compare(profile, budget))
 
 
 def plan_row(start: list[str], plan: Plan, comparison: Comparison) -> tuple[list[str], float | None]:

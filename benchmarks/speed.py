@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.results_file import environment, table, write_result
-from vramtune import catalog, front
+from vramtune import api, catalog
 from vramtune.tuner.problem import pose
 from vramtune.tuner.search import find_state
 from vramtune.units import GIB
@@ -80,7 +80,7 @@ def started(command: list[str]) -> tuple[str, str]:
 
 def solves(name: str) -> list[str]:
     """A row of median solve milliseconds."""
-    profile = front.profile(catalog.load(name), gpu="RTX 4090", progress=False)
+    profile = api.profile(catalog.load(name), gpu="RTX 4090", progress=False)
     permission = tuple(variant.permission for variant in profile.variants)
     problem = pose(profile, permission)
     row = [name]

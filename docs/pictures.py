@@ -16,7 +16,7 @@ from tqdm import tqdm
 from docs import drawings
 from tests import tiny_pipelines
 from tests.offload.plans import planned
-from vramtune import catalog, front
+from vramtune import api, catalog
 from vramtune.reports import plots
 from vramtune.schema import Profile
 from vramtune.units import format_bytes
@@ -39,42 +39,40 @@ def main() -> None:
 @cache
 def profile_of(model: str, gpu: str) -> Profile:
     """The pipeline's default call; traced once for all pictures."""
-    return front.profile(catalog.load(model), gpu=gpu, progress=False)
+    return api.profile(catalog.load(model), gpu=gpu, progress=False)
 
 
 def memory(model: str, gpu: str, vram_gb: float, *, allow: tuple[str, ...] = ()) -> Axes:
     """Memory over one call."""
     profile = profile_of(model, gpu)
-    plan = front.plan(profile, vram_gb, allow=allow)
-    return plots.draw_memory(
-        plots.memory_over_call(front.timeline(profile, plan), profile=profile, plan=plan)
-    )
+    plan = api.plan(profile, vram_gb, allow=allow)
+    return plots.draw_memory(plots.memory_over_call(api.timeline(profile, plan), profile=profile, plan=plan))
 
 
 def peaks(model: str, gpu: str, vram_gb: float) -> Axes:
     """What is on the GPU at each stage's peak."""
     profile = profile_of(model, gpu)
-    plan = front.plan(profile, vram_gb)
-    return plots.draw_peaks(plots.stage_peaks(front.timeline(profile, plan), profile=profile, plan=plan))
+    plan = api.plan(profile, vram_gb)
+    return plots.draw_peaks(plots.stage_peaks(api.timeline(profile, plan), profile=profile, plan=plan))
 
 
 def lanes(model: str, gpu: str, vram_gb: float) -> Axes:
     """Compute and copies of one step."""
     profile = profile_of(model, gpu)
-    plan = front.plan(profile, vram_gb)
-    return plots.draw_lanes(plots.step_lanes(front.timeline(profile, plan), profile=profile, plan=plan))
+    plan = api.plan(profile, vram_gb)
+    return plots.draw_lanes(plots.step_lanes(api.timeline(profile, plan), profile=profile, plan=plan))
 
 
 def modes(model: str, gpu: str, vram_gb: float) -> Axes:
     """The plan beside the stock modes."""
     profile = profile_of(model, gpu)
-    return plots.draw_modes(plots.mode_seconds(front.compare(profile, vram_gb), profile=profile))
+    return plots.draw_modes(plots.mode_seconds(api.compare(profile, vram_gb), profile=profile))
 
 
 def frontier(model: str, gpu: str) -> Axes:
     """Latency against VRAM."""
     profile = profile_of(model, gpu)
-    return plots.draw_frontier(plots.latency_frontier(front.frontier(profile), profile=profile))
+    return plots.draw_frontier(plots.latency_frontier(api.frontier(profile), profile=profile))
 
 
 def components(model: str, gpu: str) -> Axes:
@@ -85,7 +83,7 @@ def components(model: str, gpu: str) -> Axes:
 def measured(name: str) -> Axes:
     """A tiny pipeline's estimate beside its second call on the simulated GPU; the title says that it is one."""
     plan, pipe = planned(name), tiny_pipelines.build(name)
-    with front.install(pipe, plan, device="sim") as installation:
+    with api.install(pipe, plan, device="sim") as installation:
         for _ in range(2):
             tiny_pipelines.run(pipe, name)
         measurement = installation.measured
@@ -100,16 +98,16 @@ def measured(name: str) -> Axes:
 def table(model: str, gpu: str, vram_gb: float) -> Axes:
     """The plan itself."""
     profile = profile_of(model, gpu)
-    plan = front.plan(profile, vram_gb)
-    return drawings.draw_table(drawings.plan_table(front.timeline(profile, plan), profile=profile, plan=plan))
+    plan = api.plan(profile, vram_gb)
+    return drawings.draw_table(drawings.plan_table(api.timeline(profile, plan), profile=profile, plan=plan))
 
 
 def stream(model: str, gpu: str, vram_gb: float, *, first: int, num_groups: int) -> Axes:
     """Weight groups on their way through the slots."""
     profile = profile_of(model, gpu)
-    plan = front.plan(profile, vram_gb)
+    plan = api.plan(profile, vram_gb)
     plot = drawings.stream_passages(
-        front.timeline(profile, plan), profile=profile, plan=plan, first=first, num_groups=num_groups
+        api.timeline(profile, plan), profile=profile, plan=plan, first=first, num_groups=num_groups
     )
     return drawings.draw_stream(plot)
 

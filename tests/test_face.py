@@ -31,7 +31,7 @@ def test_importing_the_package_imports_nothing_else_of_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["schema", "front", "cli", "tuner.search", "tuner.strategies", "reports.text"]
+    "module", ["schema", "api", "cli", "tuner.search", "tuner.stock_modes", "reports.terminal"]
 )
 def test_plans_and_reports_need_no_torch(module: str) -> None:
     assert not imported_by(f"import vramtune.{module}") & HEAVY

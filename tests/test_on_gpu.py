@@ -15,12 +15,12 @@ import torch
 
 from tests import tiny_pipelines
 from vramtune.errors import BudgetError
+from vramtune.machine.gpus import this_gpu
+from vramtune.machine.live import holders, live_device
 from vramtune.offload import pinned
 from vramtune.offload.install import install
 from vramtune.offload.pinned import pinned_buffer
-from vramtune.profiler.device import this_gpu
-from vramtune.profiler.live import holders, live_device
-from vramtune.profiler.shadow import predict_profile
+from vramtune.profiler.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 from vramtune.units import GIB

@@ -8,16 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vramtune.errors import (
-        BudgetError,
-        FileError,
-        NoAcceleratorError,
-        TraceError,
-        UnknownNameError,
-        UsageError,
-        VramtuneError,
-    )
-    from vramtune.front import (
+    from vramtune.api import (
         Tuned,
         autotune,
         compare,
@@ -29,12 +20,21 @@ if TYPE_CHECKING:
         timeline,
         to_frame,
     )
+    from vramtune.errors import (
+        BudgetError,
+        FileError,
+        NoAcceleratorError,
+        TraceError,
+        UnknownNameError,
+        UsageError,
+        VramtuneError,
+    )
     from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Timeline
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vramtune.front": (
+    "vramtune.api": (
         "autotune",
         "install",
         "profile",
@@ -98,4 +98,4 @@ def __dir__() -> list[str]:
 
 
 if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
-    import_module("vramtune.reports.jupyter").register(_shell)
+    import_module("vramtune.reports.notebook").register(_shell)

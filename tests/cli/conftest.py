@@ -1,7 +1,7 @@
 import pytest
 
 from tests.reports import examples
-from vramtune import catalog, front
+from vramtune import api, catalog
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +35,6 @@ class Profiler:
 @pytest.fixture
 def profiler(monkeypatch):
     stand_in = Profiler()
-    monkeypatch.setattr(front, "profile", stand_in.profile)
+    monkeypatch.setattr(api, "profile", stand_in.profile)
     monkeypatch.setattr(catalog, "load", lambda model: ImagePipeline())
     return stand_in

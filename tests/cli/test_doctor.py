@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import check_text, run
-from tests.reports.test_checks import GPU, MACHINE, with_device
-from vramtune.profiler import checkup
-from vramtune.schema.checks import Holder
+from tests.reports.test_doctor import GPU, MACHINE, with_device
+from vramtune.machine import doctor
+from vramtune.schema.machine import Holder
 from vramtune.units import GIB
 
 
@@ -18,7 +18,7 @@ def machine(monkeypatch):
     """Says what is found instead of this machine."""
 
     def say(found):
-        monkeypatch.setattr(checkup, "examine", lambda: found)
+        monkeypatch.setattr(doctor, "examine", lambda: found)
 
     return say
 

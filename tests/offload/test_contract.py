@@ -12,11 +12,11 @@ from tests.offload.plans import planned, profiled, resident_bytes, weight_bytes
 from tests.simgpu import load
 from tests.simgpu.prediction import COUNTED_AS
 from tests.simgpu.stock_modes import MODES, on_cpu
-from vramtune.front import MARGIN_FRACTION
+from vramtune.api import MARGIN_FRACTION
 from vramtune.offload.install import install
 from vramtune.schema import Measurement, Plan
 from vramtune.tuner.search import choose_plan
-from vramtune.tuner.strategies import stock_modes
+from vramtune.tuner.stock_modes import stock_modes
 
 FRACTIONS = (1.0, 0.8, 0.6, 0.4)
 """Of the used weights, that have room beside everything else a call needs."""

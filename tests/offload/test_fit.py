@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from vramtune.offload.binding import Part, Unit
 from vramtune.offload.fit import fit, held_bytes
-from vramtune.offload.host import Group
-from vramtune.offload.parts import Part, Unit
+from vramtune.offload.groups import Group
 from vramtune.schema import Placement, WeightGroup
 
 GROUP_BYTES = 512

@@ -11,7 +11,7 @@ from tests.offload.looks import looks, output, same, values
 from tests.offload.plans import held_bytes, planned, resident_bytes
 from tests.simgpu.stock_modes import MODES
 from vramtune.errors import NoAcceleratorError, UsageError
-from vramtune.offload import target
+from vramtune.offload import device
 from vramtune.offload.install import install
 
 
@@ -42,7 +42,7 @@ def test_a_device_that_cannot_be(sim: ModuleType, where: dict[str, Any], match: 
 
 def test_memory_that_is_the_hosts_own(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned("flux")
-    monkeypatch.setattr(target, "_accelerator", lambda: torch.device("mps", 0))
+    monkeypatch.setattr(device, "_accelerator", lambda: torch.device("mps", 0))
     refused(tiny_pipelines.build("flux"), plan, "Apple's GPUs compute in the host's own memory")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import tiny_pipelines
 from tests.offload.plans import tuned
-from vramtune.offload.host import Group, Held
+from vramtune.offload.groups import Group, Held
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vramtune.profiler.calls import part_of, record_calls
 from vramtune.profiler.inventory import CRUMB_FRACTION, even_partition, weigh_component
+from vramtune.profiler.record import part_of, record_calls
 from vramtune.units import MIB
 
 LINEAR = 4 * 16 * 16 + 512

@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipelines
-from vramtune.profiler import calls, shadow
+from vramtune.profiler import predict, record
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.tracker import Allocation, Tracker
 
@@ -132,8 +132,8 @@ def test_a_video_vae_profiles_the_same_with_every_frame_traced(tile, num_frames,
             pipe.vae.enable_tiling(tile, tile, tile // 2, tile // 2)
         call = {"height": 32, "width": 32, "num_frames": num_frames, "max_sequence_length": 16}
         call["num_inference_steps"] = 1
-        return shadow.predict_profile(pipe, call_kwargs=call, device=device)
+        return predict.predict_profile(pipe, call_kwargs=call, device=device)
 
     memoised = profile()
-    monkeypatch.setattr(calls, "memoised_children", every_call_runs)
+    monkeypatch.setattr(record, "memoised_children", every_call_runs)
     assert profile() == memoised

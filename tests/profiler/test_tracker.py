@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vramtune.profiler.calls import weights_of
+from vramtune.profiler.record import weights_of
 from vramtune.profiler.tracker import Allocation, Start, Tracker
 
 MODE = FakeTensorMode()

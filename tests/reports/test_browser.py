@@ -5,7 +5,7 @@ import pytest
 from tests.reports import examples, seen
 from tests.reports.browser import browser_page
 from vramtune.reports.html import write_report
-from vramtune.reports.jupyter import as_html
+from vramtune.reports.notebook import as_html
 
 pytestmark = pytest.mark.browser
 

@@ -6,8 +6,8 @@ from tests.reports import examples, seen
 from tests.reports.golden import check_golden
 from vramtune.errors import UsageError
 from vramtune.reports.cards import card, comparison_sentence, frontier_sentence, verdict
-from vramtune.reports.grids import beside_grid, mode_grid, placement_grid, stage_grid
 from vramtune.reports.plain import card_text
+from vramtune.reports.tables import beside_grid, mode_grid, placement_grid, stage_grid
 from vramtune.units import GIB, format_seconds
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from tests.profiles import profiles
 from tests.reports import examples, seen
-from vramtune import front
+from vramtune import api
 from vramtune.reports.trace import measurement_trace, timeline_trace
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
@@ -115,8 +115,8 @@ def test_measured_stages_follow_one_another_with_what_they_waited():
 @given(profiles())
 def test_spans_of_a_thread_lie_beside_or_inside_one_another(profile):
     """Viewers draw what lies inside as its child, and cannot draw what overlaps by halves."""
-    plan = front.plan(profile, 24)
-    timeline = front.timeline(profile, plan)
+    plan = api.plan(profile, 24)
+    timeline = api.timeline(profile, plan)
     found = events(timeline_trace(timeline, plan=plan))
     assert len(of_kind(found, "X")) == len(timeline.spans) + len(plan.stages)
     for thread in ("compute", "copy"):

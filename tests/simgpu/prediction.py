@@ -10,11 +10,11 @@ from diffusers import DiffusionPipeline
 from tests import tiny_pipelines
 from tests.simgpu import load
 from tests.simgpu.stock_modes import MODES
-from vramtune.profiler.calls import METHODS
-from vramtune.profiler.shadow import predict_profile
-from vramtune.profiler.standin import modules_of
+from vramtune.profiler.fake_weights import modules_of
+from vramtune.profiler.predict import predict_profile
+from vramtune.profiler.record import METHODS
 from vramtune.schema import Activity, Device, ModeEstimate, Profile, Stage, call_name
-from vramtune.tuner.strategies import stock_modes
+from vramtune.tuner.stock_modes import stock_modes
 
 # Those of a mid-range card, divided by 1000: a MB of the tiny pipelines stands for a GB. Latencies are life-size.
 RATES = {

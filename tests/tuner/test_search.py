@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tests.profiles import GIB, MIB, activity, component, device, profile, profiles, stage, weights
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Component, Plan, Profile, Variant, WeightGroup
-from vramtune.tuner.polish import State, residencies, stage_bytes
+from vramtune.tuner.linear_program import SLACK_FRACTION, bound_seconds, solve
+from vramtune.tuner.local_search import State, residencies, stage_bytes
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, pose
-from vramtune.tuner.program import SLACK_FRACTION, bound_seconds, solve
 from vramtune.tuner.schedule import stage_seconds
 from vramtune.tuner.search import choose_plan, find_state, least_bytes
 from vramtune.tuner.simulate import estimate, simulate, timeline

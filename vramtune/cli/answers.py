@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from vramtune.cli.screen import DOES_NOT_FIT, print_text
+from vramtune.cli.output import DOES_NOT_FIT, print_text
 from vramtune.errors import BudgetError
 from vramtune.units import budget_bytes
 
 if TYPE_CHECKING:
-    from vramtune.cli.costs import Check
+    from vramtune.cli.inputs import Check
     from vramtune.schema import Comparison, Device, Plan, Profile
 
 
@@ -27,30 +27,30 @@ def check_of(vram_gb: float | None, allow: Sequence[str]) -> "Check":
 
 def plan_or_error(profile: "Profile", vram_gb: float, allow: Sequence[str]) -> "Plan | BudgetError":
     """The fastest plan, or why there is none."""
-    from vramtune import front
+    from vramtune import api
 
     try:
-        return front.plan(profile, vram_gb, allow=allow)
+        return api.plan(profile, vram_gb, allow=allow)
     except BudgetError as error:
         return error
 
 
 def comparison_of(profile: "Profile", found: "Plan | BudgetError") -> "Comparison":
     """The stock modes beside a plan, or where there is none."""
-    from vramtune.tuner import strategies
+    from vramtune.tuner import stock_modes
 
     if isinstance(found, BudgetError):
-        return strategies.compare_modes(profile, found.budget_bytes)
-    return strategies.compare_plan(profile, found)
+        return stock_modes.compare_modes(profile, found.budget_bytes)
+    return stock_modes.compare_plan(profile, found)
 
 
 def end_without_plan(error: BudgetError, profile: "Profile", *, as_json: bool) -> NoReturn:
     """Say what would do, and what the stock modes would need."""
-    from vramtune.reports import machine, text
+    from vramtune.reports import json_output, terminal
 
     comparison = comparison_of(profile, error)
     if as_json:
-        typer.echo(machine.budget_json(error, profile, comparison))
+        typer.echo(json_output.budget_json(error, profile, comparison))
     else:
-        print_text(text.budget_report(error, profile, comparison))
+        print_text(terminal.budget_report(error, profile, comparison))
     raise typer.Exit(DOES_NOT_FIT)

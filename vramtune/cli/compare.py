@@ -7,7 +7,7 @@ import typer
 
 from vramtune.cli import files
 from vramtune.cli.answers import check_of, comparison_of, end_without_plan, plan_or_error
-from vramtune.cli.costs import profile_of
+from vramtune.cli.inputs import profile_of
 from vramtune.cli.options import (
     Allow,
     Gpu,
@@ -20,7 +20,7 @@ from vramtune.cli.options import (
     plot_option,
     with_settings,
 )
-from vramtune.cli.screen import exit_codes, print_text, progress
+from vramtune.cli.output import exit_codes, print_text, progress
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def compare(
             files.write(plot, lambda path: _draw(comparison, profile, path), option="--plot", show=show)
         if isinstance(found, BudgetError):
             end_without_plan(found, profile, as_json=as_json)
-        from vramtune.reports import machine, text
+        from vramtune.reports import json_output, terminal
 
         if as_json:
-            typer.echo(machine.comparison_json(profile, comparison))
+            typer.echo(json_output.comparison_json(profile, comparison))
         else:
-            print_text(text.comparison_report(comparison, profile))
+            print_text(terminal.comparison_report(comparison, profile))
 
 
 def _draw(comparison: "Comparison", profile: "Profile", path: Path) -> None:

@@ -3,7 +3,7 @@
 import typer
 
 from vramtune.cli.options import Json, examples
-from vramtune.cli.screen import FAILED, print_text, progress
+from vramtune.cli.output import FAILED, print_text, progress
 
 EXAMPLES = examples("vramtune doctor", "vramtune doctor --json")
 
@@ -25,14 +25,14 @@ def doctor(as_json: Json = False) -> None:
     """
     with progress() as show:
         show("Looking at this machine")
-        from vramtune.profiler.checkup import examine
-        from vramtune.reports import checks
+        from vramtune.machine.doctor import examine
+        from vramtune.reports import doctor
 
         machine = examine()
-    rows = checks.check_rows(machine)
+    rows = doctor.check_rows(machine)
     if as_json:
-        typer.echo(checks.check_json(machine, rows))
+        typer.echo(doctor.check_json(machine, rows))
     else:
-        print_text(checks.check_report(rows))
-    if not checks.is_ready(rows):
+        print_text(doctor.check_report(rows))
+    if not doctor.is_ready(rows):
         raise typer.Exit(FAILED)

@@ -7,9 +7,9 @@ import typer
 
 from vramtune.cli import files
 from vramtune.cli.answers import check_of, end_without_plan
-from vramtune.cli.costs import profile_of
+from vramtune.cli.inputs import profile_of
 from vramtune.cli.options import Allow, Gpu, Json, Model, Settings, examples, plot_option, with_settings
-from vramtune.cli.screen import exit_codes, print_text, progress
+from vramtune.cli.output import exit_codes, print_text, progress
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -62,19 +62,19 @@ def frontier(
         if isinstance(found, BudgetError):
             files.warn_unwritten(plot)
             end_without_plan(found, profile, as_json=as_json)
-        from vramtune.reports import machine, text
+        from vramtune.reports import json_output, terminal
 
         if as_json:
-            typer.echo(machine.frontier_json(profile, found))
+            typer.echo(json_output.frontier_json(profile, found))
         else:
-            print_text(text.frontier_report(found, profile))
+            print_text(terminal.frontier_report(found, profile))
 
 
 def _frontier(profile: "Profile", permissions: tuple[str, ...]) -> "Frontier | BudgetError":
-    from vramtune import front
+    from vramtune import api
 
     try:
-        return front.frontier(profile, allow=permissions)
+        return api.frontier(profile, allow=permissions)
     except BudgetError as error:
         return error
 

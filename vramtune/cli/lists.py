@@ -3,7 +3,7 @@
 import typer
 
 from vramtune.cli.options import Json, examples
-from vramtune.cli.screen import print_text
+from vramtune.cli.output import print_text
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,12 +18,12 @@ def models(as_json: Json = False) -> None:
     --json prints {"models": []}.
     """
     from vramtune import catalog
-    from vramtune.reports import machine, text
+    from vramtune.reports import json_output, terminal
 
     if as_json:
-        typer.echo(machine.object_json(models=catalog.models()))
+        typer.echo(json_output.object_json(models=catalog.models()))
     else:
-        print_text(text.model_table(catalog.models()))
+        print_text(terminal.model_table(catalog.models()))
 
 
 def gpus(as_json: Json = False) -> None:
@@ -31,10 +31,10 @@ def gpus(as_json: Json = False) -> None:
 
     --json prints {"gpus": []}.
     """
-    from vramtune.profiler import device
-    from vramtune.reports import machine, text
+    from vramtune.machine import gpus
+    from vramtune.reports import json_output, terminal
 
     if as_json:
-        typer.echo(machine.object_json(gpus=device.gpus()))
+        typer.echo(json_output.object_json(gpus=gpus.gpus()))
     else:
-        print_text(text.device_table(device.gpus()))
+        print_text(terminal.device_table(gpus.gpus()))

@@ -27,7 +27,7 @@ def _models(incomplete: str) -> list[str]:
 
 
 def _gpus(incomplete: str) -> list[str]:
-    from vramtune.profiler.device import gpu_names
+    from vramtune.machine.gpus import gpu_names
 
     # without spaces, which a shell would have to quote; `find_gpu` minds neither them nor the brand
     names = [name.replace(" ", "-") for name in gpu_names()]

@@ -7,7 +7,7 @@ import typer
 
 from vramtune.cli import files
 from vramtune.cli.answers import check_of, comparison_of, end_without_plan, plan_or_error
-from vramtune.cli.costs import profile_of
+from vramtune.cli.inputs import profile_of
 from vramtune.cli.options import (
     Allow,
     Gpu,
@@ -20,7 +20,7 @@ from vramtune.cli.options import (
     plot_option,
     with_settings,
 )
-from vramtune.cli.screen import exit_codes, print_text, progress
+from vramtune.cli.output import exit_codes, print_text, progress
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -90,32 +90,30 @@ def plan(
         if isinstance(found, BudgetError):
             files.warn_unwritten(save, plot, report, trace)
             end_without_plan(found, profile, as_json=as_json)
-        from vramtune.reports import machine, text
+        from vramtune.reports import json_output, terminal
 
         comparison = comparison_of(profile, found)
         if as_json:
-            typer.echo(machine.plan_json(profile, found, comparison))
+            typer.echo(json_output.plan_json(profile, found, comparison))
         else:
-            print_text(text.plan_report(profile, found, comparison))
+            print_text(terminal.plan_report(profile, found, comparison))
 
 
 def _draw(profile: "Profile", found: "Plan", path: Path) -> None:
-    from vramtune import front
+    from vramtune import api
     from vramtune.reports import plots
 
-    plots.save_memory(
-        plots.memory_over_call(front.timeline(profile, found), profile=profile, plan=found), path
-    )
+    plots.save_memory(plots.memory_over_call(api.timeline(profile, found), profile=profile, plan=found), path)
 
 
 def _report(profile: "Profile", found: "Plan", path: Path) -> None:
-    from vramtune import front
+    from vramtune import api
 
-    front.report(profile, found, path)
+    api.report(profile, found, path)
 
 
 def _trace(profile: "Profile", found: "Plan", path: Path) -> None:
-    from vramtune import front
+    from vramtune import api
     from vramtune.reports.trace import timeline_trace
 
-    path.write_bytes(timeline_trace(front.timeline(profile, found), plan=found))
+    path.write_bytes(timeline_trace(api.timeline(profile, found), plan=found))

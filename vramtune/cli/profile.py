@@ -7,9 +7,9 @@ import typer
 
 from vramtune.cli import files
 from vramtune.cli.answers import check_of
-from vramtune.cli.costs import profile_of
+from vramtune.cli.inputs import profile_of
 from vramtune.cli.options import Gpu, Json, Model, Settings, examples, with_settings
-from vramtune.cli.screen import exit_codes, print_text, progress
+from vramtune.cli.output import exit_codes, print_text, progress
 
 EXAMPLES = examples(
     "vramtune profile sdxl --gpu 4060",
@@ -46,9 +46,9 @@ def profile(
         with progress() as show:
             found = profile_of(model, gpu=gpu, settings=settings, check=check_of(None, ()), show=show)
             files.write(save, found.save, option="--save", show=show)
-        from vramtune.reports import machine, text
+        from vramtune.reports import json_output, terminal
 
         if as_json:
-            typer.echo(machine.profile_json(found))
+            typer.echo(json_output.profile_json(found))
         else:
-            print_text(text.profile_report(found))
+            print_text(terminal.profile_report(found))

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from vramtune.offload.binding import Part, Unit
 from vramtune.offload.fit import fit, held_bytes, planned_bytes
+from vramtune.offload.groups import Group, views
 from vramtune.offload.hooks import hook_groups, hook_spare
-from vramtune.offload.host import Group, views
-from vramtune.offload.parts import Part, Unit
+from vramtune.offload.meter import Watch
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
-from vramtune.offload.watch import Watch
 from vramtune.schema import Plan, call_name
 
 FIRST_CUT_FRACTION = 1 / 8

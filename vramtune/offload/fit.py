@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vramtune.offload.parts import Unit
+from vramtune.offload.binding import Unit
 from vramtune.schema import Plan
 
 

@@ -9,8 +9,8 @@ from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_mo
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from vramtune.offload.host import Group
-from vramtune.offload.parts import Part, Unit
+from vramtune.offload.binding import Part, Unit
+from vramtune.offload.groups import Group
 
 METHODS = ("forward", "encode", "decode")
 """What pipelines call of a component."""

@@ -12,13 +12,13 @@ from accelerate.utils import send_to_device
 from torch.utils._pytree import tree_leaves
 
 from vramtune.errors import UsageError
+from vramtune.offload.binding import Part, bind, bind_part, modules_of, vacant_part
 from vramtune.offload.conductor import Conductor
-from vramtune.offload.disguise import Disguise, is_tuned, refuse_tuned
-from vramtune.offload.guard import limited, remember_draws, with_room
+from vramtune.offload.device import refuse_other_offloading, resolve_device
 from vramtune.offload.hooks import hook_component, restore_methods, unhook_component
-from vramtune.offload.parts import Part, bind, bind_part, modules_of, vacant_part
-from vramtune.offload.target import refuse_other_offloading, resolve_device
-from vramtune.offload.watch import Watch
+from vramtune.offload.meter import Watch
+from vramtune.offload.pipeline_class import Disguise, is_tuned, refuse_tuned
+from vramtune.offload.retry import limited, remember_draws, with_room
 from vramtune.schema import Measurement, Plan
 
 

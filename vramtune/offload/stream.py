@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from vramtune.offload.host import Group, views
+from vramtune.offload.groups import Group, views
 
 ENDLESS = 1 << 62
 

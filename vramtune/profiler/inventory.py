@@ -8,7 +8,7 @@ from itertools import groupby
 from math import inf
 
 from vramtune.profiler.allocator import rounded_bytes
-from vramtune.profiler.calls import Part, Trace
+from vramtune.profiler.record import Part, Trace
 from vramtune.profiler.tracker import Stack, Start, Weight
 from vramtune.schema import Component, Layer, WeightGroup, Weights
 from vramtune.units import MIB

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from vramtune.profiler.allocator import reserved_peak_bytes
-from vramtune.profiler.calls import Recording, Trace
+from vramtune.profiler.record import Recording, Trace
 from vramtune.profiler.roofline import Work, work_seconds
 from vramtune.profiler.tracker import Allocation, End, Entry
 from vramtune.schema import Activity, Component, Device, Segment, Stage, call_name

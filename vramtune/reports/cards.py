@@ -9,7 +9,8 @@ from functools import singledispatch
 from typing import Literal
 
 from vramtune.errors import UsageError
-from vramtune.reports.grids import (
+from vramtune.reports.rows import Tuned
+from vramtune.reports.tables import (
     Grid,
     beside_grid,
     component_grid,
@@ -20,7 +21,6 @@ from vramtune.reports.grids import (
     point_grid,
     stage_grid,
 )
-from vramtune.reports.tables import Tuned
 from vramtune.schema import (
     PLAN_MODE,
     Comparison,

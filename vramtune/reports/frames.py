@@ -4,7 +4,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from vramtune.errors import UsageError
-from vramtune.reports.tables import (
+from vramtune.reports.rows import (
     BesideRow,
     ComponentRow,
     PlacementRow,

@@ -13,8 +13,8 @@ from vramtune.reports.cards import (
     plan_title,
     verdict,
 )
-from vramtune.reports.figures import Picture, svg_of
-from vramtune.reports.grids import (
+from vramtune.reports.svg import Picture, svg_of
+from vramtune.reports.tables import (
     Grid,
     beside_grid,
     component_grid,

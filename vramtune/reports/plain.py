@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 
 from vramtune.reports.cards import Card, Fact
-from vramtune.reports.grids import Column, Grid
+from vramtune.reports.tables import Column, Grid
 from vramtune.schema import Source
 
 NUM_COLUMNS = 100

@@ -1,343 +1,289 @@
-"""Nouns as rows: what every table, text and later page is made from.
+"""Nouns as tables for people: text in cells, with what it is worth at a glance. Pages and notebooks draw them.
 
-Each row is flat and tidy: one observation, units in the field names, unknown is None.
+Bytes stand in GiB under a heading that says so.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, TypeVar
 
+from vramtune.reports.rows import (
+    beside_rows,
+    component_rows,
+    mode_rows,
+    point_rows,
+    stage_label,
+)
 from vramtune.schema import (
-    Activity,
+    PLAN_MODE,
     Comparison,
-    Component,
     Frontier,
-    FrontierPoint,
-    MeasuredStage,
     Measurement,
-    ModeEstimate,
+    MemoryLevel,
+    Placement,
     Plan,
     Profile,
-    Role,
-    Stage,
-    StageEstimate,
+    Source,
 )
+from vramtune.units import GIB, format_seconds
 
+UNKNOWN = "-"
 
-@runtime_checkable
-class Tuned(Protocol):
-    """A tuned pipeline, as far as it can be shown."""
-
-    @property
-    def profile(self) -> Profile: ...  # noqa: D102
-    @property
-    def plan(self) -> Plan: ...  # noqa: D102
-    @property
-    def measured(self) -> Measurement | None: ...  # noqa: D102
+Tone = Literal["good", "bad", "faint"]
+Observation = TypeVar("Observation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentRow:
-    """What one component costs in one call of the pipeline."""
+class Column:
+    """A heading, its unit, and on which side its cells stand."""
 
-    component: str
-    class_name: str
-    dtype: str
-    weight_bytes: int
-    used_bytes: int
-    """Of `weight_bytes`, what this call uses."""
-    is_excluded: bool
-    """Whether the pipeline excludes it from offload: then all of it is on the device throughout."""
-    activation_bytes: int | None
-    """Highest reserved bytes of any of its calls; None where it is never called."""
-    num_calls: int
-    """Of all its methods."""
-    compute_seconds: float
-    """Of all its calls."""
-    copy_seconds: float
-    """To copy `used_bytes` to the device once from pinned memory, with the GPU otherwise idle."""
+    heading: str
+    unit: str = ""
+    alignment: Literal["left", "right"] = "right"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementRow:
-    """Where the weights of one placement are during one stage."""
+class Cell:
+    """What stands in a table."""
 
-    placement: str
-    component: str
-    stage: str
-    active: bool
-    role: Role
-    num_kept: int
-    num_groups: int
-    kept_bytes: int
-    slot_bytes: int
+    text: str
+    share: float | None = None
+    """Length of the bar behind it, 0 to 1."""
+    tone: Tone | None = None
+
+
+Row = tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageRow:
-    """What is on the device in one stage of a planned call, and how long it takes.
+class Grid:
+    """A table; its first column names the rows."""
 
-    Weights, slots, activations, context and workspaces add up to the peak.
-    """
-
-    stage: str
-    num_iterations: int
-    kept_bytes: int
-    """Weights there throughout: those kept, also of idle components, and all of what is excluded from offload."""
-    slot_bytes: int
-    """The slots through which the other weights are streamed."""
-    activation_bytes: int
-    """The stage's highest activations, with what the pipeline itself holds."""
-    fixed_bytes: int
-    """The CUDA context and the libraries' workspaces."""
-    peak_bytes: int
-    seconds: float
-    """Of all iterations."""
-    compute_seconds: float
-    moved_bytes: int
-    """Host to device, in a call that follows another one."""
+    title: str
+    source: Source | None
+    """None where columns of both kinds stand side by side: then their headings say it."""
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    marked: int | None = None
+    """Index of the row that the table is about."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModeRow:
-    """One way to run the pipeline, beside the plan."""
-
-    mode: str
-    fits: bool | None
-    peak_bytes: int
-    seconds: float
-    plan_ratio: float | None
-    """Its seconds over the plan's; None where there is no plan."""
-    compute_seconds: float
-    exposed_copy_seconds: float
-    """The rest of its seconds: the GPU's arithmetic waits for copies, in or out."""
-    copied_in_bytes: int
-    copied_out_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PointRow:
-    """The fastest plan at one budget, beside the fastest stock mode that fits it."""
-
-    budget_bytes: int
-    peak_bytes: int
-    seconds: float
-    bound_seconds: float
-    stock_mode: str | None
-    """None where no stock mode fits."""
-    stock_seconds: float | None
-
-    @property
-    def gap_fraction(self) -> float:
-        """How far above the bound."""
-        return self.seconds / self.bound_seconds - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BesideRow:
-    """One stage as it was predicted and as it was measured.
-
-    What was predicted is None for a stage that the plan does not know, what was measured for one that did not run.
-    """
-
-    stage: str
-    num_iterations: int | None
-    predicted_peak_bytes: int | None
-    measured_peak_bytes: int | None
-    """With the CUDA context where that is known; it is always in the predicted one."""
-    predicted_seconds: float | None
-    measured_seconds: float | None
-    measured_exposed_copy_seconds: float | None
-    predicted_moved_bytes: int | None
-    measured_moved_bytes: int | None
-
-
-def stage_label(name: str, num_iterations: int | None) -> str:
-    """A stage and how often it repeats: `"unet x50"`."""
-    return name if num_iterations in (1, None) else f"{name} x{num_iterations}"
-
-
-def component_rows(profile: Profile, *, permissions: tuple[str, ...] = ()) -> tuple[ComponentRow, ...]:
-    """One row per component, in order of first use; calls are those made under the permissions."""
-    stages = profile.stages_with(permissions)
-    return tuple(
-        _component_row(component, profile, stages) for component in components_in_call_order(profile)
+def component_grid(profile: Profile, *, permissions: tuple[str, ...] = ()) -> Grid:
+    """What each component costs in one call."""
+    rows = component_rows(profile, permissions=permissions)
+    most_bytes = max((row.weight_bytes for row in rows), default=0)
+    longest = max((row.compute_seconds for row in rows), default=0.0)
+    return _grid(
+        "Components, over one call",
+        profile.source,
+        rows,
+        (_words("component"), lambda row: Cell(text=row.component)),
+        (_words("class"), lambda row: Cell(text=row.class_name)),
+        (_words("dtype"), lambda row: Cell(text=row.dtype)),
+        (_in_gib("weights"), lambda row: _gib(row.weight_bytes, of=most_bytes)),
+        (_in_gib("used"), lambda row: _gib(row.used_bytes)),
+        (_in_gib("activations"), lambda row: _gib(row.activation_bytes)),
+        (Column(heading="calls"), lambda row: Cell(text=str(row.num_calls))),
+        (
+            Column(heading="compute"),
+            lambda row: _time(row.compute_seconds if row.num_calls else None, of=longest),
+        ),
+        (Column(heading="one copy"), lambda row: _time(row.copy_seconds if row.used_bytes else None)),
     )
 
 
-def components_in_call_order(profile: Profile) -> tuple[Component, ...]:
-    """The components by first use; those that are never called come last."""
-    called = list(dict.fromkeys(name for stage in profile.stages for name in stage.components))
-    last = len(called)
-    return tuple(sorted(profile.components, key=lambda c: called.index(c.name) if c.name in called else last))
-
-
-def _component_row(component: Component, profile: Profile, stages: tuple[Stage, ...]) -> ComponentRow:
-    calls = _activities(component.name, stages)
-    return ComponentRow(
-        component=component.name,
-        class_name=component.class_name,
-        dtype=component.dtype,
-        weight_bytes=component.weights.num_bytes,
-        used_bytes=component.used_bytes,
-        is_excluded=component.name in profile.excluded,
-        activation_bytes=max((activity.activation_bytes for _, activity in calls), default=None),
-        num_calls=sum(repeats * activity.num_calls for repeats, activity in calls),
-        compute_seconds=sum(repeats * activity.seconds for repeats, activity in calls),
-        copy_seconds=component.used_bytes / profile.device.pinned_copy_bytes_per_second,
-    )
-
-
-def _activities(component: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, Activity], ...]:
-    """What the component does, each with how often its stage repeats."""
-    return tuple(
-        (stage.num_iterations, activity)
-        for stage in stages
-        for activity in stage.activities
-        if activity.component == component
-    )
-
-
-def placement_rows(plan: Plan) -> tuple[PlacementRow, ...]:
-    """One row per placement and stage: the plan itself, spelled out."""
-    return tuple(
-        PlacementRow(
-            placement=placement.name,
-            component=placement.component,
-            stage=stage.name,
-            active=placement.active[index],
-            role=placement.role(index),
-            num_kept=placement.kept[index],
-            num_groups=len(placement.groups),
-            kept_bytes=placement.kept_bytes(index),
-            slot_bytes=placement.slot_bytes(index),
-        )
-        for placement in plan.placements
+def placement_grid(plan: Plan) -> Grid:
+    """The plan itself: how many weight groups of each component are on the GPU in each stage."""
+    stages = [
+        (_words(stage_label(stage.name, stage.num_iterations)), _kept_in(index))
         for index, stage in enumerate(plan.stages)
+    ]
+    return _grid(
+        "Where the weights are: groups on the GPU, by stage",
+        "predicted",
+        plan.placements,
+        (_words("component"), lambda placement: Cell(text=placement.name)),
+        (_in_gib("weights"), lambda placement: _gib(_group_bytes(placement))),
+        *stages,
     )
 
 
-def stage_rows(profile: Profile, plan: Plan) -> tuple[StageRow, ...]:
-    """One row per stage of the plan, in call order."""
-    stages = profile.stages_with(plan.permissions)
-    return tuple(
-        _stage_row(profile, plan, index, stage, estimate)
-        for index, (stage, estimate) in enumerate(zip(stages, plan.estimate.stages, strict=True))
-    )
+def _group_bytes(placement: Placement) -> int:
+    return sum(group.weight_bytes for group in placement.groups)
 
 
-def _stage_row(profile: Profile, plan: Plan, index: int, stage: Stage, estimate: StageEstimate) -> StageRow:
-    kept_bytes = sum(placement.kept_bytes(index) for placement in plan.placements)
-    return StageRow(
-        stage=stage.name,
-        num_iterations=stage.num_iterations,
-        kept_bytes=kept_bytes + _unplanned_bytes(profile, plan),
-        slot_bytes=sum(placement.slot_bytes(index) for placement in plan.placements),
-        activation_bytes=stage.activation_bytes + stage.glue_bytes,
-        fixed_bytes=profile.device.context_bytes + profile.device.workspace_bytes,
-        peak_bytes=estimate.peak_bytes,
-        seconds=estimate.seconds,
-        compute_seconds=estimate.compute_seconds,
-        moved_bytes=estimate.moved_bytes,
-    )
-
-
-def _unplanned_bytes(profile: Profile, plan: Plan) -> int:
-    """What components excluded from offload own beyond what the plan places; a root that placements share counts once."""
-    excluded = [component for component in profile.components if component.name in profile.excluded]
-    placed = {(p.component, group) for p in plan.placements for group in p.groups}
-    names = {component.name for component in excluded}
-    return sum(component.weights.allocated_bytes for component in excluded) - sum(
-        group.weight_bytes for component, group in placed if component in names
-    )
-
-
-def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
-    """One row per mode, those that fit first, the fastest first among them."""
-    plan = comparison.plan
-    rows = tuple(
-        ModeRow(
-            mode=mode.mode,
-            fits=mode.fits,
-            peak_bytes=mode.peak_bytes,
-            seconds=mode.seconds,
-            plan_ratio=mode.seconds / plan.seconds if plan else None,
-            compute_seconds=mode.compute_seconds,
-            exposed_copy_seconds=max(mode.seconds - mode.compute_seconds, 0.0),  # no less, but for rounding
-            copied_in_bytes=mode.copied_in_bytes,
-            copied_out_bytes=mode.copied_out_bytes,
+def _kept_in(stage: int) -> Callable[[Placement], Cell]:
+    def kept(placement: Placement) -> Cell:
+        role, whole = placement.role(stage), _group_bytes(placement)
+        count = (
+            "" if role in ("resident", "offloaded") else f" {placement.kept[stage]}/{len(placement.groups)}"
         )
-        for mode in comparison.modes
-    )
-    return tuple(sorted(rows, key=lambda row: (not row.fits, row.seconds)))
+        return Cell(
+            text=role + count,
+            share=placement.kept_bytes(stage) / whole if whole else 0.0,
+            tone=None if placement.active[stage] else "faint",
+        )
+
+    return kept
 
 
-def point_rows(frontier: Frontier) -> tuple[PointRow, ...]:
-    """One row per budget, in rising order."""
-    return tuple(_point_row(point, frontier.modes) for point in frontier.points)
-
-
-def _point_row(point: FrontierPoint, modes: tuple[ModeEstimate, ...]) -> PointRow:
-    fitting = [mode for mode in modes if mode.peak_bytes <= point.budget_bytes]
-    best = min(fitting, key=lambda mode: mode.seconds, default=None)
-    return PointRow(
-        budget_bytes=point.budget_bytes,
-        peak_bytes=point.peak_bytes,
-        seconds=point.seconds,
-        bound_seconds=point.bound_seconds,
-        stock_mode=best.mode if best else None,
-        stock_seconds=best.seconds if best else None,
-    )
-
-
-def beside_rows(plan: Plan, measurement: Measurement | None) -> tuple[BesideRow, ...]:
-    """One row per stage of the plan, then those that it does not know.
-
-    Stages are matched by name, which is unique in a plan; a call that came back to one counts together.
-    """
-    predicted = {stage.name: stage for stage in plan.estimate.stages}
-    num_iterations = {stage.name: stage.num_iterations for stage in plan.stages}
-    measured = _by_name(measurement.stages if measurement else ())
-    context_bytes = (measurement.context_bytes or 0) if measurement else 0
-    return tuple(
-        _beside_row(name, num_iterations.get(name), predicted.get(name), measured.get(name), context_bytes)
-        for name in dict.fromkeys((*predicted, *measured))
+def stage_grid(plan: Plan) -> Grid:
+    """What is on the GPU in each stage, how long the stage takes, and what is copied in for it."""
+    estimates = plan.estimate.stages
+    most_bytes = max(stage.peak_bytes for stage in estimates)
+    longest = max(stage.seconds for stage in estimates)
+    kept = [sum(p.kept_bytes(index) for p in plan.placements) for index in range(len(estimates))]
+    slots = [sum(p.slot_bytes(index) for p in plan.placements) for index in range(len(estimates))]
+    labels = [stage_label(stage.name, stage.num_iterations) for stage in plan.stages]
+    return _grid(
+        "Stages of the call",
+        "predicted",
+        tuple(zip(labels, estimates, kept, slots, strict=True)),
+        (_words("stage"), lambda row: Cell(text=row[0])),
+        (_in_gib("weights kept"), lambda row: _gib(row[2])),
+        (_in_gib("slots"), lambda row: _gib(row[3])),
+        (_in_gib("activations, all else"), lambda row: _gib(row[1].peak_bytes - row[2] - row[3])),
+        (_in_gib("peak"), lambda row: _gib(row[1].peak_bytes, of=most_bytes)),
+        (Column(heading="time"), lambda row: _time(row[1].seconds, of=longest)),
+        (Column(heading="compute"), lambda row: _time(row[1].compute_seconds)),
+        (_in_gib("copied in"), lambda row: _gib(row[1].moved_bytes)),
     )
 
 
-def _by_name(stages: tuple[MeasuredStage, ...]) -> dict[str, MeasuredStage]:
-    """What ran under one name, together."""
-    found: dict[str, MeasuredStage] = {}
-    for stage in stages:
-        before = found.get(stage.name)
-        found[stage.name] = _together(before, stage) if before else stage
-    return found
-
-
-def _together(one: MeasuredStage, other: MeasuredStage) -> MeasuredStage:
-    return MeasuredStage(
-        name=one.name,
-        seconds=one.seconds + other.seconds,
-        exposed_copy_seconds=one.exposed_copy_seconds + other.exposed_copy_seconds,
-        moved_bytes=one.moved_bytes + other.moved_bytes,
-        peak_bytes=max(one.peak_bytes, other.peak_bytes),
+def mode_grid(comparison: Comparison) -> Grid:
+    """The ways to run the pipeline, side by side."""
+    rows = mode_rows(comparison)
+    most_bytes = max(row.peak_bytes for row in rows)
+    longest = max(row.seconds for row in rows)
+    return _grid(
+        "Ways to run it, by seconds per call",
+        "predicted",
+        rows,
+        (_words("mode"), lambda row: Cell(text=row.mode)),
+        (_words("fits"), lambda row: _fits(row.fits)),
+        (_in_gib("peak"), lambda row: _gib(row.peak_bytes, of=most_bytes)),
+        (Column(heading="time"), lambda row: _time(row.seconds, of=longest)),
+        (Column(heading="times as long"), lambda row: _ratio(row.plan_ratio)),
+        (Column(heading="waiting for copies"), lambda row: _time(row.exposed_copy_seconds)),
+        (_in_gib("copied in"), lambda row: _gib(row.copied_in_bytes)),
+        (_in_gib("copied out"), lambda row: _gib(row.copied_out_bytes)),
+        marked=next((index for index, row in enumerate(rows) if row.mode == PLAN_MODE), None),
     )
 
 
-def _beside_row(
-    name: str,
-    num_iterations: int | None,
-    guess: StageEstimate | None,
-    seen: MeasuredStage | None,
-    context_bytes: int,
-) -> BesideRow:
-    return BesideRow(
-        stage=name,
-        num_iterations=num_iterations,
-        predicted_peak_bytes=guess.peak_bytes if guess else None,
-        measured_peak_bytes=seen.peak_bytes + context_bytes if seen else None,
-        predicted_seconds=guess.seconds if guess else None,
-        measured_seconds=seen.seconds if seen else None,
-        measured_exposed_copy_seconds=seen.exposed_copy_seconds if seen else None,
-        predicted_moved_bytes=guess.moved_bytes if guess else None,
-        measured_moved_bytes=seen.moved_bytes if seen else None,
+def point_grid(frontier: Frontier) -> Grid:
+    """The fastest plan at each budget, and the fastest stock mode that fits it."""
+    rows = point_rows(frontier)
+    widest = max(row.gap_fraction for row in rows)
+    return _grid(
+        "The fastest plan at each budget",
+        "predicted",
+        rows,
+        (_in_gib("budget"), lambda row: _gib(row.budget_bytes)),
+        (_in_gib("peak"), lambda row: _gib(row.peak_bytes)),
+        (Column(heading="time"), lambda row: _time(row.seconds)),
+        (Column(heading="bound"), lambda row: _time(row.bound_seconds)),
+        (Column(heading="above it"), lambda row: _percent(row.gap_fraction, of=widest)),
+        (_words("fastest stock mode that fits"), lambda row: Cell(text=row.stock_mode or UNKNOWN)),
+        (Column(heading="its time"), lambda row: _time(row.stock_seconds)),
     )
+
+
+def measured_grid(measurement: Measurement) -> Grid:
+    """What each stage of a measured call took."""
+    most_bytes = max((stage.peak_bytes for stage in measurement.stages), default=0)
+    longest = max((stage.seconds for stage in measurement.stages), default=0.0)
+    return _grid(
+        "Stages of the last call",
+        "measured",
+        measurement.stages,
+        (_words("stage"), lambda stage: Cell(text=stage.name)),
+        (_in_gib("PyTorch's peak"), lambda stage: _gib(stage.peak_bytes, of=most_bytes)),
+        (Column(heading="time"), lambda stage: _time(stage.seconds, of=longest)),
+        (Column(heading="waiting for copies"), lambda stage: _time(stage.exposed_copy_seconds)),
+        (_in_gib("copied in"), lambda stage: _gib(stage.moved_bytes)),
+    )
+
+
+def beside_grid(measurement: Measurement, *, plan: Plan) -> Grid:
+    """Each stage as it was predicted and as it was measured."""
+    omitted = "" if measurement.context_bytes is not None else "; measured peaks are without the CUDA context"
+    return _grid(
+        f"Stages of the call, predicted beside measured{omitted}",
+        None,
+        beside_rows(plan, measurement),
+        (_words("stage"), lambda row: Cell(text=stage_label(row.stage, row.num_iterations))),
+        (_in_gib("peak predicted"), lambda row: _gib(row.predicted_peak_bytes)),
+        (_in_gib("peak measured"), lambda row: _gib(row.measured_peak_bytes)),
+        (Column(heading="time predicted"), lambda row: _time(row.predicted_seconds)),
+        (Column(heading="time measured"), lambda row: _time(row.measured_seconds)),
+        (
+            Column(heading="waiting for copies, measured"),
+            lambda row: _time(row.measured_exposed_copy_seconds),
+        ),
+        (_in_gib("copied in, predicted"), lambda row: _gib(row.predicted_moved_bytes)),
+        (_in_gib("copied in, measured"), lambda row: _gib(row.measured_moved_bytes)),
+    )
+
+
+def owner_grid(level: MemoryLevel) -> Grid:
+    """Who holds how much of the GPU at one moment, the largest first."""
+    held = sorted(level.owners.items(), key=lambda owner: -owner[1])
+    return _grid(
+        "Who holds the memory at its highest",
+        "predicted",
+        [owner for owner in held if owner[1]],
+        (_words("owner"), lambda owner: Cell(text=owner[0])),
+        (_in_gib("held"), lambda owner: _gib(owner[1], of=held[0][1])),
+    )
+
+
+def _grid(
+    title: str,
+    source: Source | None,
+    observations: Sequence[Observation],
+    *columns: tuple[Column, Callable[[Observation], Cell]],
+    marked: int | None = None,
+) -> Grid:
+    """A row per observation; each column comes with what fills its cells."""
+    return Grid(
+        title=title,
+        source=source,
+        columns=tuple(column for column, _ in columns),
+        rows=tuple(tuple(cell(observation) for _, cell in columns) for observation in observations),
+        marked=marked,
+    )
+
+
+def _words(heading: str) -> Column:
+    return Column(heading=heading, alignment="left")
+
+
+def _in_gib(heading: str) -> Column:
+    return Column(heading=heading, unit="GiB")
+
+
+def _gib(num_bytes: int | None, *, of: int = 0) -> Cell:
+    text = UNKNOWN if num_bytes is None else f"{num_bytes / GIB:.2f}"
+    return Cell(text=text, share=num_bytes / of if of and num_bytes is not None else None)
+
+
+def _time(seconds: float | None, *, of: float = 0.0) -> Cell:
+    text = UNKNOWN if seconds is None else format_seconds(seconds)
+    return Cell(text=text, share=seconds / of if of and seconds is not None else None)
+
+
+def _ratio(ratio: float | None) -> Cell:
+    return Cell(text=UNKNOWN if ratio is None else f"{ratio:.2f}x")
+
+
+def _percent(fraction: float, *, of: float) -> Cell:
+    return Cell(text=f"{fraction:z.1%}", share=fraction / of if of else None)
+
+
+def _fits(fits: bool | None) -> Cell:
+    return {
+        True: Cell(text="yes", tone="good"),
+        False: Cell(text="no", tone="bad"),
+        None: Cell(text=UNKNOWN),
+    }[fits]

@@ -6,26 +6,10 @@ become a `Plan` (how many weight groups are on the GPU in each stage), a profile
 nothing that imports only this, needs torch.
 """
 
-from vramtune.schema.costs import (
-    Activity,
-    Component,
-    Device,
-    Layer,
-    Profile,
-    Scalar,
-    Segment,
-    Source,
-    Stage,
-    Variant,
-    WeightGroup,
-    Weights,
-    Workload,
-    call_name,
-)
 from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json, write_file
 from vramtune.schema.frames import frame_of
-from vramtune.schema.measured import MeasuredStage, Measurement
-from vramtune.schema.plans import (
+from vramtune.schema.measurement import MeasuredStage, Measurement
+from vramtune.schema.plan import (
     PLAN_MODE,
     Comparison,
     Engine,
@@ -42,6 +26,22 @@ from vramtune.schema.plans import (
     StageEstimate,
     Timeline,
     placement_name,
+)
+from vramtune.schema.profile import (
+    Activity,
+    Component,
+    Device,
+    Layer,
+    Profile,
+    Scalar,
+    Segment,
+    Source,
+    Stage,
+    Variant,
+    WeightGroup,
+    Weights,
+    Workload,
+    call_name,
 )
 
 __all__ = [

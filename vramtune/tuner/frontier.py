@@ -3,7 +3,7 @@
 from vramtune.schema import Estimate, Frontier, FrontierPoint, Profile
 from vramtune.tuner.problem import Problem
 from vramtune.tuner.search import check, fastest, least_bytes, nothing_fits, pose_permitted
-from vramtune.tuner.strategies import stock_modes
+from vramtune.tuner.stock_modes import stock_modes
 
 NUM_POINTS = 24
 

@@ -1,9 +1,9 @@
 """Why a plan is as it is, in sentences made from the problem's own numbers."""
 
 from vramtune.schema import Estimate, placement_name
-from vramtune.tuner.polish import State, residencies, stage_bytes
+from vramtune.tuner.linear_program import bound_seconds
+from vramtune.tuner.local_search import State, residencies, stage_bytes
 from vramtune.tuner.problem import Problem
-from vramtune.tuner.program import bound_seconds
 from vramtune.units import GIB, format_bytes, format_seconds
 
 

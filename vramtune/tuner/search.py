@@ -8,10 +8,10 @@ from math import ceil
 
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Device, Estimate, Placement, Plan, Profile
+from vramtune.tuner.linear_program import SLACK_FRACTION, solve
+from vramtune.tuner.local_search import Judge, State, polish, settle, stage_bytes
 from vramtune.tuner.permissions import PERMISSIONS
-from vramtune.tuner.polish import Judge, State, polish, settle, stage_bytes
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
-from vramtune.tuner.program import SLACK_FRACTION, solve
 from vramtune.tuner.reasons import explain
 from vramtune.tuner.simulate import estimate
 from vramtune.units import format_bytes

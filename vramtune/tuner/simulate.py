@@ -2,9 +2,9 @@
 
 from vramtune.errors import UsageError
 from vramtune.schema import Engine, Estimate, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
-from vramtune.tuner.polish import State, residencies, stage_bytes
+from vramtune.tuner.linear_program import bound_seconds
+from vramtune.tuner.local_search import State, residencies, stage_bytes
 from vramtune.tuner.problem import Problem, planned_stages, pose
-from vramtune.tuner.program import bound_seconds
 from vramtune.tuner.schedule import Visit, moved_bytes, stage_seconds, stage_visits
 
 

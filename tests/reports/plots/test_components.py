@@ -5,7 +5,7 @@ from matplotlib.colors import to_hex
 from tests.reports import examples
 from vramtune.reports import plots
 from vramtune.reports.plots.style import component_looks
-from vramtune.reports.tables import component_rows
+from vramtune.reports.rows import component_rows
 
 PROFILE = examples.sdxl()
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from vramtune.reports.plots.bars import HEADING_HEIGHT, Bar, Panel, draw_panels
 from vramtune.reports.plots.style import component_looks, own_axes, write_title
-from vramtune.reports.tables import ComponentRow, component_rows
+from vramtune.reports.rows import ComponentRow, component_rows
 from vramtune.schema import Profile
 from vramtune.units import format_bytes, format_seconds
 

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from vramtune.reports.plots.bars import EDGE, Bar, Panel, draw_panels
 from vramtune.reports.plots.style import Look, legend_below, own_axes, write_title
-from vramtune.reports.tables import BesideRow, beside_rows, stage_label
+from vramtune.reports.rows import BesideRow, beside_rows, stage_label
 from vramtune.schema import Measurement, Plan
 from vramtune.units import format_bytes, format_seconds
 

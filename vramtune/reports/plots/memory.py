@@ -23,7 +23,7 @@ from vramtune.reports.plots.style import (
     save,
     write_title,
 )
-from vramtune.reports.tables import stage_label
+from vramtune.reports.rows import stage_label
 from vramtune.schema import MemoryLevel, Plan, Profile, Timeline
 from vramtune.units import GIB, format_seconds
 

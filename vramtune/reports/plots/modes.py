@@ -7,7 +7,7 @@ from matplotlib.patheffects import withStroke
 
 from vramtune.reports.plots.bars import EDGE, bar_height, bar_middle, name_rows
 from vramtune.reports.plots.style import BOUND_LINE, WORDS_BOX, Look, legend_below, own_axes, write_title
-from vramtune.reports.tables import ModeRow, mode_rows
+from vramtune.reports.rows import ModeRow, mode_rows
 from vramtune.schema import PLAN_MODE, Comparison, Profile
 from vramtune.units import format_bytes, format_seconds
 

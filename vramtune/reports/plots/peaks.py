@@ -18,7 +18,7 @@ from vramtune.reports.plots.style import (
     plan_title,
     write_title,
 )
-from vramtune.reports.tables import stage_label
+from vramtune.reports.rows import stage_label
 from vramtune.schema import Plan, Profile, Timeline
 from vramtune.units import GIB
 

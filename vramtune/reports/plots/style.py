@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from vramtune.reports.tables import components_in_call_order
+from vramtune.reports.rows import components_in_call_order
 from vramtune.schema import Plan, Profile
 from vramtune.units import format_bytes, format_seconds
 

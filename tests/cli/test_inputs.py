@@ -1,0 +1,155 @@
+"""MODEL, --gpu and the call's settings: of every command that takes them."""
+
+import pytest
+
+from tests.cli.running import refused, run
+from tests.reports import examples
+from vramtune.cli import inputs
+from vramtune.errors import NoAcceleratorError, TraceError, UnknownNameError, UsageError
+from vramtune.machine import gpus
+
+COMMANDS = {
+    "plan": ("plan", "sdxl", "--vram-gb", "6", "--gpu", "RTX 4060"),
+    "compare": ("compare", "sdxl", "--vram-gb", "6", "--gpu", "RTX 4060"),
+    "frontier": ("frontier", "sdxl", "--gpu", "RTX 4060"),
+    "profile": ("profile", "sdxl", "--gpu", "RTX 4060"),
+}
+EACH = pytest.mark.parametrize("command", COMMANDS)
+
+
+class VideoPipeline:
+    def __call__(self, prompt=None, num_frames=81, num_videos_per_prompt=1):
+        raise AssertionError("the command line never runs a pipeline itself")
+
+
+@EACH
+def test_settings_go_to_the_pipeline_under_its_own_names(profiler, command):
+    settings = ("--height", 768, "--width", 512, "--steps", 20, "--batch", 4, "--prompt", "a fox")
+    assert run(*COMMANDS[command], *settings).exit_code == 0
+    assert profiler.asked["call_kwargs"] == {
+        "prompt": "a fox",
+        "height": 768,
+        "width": 512,
+        "num_inference_steps": 20,
+        "num_images_per_prompt": 4,
+    }
+
+
+@EACH
+def test_settings_left_out_leave_the_pipelines_defaults(profiler, command):
+    assert run(*COMMANDS[command]).exit_code == 0
+    assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060", "progress": False}
+
+
+def test_a_batch_of_videos_has_the_pipelines_name():
+    assert inputs.call_kwargs(VideoPipeline(), {"batch": 2, "frames": 49}) == {
+        "num_videos_per_prompt": 2,
+        "num_frames": 49,
+    }
+
+
+def test_a_setting_that_the_pipeline_does_not_take_is_named_with_those_it_takes(profiler):
+    result = run(*COMMANDS["plan"], "--frames", 81)
+    refused(result, "--frames", "ImagePipeline takes no num_frames", "--height")
+    assert profiler.asked == {}
+
+
+@pytest.mark.parametrize("option", ["--height", "--width", "--frames", "--steps", "--batch"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "tall"])
+def test_sizes_are_whole_and_above_0(profiler, option, value):
+    refused(run(*COMMANDS["plan"], option, value), option)
+    assert profiler.asked == {}
+
+
+# Refused before anything takes time
+
+
+@EACH
+def test_an_unknown_gpu(profiler, command):
+    refused(run(*COMMANDS[command][:-1], "RTX 4061"), "RTX 4061", "RTX 4060")
+    assert profiler.asked == {}
+
+
+@EACH
+def test_a_machine_without_a_gpu(profiler, monkeypatch, command):
+    def no_gpu():
+        raise NoAcceleratorError("No GPU here. Name one.")
+
+    monkeypatch.setattr(gpus, "this_gpu", no_gpu)
+    refused(run(*COMMANDS[command][:-2]), "No GPU here. Name one.")
+    assert profiler.asked == {}
+
+
+def test_this_machines_gpu_is_taken_where_none_is_named(profiler, monkeypatch):
+    monkeypatch.setattr(gpus, "this_gpu", lambda: examples.DEVICE)
+    assert run(*COMMANDS["plan"][:-2]).exit_code == 0
+    assert profiler.asked["gpu"] is None
+
+
+@pytest.mark.parametrize("command", ["plan", "compare"])
+def test_a_budget_above_the_card(profiler, command):
+    refused(run(command, "sdxl", "--vram-gb", "12", "--gpu", "RTX 4060"), "RTX 4060 has 8.00 GiB")
+    assert profiler.asked == {}
+
+
+@pytest.mark.parametrize("command", ["plan", "compare", "frontier"])
+def test_an_unknown_permission(profiler, command):
+    refused(run(*COMMANDS[command], "--allow", "fp8"), "fp8", "vae_tiling")
+    assert profiler.asked == {}
+
+
+# Saved profiles
+
+
+@pytest.mark.parametrize("given", [("--gpu", "4090"), ("--steps", 20), ("--prompt", "a fox")])
+def test_what_is_in_a_saved_profile_cannot_be_given_again(saved, given):
+    refused(run("plan", saved, "--vram-gb", 6, *given), given[0], "sdxl.json", "saved profile")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    refused(run("plan", tmp_path / "none.json", "--vram-gb", 6), "none.json", "No such file")
+
+
+def test_a_file_of_something_else(tmp_path):
+    examples.sdxl_plan().save(tmp_path / "plan.json")
+    refused(
+        run("plan", tmp_path / "plan.json", "--vram-gb", 6),
+        "Expected a vramtune Profile",
+        "a Plan",
+        "plan.json",
+    )
+    (tmp_path / "other.json").write_text("{}")
+    refused(run("frontier", tmp_path / "other.json"), "no file of vramtune's", "`vramtune profile --save`")
+
+
+def test_a_folder_may_be_called_like_a_file(tmp_path):
+    (tmp_path / "pipeline.json").mkdir()
+    assert not inputs.is_saved(str(tmp_path / "pipeline.json"))
+
+
+# On the way
+
+
+@EACH
+def test_a_call_that_cannot_be_followed_ends_with_1(profiler, command):
+    profiler.error = TraceError("unet: .item() needs a real number.")
+    result = run(*COMMANDS[command])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: unet: .item() needs a real number.\n"
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("`height` must be divisible by 8."), UnknownNameError("model", "sdxll", ["sdxl"])]
+)
+@pytest.mark.parametrize("output", [[], ["--json"]])
+def test_wrong_usage_found_on_the_way_is_one_line_on_stderr(profiler, error, output):
+    profiler.error = error
+    result = run(*COMMANDS["plan"], *output)
+    refused(result)
+    assert result.stderr == f"Error: {error}\n"
+
+
+def test_an_error_that_is_not_ours_is_not_hidden(profiler):
+    profiler.error = ZeroDivisionError("a mistake of ours")
+    with pytest.raises(ZeroDivisionError):
+        run(*COMMANDS["plan"])

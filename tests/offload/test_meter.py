@@ -1,0 +1,148 @@
+"""What a call is measured to take, stage by stage."""
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny_pipelines
+from tests.offload.plans import NUM_ENCODERS, held_bytes, planned, profiled, tuned, whole
+from vramtune.offload.install import install
+from vramtune.schema import Measurement, Plan
+
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
+# ---------------------------------------------------------------------------------------------------
+# Measured
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux", "wan22"])
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_measured_is_what_the_device_counted(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, fraction: float
+) -> None:
+    resident = whole(name)
+    profiled(name)
+    tiny_pipelines.run(resident, name)
+    sim.reset()
+    tiny_pipelines.run(resident, name)
+    input_bytes = sim.counters().copied_in_bytes
+    del resident
+    with tuned(name, fraction) as (pipe, installation):
+        tiny_pipelines.run(pipe, name)
+        held_bytes()
+        sim.reset()
+        tiny_pipelines.run(pipe, name)
+        sim.synchronize()
+        seconds, counters = sim.virtual_seconds(), sim.counters()
+        measured = installation.measured
+        assert measured.seconds == pytest.approx(seconds, rel=0.02)
+        assert measured.seconds == pytest.approx(sum(stage.seconds for stage in measured.stages))
+        assert [stage.name for stage in measured.stages] == [s.name for s in installation.plan.stages]
+        assert measured.moved_bytes == counters.copied_in_bytes - input_bytes
+        assert measured.moved_bytes == installation.plan.estimate.moved_bytes
+        assert measured.peak_bytes == counted_peak_bytes(sim, monkeypatch, pipe, name)
+
+
+def counted_peak_bytes(sim, monkeypatch, pipe, name):  # type: ignore[no-untyped-def]
+    """Of another call, during which nobody sets the counter back."""
+    held_bytes()
+    sim.reset()
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda *_: None)
+    tiny_pipelines.run(pipe, name)
+    return sim.max_memory_allocated()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_exposed_copies_are_zero_where_all_is_resident_and_seen_where_copying_is_slow(
+    sim: ModuleType, name: str
+) -> None:
+    assert exposed_seconds(name, 1.0) == 0
+    assert exposed_seconds(name, 0.4) > 0.05 * planned(name, 0.4, copy_to_compute=5).estimate.seconds
+
+
+def exposed_seconds(name: str, fraction: float) -> float:
+    with tuned(name, fraction, copy_to_compute=5) as (pipe, installation):
+        tiny_pipelines.run(pipe, name)
+        tiny_pipelines.run(pipe, name)
+        measured: Measurement = installation.measured
+        return sum(stage.exposed_copy_seconds for stage in measured.stages)
+
+
+def test_waits_are_added_up_on_the_way_and_none_is_lost(
+    sim: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_to_the_end = exposed_seconds("flux", 0.4)
+    monkeypatch.setattr("vramtune.offload.meter.MOST_WAITS", 2)
+    assert exposed_seconds("flux", 0.4) == pytest.approx(kept_to_the_end, rel=1e-9)
+
+
+def test_the_peak_has_what_the_process_holds_outside_of_the_allocator(sim: ModuleType) -> None:
+    plan, found = planned("flux"), []
+    for context_bytes in (None, 12_345):
+        pipe = tiny_pipelines.build("flux")
+        with install(pipe, plan, device="sim", context_bytes=context_bytes) as installation:
+            tiny_pipelines.run(pipe, "flux")
+            held_bytes()
+            tiny_pipelines.run(pipe, "flux")
+            found.append(installation.measured)
+        assert found[-1].context_bytes == context_bytes
+        del pipe
+        held_bytes()
+    assert found[1].peak_bytes - found[0].peak_bytes == 12_345
+
+
+# ---------------------------------------------------------------------------------------------------
+# Stages that come again
+
+
+def previewing(plan: Plan) -> Plan:
+    """Flux's plan for a call that decodes once between two steps: the last two stages come twice."""
+    *encoders, denoise, decode = plan.stages
+    again = [replace(stage, name=f"{stage.name} again") for stage in (denoise, decode)]
+    placements = (
+        replace(p, active=(*p.active, *p.active[-2:]), kept=(*p.kept, *p.kept[-2:])) for p in plan.placements
+    )
+    return replace(plan, stages=(*encoders, denoise, decode, *again), placements=tuple(placements))
+
+
+def test_a_component_of_two_stages_is_in_the_one_that_its_call_has_come_to(sim: ModuleType) -> None:
+    plan, pipe = previewing(planned("flux", 0.4)), tiny_pipelines.build("flux")
+    embeds = {
+        "prompt": None,
+        "prompt_embeds": torch.zeros(1, 48, 32, device="sim"),
+        "pooled_prompt_embeds": torch.zeros(1, 32, device="sim"),
+    }
+
+    def call(stop: int | None = None) -> None:
+        def preview(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if step == 1:
+                pipe.vae.decode(torch.zeros(1, pipe.vae.config.latent_channels, 8, 8, device="sim"))
+            if step == stop:
+                raise KeyboardInterrupt
+            return {}
+
+        size = {"height": 32, "width": 32, "num_inference_steps": 4}
+        pipe(**embeds, **size, output_type="pt", callback_on_step_end=preview)
+
+    with install(pipe, plan, device="sim") as installation:
+        for _ in range(2):
+            call()
+            assert [stage.name for stage in installation.measured.stages] == [
+                stage.name for stage in plan.stages[NUM_ENCODERS:]
+            ]
+            with pytest.raises(KeyboardInterrupt):
+                call(stop=2)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_each_stage_is_measured_by_itself(sim: ModuleType, name: str) -> None:
+    with tuned(name, 0.4, copy_to_compute=5) as (pipe, installation):
+        tiny_pipelines.run(pipe, name)
+        tiny_pipelines.run(pipe, name)
+        measured, estimate = installation.measured, installation.plan.estimate
+        assert [s.moved_bytes for s in measured.stages] == [s.moved_bytes for s in estimate.stages]
+        assert all(0 <= stage.exposed_copy_seconds <= stage.seconds for stage in measured.stages)
+        assert len({stage.peak_bytes for stage in measured.stages}) > 1

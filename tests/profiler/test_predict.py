@@ -1,0 +1,346 @@
+import inspect
+
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook, init_empty_weights
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import nn
+
+from tests import tiny_pipelines
+from tests.profiler.test_fake_weights import state_of
+from vramtune.errors import TraceError, UsageError
+from vramtune.profiler.fake_weights import modules_of
+from vramtune.profiler.predict import predict_profile
+from vramtune.profiler.record import record_calls
+from vramtune.profiler.roofline import Work
+from vramtune.profiler.tracker import Allocation
+from vramtune.schema import Profile, from_json, to_json
+from vramtune.units import MIB
+
+NAMES = list(tiny_pipelines.CALL)
+
+
+def predict(pipe, name, device, **call_kwargs):
+    settings = {"prompt": "a cat", "num_inference_steps": 4, **tiny_pipelines.CALL[name], **call_kwargs}
+    return predict_profile(pipe, call_kwargs=settings, device=device)
+
+
+def record(pipe, **call_kwargs):
+    kwargs = {"num_inference_steps": 1, "output_type": "pt", **call_kwargs}
+    return record_calls(pipe, kwargs, largest_real_bytes=MIB, on_call=lambda name: None)
+
+
+def live_and_peak_bytes(trace):
+    live = peak = 0
+    for entry in trace.tape:
+        if isinstance(entry, Allocation):
+            live += entry.num_bytes
+            peak = max(peak, live)
+    return live, peak
+
+
+def stages_of(profile):
+    return [(stage.name, stage.num_iterations) for stage in profile.stages]
+
+
+# ---------------------------------------------------------------------------------------------------
+# The pipeline is left as it was
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pipeline_is_left_as_it_was(name, device):
+    pipe = tiny_pipelines.build(name)
+    expected = tiny_pipelines.run(pipe, name)
+    before = state_of(pipe)
+    predict(pipe, name, device)
+    assert state_of(pipe) == before
+    assert torch.equal(tiny_pipelines.run(pipe, name), expected)
+
+
+def test_nothing_is_left_behind_by_ctrl_c(device):
+    def interrupt(name):
+        if name == "unet":
+            raise KeyboardInterrupt
+
+    pipe = tiny_pipelines.build("sd15")
+    before = state_of(pipe)
+    with pytest.raises(KeyboardInterrupt):
+        predict_profile(pipe, call_kwargs={"height": 32, "width": 32}, device=device, on_call=interrupt)
+    assert state_of(pipe) == before
+
+
+def test_the_users_generator_keeps_its_state(device):
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    predict(tiny_pipelines.build("sd15"), "sd15", device, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_pipeline_under_model_offload_is_predicted_and_stays_so(device):
+    pipe = tiny_pipelines.build("sd15")
+    plain = predict(pipe, "sd15", device)
+    for component in modules_of(pipe).values():
+        _, hook = cpu_offload_with_hook(component, execution_device="cpu")
+        pipe._all_hooks = [*getattr(pipe, "_all_hooks", []), hook]
+    before = state_of(pipe)
+    assert predict(pipe, "sd15", device) == plain
+    assert state_of(pipe) == before
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a profile says
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_hold_every_used_weight_once(name, device):
+    profile = predict(tiny_pipelines.build(name), name, device)
+    for component in profile.components:
+        layers = component.layers
+        assert component.used_bytes == sum(layer.weights.allocated_bytes for layer in layers)
+        assert component.used_bytes <= component.weights.allocated_bytes
+        for number, group in enumerate(component.groups):
+            assert group.weight_bytes == sum(
+                layer.weights.allocated_bytes for layer in layers if layer.group == number
+            )
+        assert len({group.name for group in component.groups}) == len(component.groups)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_what_the_modules_own(name, device):
+    pipe = tiny_pipelines.build(name)
+    profile = predict(pipe, name, device)
+    for component in profile.components:
+        module = getattr(pipe, component.name)
+        tensors = [*module.parameters(), *module.buffers()]
+        assert component.weights.num_bytes == sum(tensor.nbytes for tensor in tensors)
+        assert component.weights.num_tensors == len(tensors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reserved_memory_holds_every_segment(name, device):
+    profile = predict(tiny_pipelines.build(name), name, device)
+    for activity in (activity for stage in profile.stages for activity in stage.activities):
+        assert activity.activation_bytes >= max(segment.activation_bytes for segment in activity.segments)
+        assert activity.seconds > 0
+
+
+def test_meta_weights_give_the_same_profile_as_real_ones(device):
+    real, meta = tiny_pipelines.build("sdxl"), tiny_pipelines.build("sdxl")
+    for module in modules_of(meta).values():
+        module.to("meta")
+    assert predict(meta, "sdxl", device) == predict(real, "sdxl", device)
+
+
+def test_a_profile_survives_json(device):
+    profile = predict(tiny_pipelines.build("sd3"), "sd3", device)
+    assert from_json(Profile, to_json(profile)) == profile
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sd15", [("text_encoder", 2), ("unet", 4), ("vae.decode", 1)]),
+        ("sdxl", [("text_encoder", 1), ("text_encoder_2", 1), ("unet", 4), ("vae.decode", 1)]),
+        ("flux", [("text_encoder", 1), ("text_encoder_2", 1), ("transformer", 4), ("vae.decode", 1)]),
+        ("wan22", [("text_encoder", 2), ("transformer", 6), ("transformer_2", 2), ("vae.decode", 1)]),
+        ("ltx", [("text_encoder", 2), ("transformer", 4), ("vae.decode", 1)]),
+    ],
+)
+def test_stages_follow_the_call(name, expected, device):
+    assert stages_of(predict(tiny_pipelines.build(name), name, device)) == expected
+
+
+def test_encoders_called_twice_in_turn_are_unrolled(device):
+    stages = stages_of(predict(tiny_pipelines.build("sd3"), "sd3", device))
+    encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"]
+    assert [name for name, _ in stages[:6]] == [*encoders, *(f"{name} (2)" for name in encoders)]
+
+
+def test_an_encoded_image_and_a_decoded_one_are_different_stages(device):
+    pipe = StableDiffusionImg2ImgPipeline(
+        **tiny_pipelines.build("sd15").components, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    call = {"prompt": "a cat", "image": torch.zeros(1, 3, 32, 32), "num_inference_steps": 10}
+    profile = predict_profile(pipe, call_kwargs=call, device=device)
+    assert [name for name, _ in stages_of(profile)] == ["text_encoder", "vae.encode", "unet", "vae.decode"]
+    assert profile.component("vae").used_bytes == profile.component("vae").weights.allocated_bytes
+
+
+def test_the_peak_is_that_of_ordinary_reasoning():
+    class Widen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(128, 512, bias=False), nn.Linear(512, 128, bias=False)
+
+        def forward(self, x):
+            return self.down(self.up(x).relu())
+
+    class Pipe(DiffusionPipeline):
+        def __init__(self, model):
+            super().__init__()
+            self.register_modules(model=model)
+
+        def __call__(self):
+            return self.model(torch.ones(64, 128))
+
+    recording = record_calls(Pipe(Widen()), {}, largest_real_bytes=MIB, on_call=lambda name: None)
+    # Two wide tensors at the relu; then a wide and the narrow one that is returned.
+    assert live_and_peak_bytes(recording.calls[0].trace) == (64 * 128 * 4, 2 * 64 * 512 * 4)
+
+
+def test_fifty_steps_are_one_trace(device):
+    begun = []
+    call = {"height": 32, "width": 32, "num_inference_steps": 50}
+    predict_profile(tiny_pipelines.build("sdxl"), call_kwargs=call, device=device, on_call=begun.append)
+    assert begun == ["text_encoder", "text_encoder_2", "unet", "vae.decode"]
+
+
+def test_a_vae_that_is_cast_up_before_it_decodes_weighs_double(device, caplog):
+    pipe = tiny_pipelines.build("sdxl")
+    single = predict(pipe, "sdxl", device).component("vae")
+    for module in modules_of(pipe).values():
+        module.to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=True)
+    before = state_of(pipe)
+    caplog.clear()
+    profile = predict(pipe, "sdxl", device)
+    assert not caplog.records  # diffusers warns of the cast: not while a call is only followed
+    assert profile.component("vae").groups == single.groups
+    assert (profile.component("vae").dtype, profile.component("unet").dtype) == ("float32", "float16")
+    assert state_of(pipe) == before
+    # Weights are not what the pipeline itself holds.
+    assert max(stage.glue_bytes for stage in profile.stages) < single.weights.num_bytes
+
+
+def test_tiling_is_a_variant_where_it_saves_memory(device):
+    pipe = tiny_pipelines.build("wan")
+    pipe.vae.tile_sample_min_height = pipe.vae.tile_sample_min_width = 128
+    pipe.vae.tile_sample_stride_height = pipe.vae.tile_sample_stride_width = 120
+    profile = predict(pipe, "wan", device, height=240, width=240, num_frames=5)
+    (variant,) = profile.variants
+    assert variant.permission == "vae_tiling"
+    assert variant.stages[-1].activation_bytes < profile.stages[-1].activation_bytes
+    assert variant.stages[:-1] == profile.stages[:-1]
+    assert pipe.vae.use_tiling is False
+
+
+def test_tiling_that_changes_nothing_is_no_variant(device):
+    assert predict(tiny_pipelines.build("sd15"), "sd15", device).variants == ()
+
+
+def test_the_profile_names_its_sources(device):
+    profile = predict(
+        tiny_pipelines.build("sdxl"), "sdxl", device, target_size=(32, 32), generator=torch.Generator()
+    )
+    assert profile.offload_sequence[:2] == ("text_encoder", "text_encoder_2")
+    assert profile.workload.call_kwargs["prompt"] == "a cat"
+    assert profile.workload.call_kwargs["target_size"] == [32, 32]
+    assert profile.workload.call_kwargs["generator"] == "<Generator>"  # no address: equal calls are equal
+    assert profile.versions["torch"] == torch.__version__
+
+
+def test_pipelines_see_the_real_signatures_of_their_components(device, monkeypatch):
+    seen = []
+    pipe = tiny_pipelines.build("sd15")
+
+    def note(self, latents, *args, **kwargs):
+        seen.append(list(inspect.signature(self.unet.forward).parameters))
+        return original(self, latents, *args, **kwargs)
+
+    original = type(pipe).prepare_latents
+    monkeypatch.setattr(type(pipe), "prepare_latents", note)
+    predict(pipe, "sd15", device)
+    assert seen[0][:3] == ["sample", "timestep", "encoder_hidden_states"]
+
+
+def test_flux_at_real_size_matches_what_is_known_of_it():
+    with init_empty_weights():
+        transformer = FluxTransformer2DModel(guidance_embeds=True)
+    transformer.to(torch.bfloat16).eval()
+    others = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer, **others)
+    pipe.set_progress_bar_config(disable=True)
+    prompt = {"prompt_embeds": (1, 512, 4096), "pooled_prompt_embeds": (1, 768)}
+    embeds = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in prompt.items()}
+    call = {"height": 1024, "width": 1024, "num_inference_steps": 2, "output_type": "latent", **embeds}
+    (first, second) = record(pipe, **call).calls
+    assert first.trace is second.trace
+    assert 463 * MIB < live_and_peak_bytes(first.trace)[1] < 469 * MIB
+    flops = sum(entry.flops for entry in first.trace.tape if isinstance(entry, Work))
+    assert flops == pytest.approx(74.4e12, rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_what_is_no_pipeline_is_refused(device):
+    with pytest.raises(UsageError, match="Expected a diffusers pipeline; got Linear"):
+        predict_profile(nn.Linear(1, 1), call_kwargs={}, device=device)
+
+
+def test_an_unknown_argument_is_refused_with_the_known_ones(device):
+    with pytest.raises(UsageError, match=r"unexpected keyword argument 'hight'.*height"):
+        predict_profile(tiny_pipelines.build("flux"), call_kwargs={"hight": 32}, device=device)
+
+
+@pytest.mark.parametrize(
+    ("call_kwargs", "message"),
+    [
+        ({"height": 33}, "divisible by 8 but are 33"),
+        ({"prompt": 5}, "has to be of type"),
+        ({"num_inference_steps": "x"}, ""),
+    ],
+)
+def test_the_pipelines_own_checks_are_passed_on(call_kwargs, message, device):
+    pipe = tiny_pipelines.build("sd15")
+    before = state_of(pipe)
+    with pytest.raises(UsageError, match=f"StableDiffusionPipeline refused the call.*{message}") as caught:
+        predict(pipe, "sd15", device, **call_kwargs)
+    assert caught.value.__cause__ is not None
+    assert state_of(pipe) == before
+
+
+def test_a_component_that_looks_at_values_is_named(device):
+    pipe = tiny_pipelines.build("sd15")
+    block = pipe.unet.mid_block.resnets[0]
+    original = block.forward
+    block.forward = lambda x, *args: original(x * x.max().item(), *args)
+    before = state_of(pipe)
+    with pytest.raises(
+        TraceError, match=r"Cannot predict unet\.forward: DataDependentOutputException.*mid_block"
+    ):
+        predict(pipe, "sd15", device)
+    assert state_of(pipe) == before
+
+
+def test_a_component_whose_parts_do_not_match_is_named_without_a_log(device, caplog):
+    pipe = tiny_pipelines.build("sd15")
+    pipe.unet.conv_out = nn.Conv2d(3, 4, 1)
+    with pytest.raises(
+        TraceError, match=r"RuntimeError in its module 'conv_out': .*[^.]\. Prediction runs it"
+    ):
+        predict(pipe, "sd15", device)
+    assert caplog.text == ""
+
+
+def test_a_pipeline_that_looks_at_its_components_outputs_gets_zeros(device):
+    class Masking(StableDiffusionXLPipeline):
+        def encode_prompt(self, *args, **kwargs):
+            outputs = super().encode_prompt(*args, **kwargs)
+            assert outputs[0][outputs[0] > 0].numel() == 0
+            return outputs
+
+    pipe = Masking(**tiny_pipelines.build("sdxl").components)
+    pipe.set_progress_bar_config(disable=True)
+    # 150 prompts: embeddings above one mebibyte.
+    profile = predict(pipe, "sdxl", device, prompt=["a cat"] * 150, num_inference_steps=3)
+    assert stages_of(profile)[-2:] == [("unet", 3), ("vae.decode", 1)]

@@ -1,0 +1,1 @@
+"""This machine and GPUs by name: memory, rates, driver, packages."""

@@ -1,0 +1,168 @@
+"""What a machine has of all that autotune needs. Finds out without raising: what is broken is a finding here."""
+
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from vramtune.errors import UsageError
+from vramtune.machine import nvml
+from vramtune.machine.gpus import find_gpu
+from vramtune.schema import Device
+from vramtune.schema.machine import Accelerator, Host, Machine, Package
+
+PROC = Path("/proc")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+def examine() -> Machine:
+    """This machine, as it is now; the first look at an accelerator measures its rates, in about half a second."""
+    packages = tuple(installed_packages())
+    build, error, accelerator = None, None, None
+    try:
+        import torch
+    except (ImportError, OSError) as found:  # OSError: a shared library that it links is broken
+        error = str(found)
+    else:
+        build, accelerator = _build(torch), _accelerator()
+    return Machine(
+        packages=packages,
+        torch_build=build,
+        torch_error=error,
+        driver=nvml.driver(),
+        accelerator=accelerator,
+        host=_host(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Software
+
+
+def installed_packages() -> Iterator[Package]:
+    """Python and what vramtune's own metadata requires, beside what is installed."""
+    python = metadata.metadata("vramtune")["Requires-Python"]
+    yield _package("Python", python, platform.python_version())
+    for requirement in metadata.requires("vramtune") or ():
+        name, required = re.split(r"(?=[<>=!~])", requirement, maxsplit=1)
+        yield _package(name.strip(), required, _installed(name.strip()))
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str, required: str, found: str | None) -> Package:
+    least = required.removeprefix(">=")
+    is_supported = found is not None and _release(found) >= _release(least)
+    return Package(name=name, required=required, found=found, is_supported=is_supported)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, without what marks builds: 2.13.0+cpu is (2, 13, 0)."""
+    numbers = re.match(r"[\d.]*\d", version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
+
+
+def _build(torch: ModuleType) -> str:
+    if torch.version.cuda:
+        return f"CUDA {torch.version.cuda}"
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    return "CPU only"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Accelerator
+
+
+def _accelerator() -> Accelerator | None:
+    """The accelerator that PyTorch would use, probed; what goes wrong with it is said in `error`."""
+    import torch
+
+    from vramtune.machine.live import holders, live_device
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return None
+    target = torch.device(found.type, torch.accelerator.current_device_index())
+    name = torch.get_device_module(target).get_device_name(target)
+    device, error = None, None
+    try:
+        device = live_device(target)
+    except (
+        RuntimeError
+    ) as failure:  # PyTorch's for all that a device refuses: memory, kernels for its architecture
+        error = str(failure).splitlines()[0]
+    return Accelerator(
+        label=str(target),
+        count=torch.accelerator.device_count(),
+        name=name,
+        device=device,
+        error=error,
+        listed=_listed(name),
+        holders=holders(target),
+    )
+
+
+def _listed(name: str) -> Device | None:
+    try:
+        return find_gpu(name)
+    except UsageError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------
+# Host
+
+
+def _host() -> Host:
+    memory = _memory()
+    return Host(
+        total_bytes=memory.get("MemTotal"),
+        available_bytes=memory.get("MemAvailable"),
+        control_group_limit_bytes=min(_limits(), default=None),
+        locked_limit_bytes=_locked_limit(),
+    )
+
+
+def _memory() -> dict[str, int]:
+    """Linux's account of memory, in bytes; empty on other systems."""
+    account = PROC / "meminfo"
+    lines = account.read_text().splitlines() if account.exists() else []
+    return {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def _limits() -> Iterator[int]:
+    """Memory limits of this process's control group and of those that it is in, of both versions of the interface."""
+    membership = PROC / "self" / "cgroup"
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = CONTROL_GROUPS, "memory.max"
+        elif controllers == "memory":
+            root, name = CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = Path(path)
+        for place in (group, *group.parents):
+            # inside of a container the path is the host's, and only the root is there to read
+            limit = root / place.relative_to("/") / name
+            text = limit.read_text().strip() if limit.exists() else "max"
+            if text != "max" and int(text) < sys.maxsize // 2:  # version 1 writes "no limit" as a huge number
+                yield int(text)
+
+
+def _locked_limit() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,159 @@
+"""GPU facts by name, and for the GPU of this machine; rates that no data sheet gives are priors, listed here.
+
+`gpus.csv` holds one card a line. `source` says where its facts were read, `derived` which columns were computed
+instead: `float16_tflops` (dense, accumulating in float32) is multiprocessors x boost clock x FLOP per clock, 512
+on GeForce cards, which meets the NVIDIA whitepapers' figures (RTX 2080 Ti, 3090, 4090, 5090) within 0.3%;
+`usable_gib` is the lowest "total capacity" in PyTorch's out-of-memory messages on Linux for cards of that size.
+`memory_gib` is the nominal size. `aliases` say which card a short name means: H100 is the 80 GB SXM one.
+"""
+
+import csv
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+
+from vramtune.errors import UnknownNameError, UsageError
+from vramtune.machine.nvml import first_gpu
+from vramtune.schema import Device
+from vramtune.units import GIB, MIB, format_bytes
+
+# Priors: what a card's data sheet does not say. A measurement replaces them.
+
+CONTEXT_BYTES = 500 * MIB
+"""CUDA context with lazily loaded kernels: 200 to 550 MiB are reported; the upper half is the safe one."""
+WORKSPACE_BYTES = {
+    "Turing": 20 * MIB,
+    "Ampere": 20 * MIB,
+    "Ada": 20 * MIB,
+    "Hopper": 32 * MIB,
+    "Blackwell": 32 * MIB,
+}
+"""cuBLAS: 8.1 MiB, which opens a 20 MiB segment of PyTorch's allocator; 32 MiB from Hopper on."""
+LANE_BYTES_PER_SECOND = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
+"""By PCI Express generation, after encoding."""
+PINNED_FRACTION = 0.8
+"""Of the link, reached from page-locked memory: 11.5-12.3 of 15.8 GB/s (3.0 x16), 25 of 31.5 (4.0 x16)."""
+PAGEABLE_FRACTION = 0.5
+"""Of the pinned rate: 5-6 GB/s where pinned copies reach 11-12 (rapidsai/dask-cuda#98)."""
+PAGEABLE_BYTES_PER_SECOND = 8e9
+"""At most: the driver's copy through its own pinned buffer; 63 GB in 7.5 s on an H20 (vllm-omni#5922)."""
+READBACK_BYTES_PER_SECOND = 3e9
+"""At most: fresh pages are faulted in as they are filled; 2.3 GB/s (vllm-omni#5922), 5 GB/s (dask-cuda#98)."""
+OVERLAP_FRACTION = 0.95
+"""Copies lose a little to kernels that read the same memory; no published figure."""
+COPY_LATENCY_SECONDS = 10e-6
+"""Launch and set-up of one asynchronous copy; no published figure."""
+EFFICIENCY_FRACTION = {
+    "matmul": 0.70,
+    "convolution": 0.55,
+    "attention": 0.55,
+    "pointwise": 0.50,
+    "memory": 0.80,
+}
+"""Of the dense peak on shapes of a thousand and more: cuBLAS 60-80%, cuDNN's convolutions and FlashAttention-2 less."""
+LAUNCH_SECONDS = 4e-6
+"""Kernels shorter than this wait for the next launch: 3 to 5 microseconds."""
+
+MEMORY_TOLERANCE = 0.1  # what NVML calls total is up to 6.3% below the nominal size (ECC on L4, A10, L40S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A line of the table: the device and what it is called."""
+
+    device: Device
+    names: frozenset[str]
+    """Bare: without case, punctuation and brand; they mean this card and no other."""
+    model: str
+    """The bare name without the memory size, which several cards may share."""
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The names that `find_gpu` knows."""
+    return tuple(card.device.name for card in _cards())
+
+
+def gpus() -> tuple[Device, ...]:
+    """Every GPU of the table."""
+    return tuple(card.device for card in _cards())
+
+
+def find_gpu(name: str) -> Device:
+    """The GPU of that name: "4060", "rtx4060" and "NVIDIA GeForce RTX 4060" are one.
+
+    `UnknownNameError` lists near names; a `UsageError` lists the cards where memory sizes must be told apart.
+    """
+    if not isinstance(name, str):
+        raise UsageError(f'A GPU is named by a string, such as "RTX 4060"; got {name!r}.')
+    bare = _bare(name)
+    found = [card for card in _cards() if bare in card.names]
+    found = found or [card for card in _cards() if bare == card.model]
+    if not found:
+        raise UnknownNameError("GPU", name, gpu_names())
+    if len(found) > 1:
+        cards = " or ".join(repr(card.device.name) for card in found)
+        raise UsageError(f"GPU {name!r} is made with different memory sizes. Name {cards}.")
+    return found[0].device
+
+
+def this_gpu() -> Device:
+    """The first GPU that CUDA sees here, with no more usable bytes than are free now.
+
+    Name and free memory come from NVML, the rest from the table. `NoAcceleratorError` where there is none.
+    """
+    name, total_bytes, free_bytes = first_gpu()
+    bare = _bare(name)
+    alike = [card.device for card in _cards() if bare in {*card.names, card.model}]
+    # cards of one name and different memory are told apart by it
+    fitting = [d for d in alike if abs(d.total_bytes - total_bytes) <= MEMORY_TOLERANCE * d.total_bytes]
+    if not fitting:
+        raise UsageError(
+            f"This machine's GPU, {name!r} with {format_bytes(total_bytes)}, is not in the table: its arithmetic "
+            "rate, memory bandwidth and PCI Express link are unknown. Name the GPU most like it, such as "
+            'gpu="RTX 4060"; `vramtune gpus` lists them.'
+        )
+    return replace(fitting[0], usable_bytes=min(fitting[0].usable_bytes, free_bytes))
+
+
+@cache
+def _cards() -> tuple[Card, ...]:
+    with (files("vramtune.machine") / "gpus.csv").open(encoding="utf-8") as file:
+        return tuple(_card(row) for row in csv.DictReader(file))
+
+
+def _card(row: dict[str, str]) -> Card:
+    model = re.sub(r" \d+GB$", "", row["name"])
+    names = [row["name"], f"{model} {row['memory_gib']}GB", *filter(None, row["aliases"].split(";"))]
+    return Card(device=_device(row), names=frozenset(map(_bare, names)), model=_bare(model))
+
+
+def _device(row: dict[str, str]) -> Device:
+    pinned = PINNED_FRACTION * int(row["pcie_lanes"]) * LANE_BYTES_PER_SECOND[int(row["pcie_generation"])]
+    float16, float32 = (float(row[f"{dtype}_tflops"]) * 1e12 for dtype in ("float16", "float32"))
+    return Device(
+        name=row["name"],
+        total_bytes=int(row["memory_gib"]) * GIB,
+        usable_bytes=round(float(row["usable_gib"]) * GIB),
+        context_bytes=CONTEXT_BYTES,
+        workspace_bytes=WORKSPACE_BYTES[row["architecture"]],
+        pinned_copy_bytes_per_second=pinned,
+        pageable_copy_bytes_per_second=min(PAGEABLE_FRACTION * pinned, PAGEABLE_BYTES_PER_SECOND),
+        readback_bytes_per_second=min(PAGEABLE_FRACTION * pinned, READBACK_BYTES_PER_SECOND),
+        overlap_fraction=OVERLAP_FRACTION,
+        copy_latency_seconds=COPY_LATENCY_SECONDS,
+        flops_per_second={
+            "float32": float32,
+            "float16": float16,
+            # Turing's tensor cores have no bfloat16: it is emulated in float32
+            "bfloat16": float32 if row["architecture"] == "Turing" else float16,
+        },
+        memory_bytes_per_second=float(row["memory_gb_per_second"]) * 1e9,
+        efficiency_fraction=dict(EFFICIENCY_FRACTION),
+        launch_seconds=LAUNCH_SECONDS,
+    )
+
+
+def _bare(name: str) -> str:
+    """The name without case, punctuation and brand: "NVIDIA GeForce RTX 4060 Ti" is "4060ti"."""
+    return re.sub(r"nvidia|geforce|tesla|rtx|[^a-z0-9]", "", name.lower())
