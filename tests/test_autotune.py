@@ -7,11 +7,8 @@ import torch
 
 import vramtune
 from tests import tiny_pipelines
-from tests.simgpu.fixtures import built_sim, no_garbage, sim
 from vramtune.errors import BudgetError, UsageError
 from vramtune.units import GIB, MIB
-
-__all__ = ["built_sim", "no_garbage", "sim"]
 
 CALL = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL["flux"]}
 

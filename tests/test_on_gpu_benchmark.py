@@ -8,12 +8,9 @@ import torch
 
 from benchmarks import on_gpu, results_file
 from tests import tiny_pipelines
-from tests.simgpu.fixtures import built_sim, no_garbage, sim
 from vramtune import catalog
 from vramtune.catalog.pipelines import empty
 from vramtune.units import GIB
-
-__all__ = ["built_sim", "no_garbage", "sim"]
 
 
 def run(monkeypatch, tmp_path, *arguments: str) -> tuple[list[dict], str]:

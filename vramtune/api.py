@@ -41,8 +41,8 @@ def profile(
     that the pipeline refuses, `TraceError` for a forward that depends on data, `NoAcceleratorError` where no GPU
     is named and none is there.
     """
+    from vramtune.contract import refuse_tuned
     from vramtune.machine.gpus import find_gpu, this_gpu
-    from vramtune.offload.pipeline_class import refuse_tuned
 
     refuse_tuned(pipe)
     device = find_gpu(gpu) if gpu is not None else this_gpu()
@@ -92,16 +92,15 @@ def autotune(
     for bad arguments and for pipelines that something else places, `BudgetError` if nothing fits, `TraceError` if
     the call cannot be followed; the pipeline is then as it was.
     """
+    from vramtune.contract import expect_pipeline, refuse_placed, refuse_tuned
     from vramtune.machine.live import live_device, probe
-    from vramtune.offload.device import refuse_other_offloading, resolve_device
-    from vramtune.offload.pipeline_class import refuse_tuned
-    from vramtune.profiler.predict import expect_pipeline
+    from vramtune.offload.device import resolve_device
 
     target = resolve_device(device, gpu_id)
     asked = None if vram_gb is None else budget_bytes(vram_gb)
     expect_pipeline(pipe)
     refuse_tuned(pipe)
-    refuse_other_offloading(pipe)
+    refuse_placed(pipe)
     facts = live_device(target)
     budget = facts.usable_bytes if asked is None else asked
     search.check(facts, budget, _names(allow))

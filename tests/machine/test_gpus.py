@@ -97,7 +97,7 @@ def test_every_card_is_plausible() -> None:
 
 
 def test_every_fact_has_a_source_and_what_is_derived_is_a_column() -> None:
-    with (files("vramtune.profiler") / "gpus.csv").open(encoding="utf-8") as file:
+    with (files("vramtune.machine") / "gpus.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         assert row["source"]
@@ -208,5 +208,5 @@ def test_a_number_is_no_name() -> None:
 
 
 def test_the_table_needs_no_torch() -> None:
-    code = "import sys; from vramtune.profiler import device; gpus.gpus(); assert 'torch' not in sys.modules"
+    code = "import sys; from vramtune.machine import gpus; gpus.gpus(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,9 +5,6 @@ import torch
 
 from tests import tiny_pipelines
 from tests.offload.looks import output
-from tests.simgpu.fixtures import built_sim, no_garbage, sim
-
-__all__ = ["built_sim", "no_garbage", "sim"]
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_a_device_map(sim: ModuleType) -> None:
 def test_installed_twice(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     with install(pipe, planned("flux"), device="sim"):
-        refused(pipe, planned("flux", 0.7), "installed on this pipeline already")
+        refused(pipe, planned("flux", 0.7), "already installed on this pipeline")
 
 
 def test_weights_without_values(sim: ModuleType) -> None:

@@ -1,10 +1,7 @@
 import pytest
 
-from tests.simgpu.fixtures import built_sim, sim
 from vramtune.schema import Device
 from vramtune.units import GIB, MIB
-
-__all__ = ["built_sim", "device", "sim"]
 
 
 @pytest.fixture

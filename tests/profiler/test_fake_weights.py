@@ -4,14 +4,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload, cpu_offload_with_hook
-from diffusers.hooks import apply_group_offloading
+from accelerate import cpu_offload_with_hook
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tests import tiny_pipelines
-from vramtune.errors import UsageError
-from vramtune.profiler.fake_weights import modules_of, on_fake_weights, refuse_unsupported
+from vramtune.contract import modules_of, refuse_layer_offload
+from vramtune.profiler.fake_weights import on_fake_weights
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -117,31 +116,9 @@ def test_tensors_kept_by_cached_methods_are_forgotten(pipe):
 def test_a_model_offload_hook_is_away_and_back(pipe):
     _, hook = cpu_offload_with_hook(pipe.unet, execution_device="cpu")
     before = state_of(pipe)
-    refuse_unsupported(modules_of(pipe))
+    refuse_layer_offload(pipe)
     with on_fake_weights(pipe, MODE):
         assert not hasattr(pipe.unet, "_hf_hook")
         assert pipe.unet.forward.__func__ is type(pipe.unet).forward
     assert state_of(pipe) == before
     assert pipe.unet._hf_hook is hook.hook
-
-
-def test_sequential_offload_is_refused(pipe):
-    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
-    with pytest.raises(UsageError, match=r"'unet' is under sequential CPU offload.*remove_all_hooks"):
-        refuse_unsupported(modules_of(pipe))
-
-
-def test_group_offload_is_refused(pipe):
-    apply_group_offloading(
-        pipe.unet,
-        onload_device=torch.device("cpu"),
-        offload_type="leaf_level",
-    )
-    with pytest.raises(UsageError, match="'unet' is under diffusers' group offloading"):
-        refuse_unsupported(modules_of(pipe))
-
-
-def test_quantized_components_are_refused(pipe):
-    pipe.unet.quantization_method = "bitsandbytes"
-    with pytest.raises(UsageError, match=r"'unet' is quantized \(bitsandbytes\).*unquantized"):
-        refuse_unsupported(modules_of(pipe))

@@ -15,8 +15,8 @@ from torch import nn
 
 from tests import tiny_pipelines
 from tests.profiler.test_fake_weights import state_of
+from vramtune.contract import modules_of
 from vramtune.errors import TraceError, UsageError
-from vramtune.profiler.fake_weights import modules_of
 from vramtune.profiler.predict import predict_profile
 from vramtune.profiler.record import record_calls
 from vramtune.profiler.roofline import Work

@@ -10,9 +10,8 @@ from diffusers import DiffusionPipeline
 from tests import tiny_pipelines
 from tests.simgpu import load
 from tests.simgpu.stock_modes import MODES
-from vramtune.profiler.fake_weights import modules_of
+from vramtune.contract import METHODS, modules_of
 from vramtune.profiler.predict import predict_profile
-from vramtune.profiler.record import METHODS
 from vramtune.schema import Activity, Device, ModeEstimate, Profile, Stage, call_name
 from vramtune.tuner.stock_modes import stock_modes
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vramtune.contract import may_upcast, refuse_unmovable
 from vramtune.errors import UsageError
+from vramtune.layout import ring_bytes
 from vramtune.offload.groups import Group, Held, collect, collect_own, lay_out
 from vramtune.schema import Placement, Plan, WeightGroup
 from vramtune.units import format_bytes
@@ -37,7 +39,7 @@ class Unit:
     def ring_bytes(self, kept: int, num_slots: int) -> int:
         """Of the slots, when so many groups are kept while it runs."""
         absent = [group.num_bytes for group in self.groups[kept:]]
-        return min(num_slots * max(absent, default=0), sum(absent))
+        return ring_bytes(num_slots, largest_absent_bytes=max(absent, default=0), absent_bytes=sum(absent))
 
     def held_bytes(self, stage: int, kept: int, num_slots: int) -> int:
         """What it takes on the device in a stage."""
@@ -115,7 +117,8 @@ class Part:
 
 def bind(components: Mapping[str, nn.Module], plan: Plan, *, excluded: Iterable[str]) -> list[Part]:
     """The pipeline's components as parts; `UsageError` says what differs if the plan is for others."""
-    refuse_unsupported(components)
+    for name, module in components.items():
+        refuse_unmovable(name, module)
     differences = list(_differences(components, plan))
     if differences:
         more = len(differences) - MOST_DIFFERENCES
@@ -148,27 +151,6 @@ def vacant_part(name: str, plan: Plan) -> Part:
             kept, slots = list(placement.kept), [placement.num_slots] * len(placement.kept)
             part.units.append(Unit(placement, part, groups, kept, slots))
     return part
-
-
-def refuse_unsupported(components: Mapping[str, nn.Module]) -> None:
-    """Raise a `UsageError` for weights that cannot be moved as plain bytes."""
-    for name, module in components.items():
-        for attribute in ("quantization_method", "hf_quantizer"):
-            if getattr(module, attribute, None) is not None:
-                raise UsageError(
-                    f"Component {name!r} is quantized ({getattr(module, attribute)}). Quantized components cannot be "
-                    "moved yet; load it unquantized."
-                )
-        for path, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if type(tensor) not in (torch.Tensor, nn.Parameter):
-                raise UsageError(
-                    f"Weight {path!r} of component {name!r} is a {type(tensor).__name__}, which cannot be moved as "
-                    "plain bytes; load the component unquantized."
-                )
-            if tensor.is_meta:
-                raise UsageError(
-                    f"Weight {path!r} of component {name!r} is on the meta device: it has no values. Load the weights."
-                )
 
 
 def _refuse_shared(parts: list[Part]) -> None:
@@ -211,14 +193,8 @@ def _group_differences(
     found = lay_out(tensors)[1]
     # A pipeline may cast a component up before it uses it (SDXL its VAE), and is planned so.
     upcast = lay_out(t.to("meta").float() if t.is_floating_point() else t for t in tensors)[1]
-    may_upcast = bool(getattr(getattr(modules[""], "config", None), "force_upcast", False))
-    if group.weight_bytes != found and not (may_upcast and group.weight_bytes == upcast):
+    if group.weight_bytes != found and not (may_upcast(modules[""]) and group.weight_bytes == upcast):
         yield (
             f"{component}'s group {group.name!r} has {format_bytes(found)} where the plan has "
             f"{format_bytes(group.weight_bytes)}"
         )
-
-
-def modules_of(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's components that hold weights, by name."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}

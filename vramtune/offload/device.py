@@ -1,9 +1,6 @@
-"""Which device a pipeline is installed on: what `device` and `gpu_id` mean to diffusers, and its refusals."""
-
-from typing import Any
+"""Which device a pipeline is installed on: what `device` and `gpu_id` mean to diffusers."""
 
 import torch
-from accelerate.hooks import AlignDevicesHook, SequentialHook
 
 from vramtune.errors import NoAcceleratorError, UsageError
 
@@ -60,27 +57,3 @@ def _present(kind: str, index: int | None) -> torch.device:
     if not 0 <= index < count:
         raise UsageError(f"Device {kind}:{index} was asked for; there are {count}, counted from 0.")
     return torch.device(kind, index)
-
-
-def refuse_other_offloading(pipe: Any) -> None:
-    """Raise a `UsageError` for a pipeline that something else places already."""
-    if pipe._is_pipeline_device_mapped():
-        raise UsageError(
-            f"The pipeline has a device map ({pipe.hf_device_map}). Call pipe.reset_device_map() first."
-        )
-    if pipe._maybe_raise_error_if_group_offload_active(raise_error=False):
-        raise UsageError(
-            "Components of the pipeline are under diffusers' group offloading, which has no off switch. Build the "
-            "pipeline anew without it."
-        )
-    try:
-        pipe._maybe_raise_error_if_tensor_parallel_active()
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    for name, part in pipe.components.items():
-        hooks = (getattr(module, "_hf_hook", None) for module in getattr(part, "modules", list)())
-        if any(isinstance(hook, AlignDevicesHook | SequentialHook) for hook in hooks):
-            raise UsageError(
-                f"Component {name!r} is under sequential CPU offload (or another per-layer accelerate hook). Call "
-                "pipe.remove_all_hooks() first."
-            )

@@ -12,10 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from vramtune.layout import round_up
 from vramtune.offload.pinned import pinned_buffer
-
-ALIGNMENT_BYTES = 512
-"""Of each tensor in a flat buffer; as PyTorch's own allocators, so that kernels choose as they would elsewhere."""
 
 
 class Owner(NamedTuple):
@@ -171,7 +169,7 @@ def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Span], int]:
     for tensor in tensors:
         num_bytes = tensor.numel() * tensor.element_size()
         spans.append(Span(end, num_bytes, tensor.dtype, tensor.shape, dense_stride(tensor)))
-        end += -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        end += round_up(num_bytes)
     return spans, end
 
 

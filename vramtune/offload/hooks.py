@@ -9,11 +9,9 @@ from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_mo
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from vramtune.contract import METHODS
 from vramtune.offload.binding import Part, Unit
 from vramtune.offload.groups import Group
-
-METHODS = ("forward", "encode", "decode")
-"""What pipelines call of a component."""
 
 
 class ComponentHook(CpuOffload):  # type: ignore[misc]

@@ -11,13 +11,21 @@ import torch
 from accelerate.utils import send_to_device
 from torch.utils._pytree import tree_leaves
 
+from vramtune.contract import (
+    excluded_components,
+    installation_of,
+    modules_of,
+    refuse_placed,
+    refuse_quantized,
+    refuse_tuned,
+)
 from vramtune.errors import UsageError
-from vramtune.offload.binding import Part, bind, bind_part, modules_of, vacant_part
+from vramtune.offload.binding import Part, bind, bind_part, vacant_part
 from vramtune.offload.conductor import Conductor
-from vramtune.offload.device import refuse_other_offloading, resolve_device
+from vramtune.offload.device import resolve_device
 from vramtune.offload.hooks import hook_component, restore_methods, unhook_component
 from vramtune.offload.meter import Watch
-from vramtune.offload.pipeline_class import Disguise, is_tuned, refuse_tuned
+from vramtune.offload.pipeline_class import Disguise
 from vramtune.offload.retry import limited, remember_draws, with_room
 from vramtune.schema import Measurement, Plan
 
@@ -43,7 +51,8 @@ def install(
             f"This plan is for a {plan.pipeline_class}; the pipeline is a {type(pipe).__name__}. Make a plan for it."
         )
     refuse_tuned(pipe)
-    refuse_other_offloading(pipe)
+    refuse_placed(pipe)
+    refuse_quantized(pipe)
     return Installation(pipe, plan, target, Watch(target, context_bytes))
 
 
@@ -54,7 +63,7 @@ class Installation:
         self.plan, self.device = plan, device
         self._pipe, self._watch = pipe, watch
         self._limit_bytes = plan.budget_bytes - (watch.context_bytes or 0)
-        self._parts = bind(modules_of(pipe), plan, excluded=pipe._exclude_from_cpu_offload)
+        self._parts = bind(modules_of(pipe), plan, excluded=excluded_components(pipe))
         self._lock = threading.RLock()
         self._num_calls = 0  # of the pipeline, that are running one inside the other
         self._running: set[Part] = set()
@@ -84,7 +93,7 @@ class Installation:
     @property
     def is_installed(self) -> bool:
         """Whether the plan is at work: until `remove()`."""
-        return is_tuned(self._pipe, by=self)
+        return installation_of(self._pipe) is self
 
     @property
     def measured(self) -> Measurement | None:
@@ -206,8 +215,8 @@ class Installation:
                 self._adopt(part)
 
     @property
-    def _excluded(self) -> list[str]:
-        return list(self._pipe._exclude_from_cpu_offload)
+    def _excluded(self) -> tuple[str, ...]:
+        return excluded_components(self._pipe)
 
     # ------------------------------------------------------------------------------------------------
     # What the components' methods become

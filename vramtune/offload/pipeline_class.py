@@ -11,10 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from vramtune.errors import UsageError
+from vramtune.contract import INSTALLATION, stock_offload_device, switched_off_tiling
 from vramtune.schema import Plan
-
-ATTRIBUTE = "_vramtune_installation"
 
 
 class Host(Protocol):
@@ -33,21 +31,6 @@ class Host(Protocol):
         """Undo the installation."""
 
 
-def refuse_tuned(pipe: Any) -> None:
-    """Raise a `UsageError` if a plan is installed on the pipeline."""
-    if is_tuned(pipe):
-        raise UsageError(
-            "A plan is installed on this pipeline already. Call remove() on what autotune or install returned, or "
-            "pipe.remove_all_hooks()."
-        )
-
-
-def is_tuned(pipe: Any, *, by: Host | None = None) -> bool:
-    """Whether a plan is installed on the pipeline (by that installation)."""
-    installation = vars(type(pipe)).get(ATTRIBUTE)
-    return installation is not None and (by is None or installation is by)
-
-
 class Disguise:
     """What installing changes of the pipeline itself, and how it was."""
 
@@ -55,9 +38,7 @@ class Disguise:
         self._pipe, self._kind = pipe, type(pipe)
         self._tuned_kind = _tuned_class(type(pipe), installation)
         self._tiled = [part for part in _tileable(pipe) if "vae_tiling" in plan.permissions]
-        self._stock_device = (
-            getattr(pipe, "_offload_device", None) if getattr(pipe, "_all_hooks", None) else None
-        )
+        self._stock_device = stock_offload_device(pipe)
 
     def put_on(self) -> None:
         """Take stock offloading off, switch on what the plan was permitted, take the methods over."""
@@ -77,7 +58,7 @@ class Disguise:
 
 
 def _tileable(pipe: Any) -> list[Any]:
-    return [part for part in pipe.components.values() if getattr(part, "use_tiling", None) is False]
+    return [part for part in pipe.components.values() if switched_off_tiling(part)]
 
 
 def _tuned_class(kind: type[Any], installation: Host) -> type[Any]:
@@ -112,7 +93,7 @@ def _tuned_class(kind: type[Any], installation: Host) -> type[Any]:
         return kind.to(self, dtype=dtypes[0]) if dtypes else self
 
     body = {
-        ATTRIBUTE: installation,
+        INSTALLATION: installation,
         "__call__": call,
         "maybe_free_model_hooks": maybe_free_model_hooks,
         "enable_model_cpu_offload": enable_model_cpu_offload,

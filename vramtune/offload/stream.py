@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from vramtune.layout import next_place
 from vramtune.offload.groups import Group, views
 
 ENDLESS = 1 << 62
@@ -115,7 +116,7 @@ class Place:
 class Ring:
     """A flat device buffer that a placement's streamed groups pass through, first in, first out.
 
-    A place never wraps around the end, as in `vramtune.tuner.schedule`.
+    Places as in `vramtune.layout`, where the planner has its own from.
     """
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
@@ -167,8 +168,7 @@ class Ring:
         self.waiting.clear()
 
     def _start(self, group: Group) -> int:
-        left = self.num_bytes - self._head % self.num_bytes
-        return self._head if group.num_bytes <= left else self._head + left
+        return next_place(self._head, group.num_bytes, self.num_bytes)
 
 
 @dataclass(slots=True, eq=False)

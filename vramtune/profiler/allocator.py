@@ -8,9 +8,9 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from vramtune.layout import ALIGNMENT_BYTES, round_up
 from vramtune.units import MIB
 
-SMALLEST_BLOCK_BYTES = 512
 SMALL_REQUEST_BYTES = MIB
 SMALL_SEGMENT_BYTES = 2 * MIB
 MEDIUM_REQUEST_BYTES = 10 * MIB
@@ -20,7 +20,7 @@ LARGE_SEGMENT_ROUNDING_BYTES = 2 * MIB
 
 def rounded_bytes(num_bytes: int) -> int:
     """What a request of `num_bytes` takes from its block."""
-    return max(1, -(-num_bytes // SMALLEST_BLOCK_BYTES)) * SMALLEST_BLOCK_BYTES
+    return max(ALIGNMENT_BYTES, round_up(num_bytes))
 
 
 def segment_bytes(block_bytes: int) -> int:
@@ -29,7 +29,7 @@ def segment_bytes(block_bytes: int) -> int:
         return SMALL_SEGMENT_BYTES
     if block_bytes < MEDIUM_REQUEST_BYTES:
         return MEDIUM_SEGMENT_BYTES
-    return -(-block_bytes // LARGE_SEGMENT_ROUNDING_BYTES) * LARGE_SEGMENT_ROUNDING_BYTES
+    return round_up(block_bytes, LARGE_SEGMENT_ROUNDING_BYTES)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -110,7 +110,7 @@ def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
     An event is (key, bytes), allocated, or (key, -bytes), freed. Cached segments are not given back, so what is
     reserved in the end is the peak.
     """
-    small = Pool(least_rest_bytes=SMALLEST_BLOCK_BYTES)
+    small = Pool(least_rest_bytes=ALIGNMENT_BYTES)
     large = Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
     in_use: dict[int, tuple[Pool, Block]] = {}
     reserved = next_address = 0

@@ -4,58 +4,22 @@ import copy
 import functools
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CellType
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.hooks import AlignDevicesHook
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vramtune.errors import UsageError
+from vramtune.contract import drop_offload_hook, modules_of, quieten
 
 _PLAIN_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 _EMPTY_CELL = CellType()
-
-
-def modules_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The pipeline's components that hold weights, by name."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-
-
-def refuse_unsupported(components: Mapping[str, nn.Module]) -> None:
-    """Raise a `UsageError` for components whose weights are not plainly theirs."""
-    for name, component in components.items():
-        for module in component.modules():
-            _refuse_offload_hooks(name, component, module)
-        for attribute in ("quantization_method", "hf_quantizer"):
-            if getattr(component, attribute, None) is not None:
-                raise UsageError(
-                    f"Component {name!r} is quantized ({getattr(component, attribute)}). Quantized components "
-                    "cannot be profiled yet; load it unquantized."
-                )
-
-
-def _refuse_offload_hooks(name: str, component: nn.Module, module: nn.Module) -> None:
-    hook = getattr(module, "_hf_hook", None)
-    if hook is not None and (
-        module is not component or (isinstance(hook, AlignDevicesHook) and hook.offload)
-    ):
-        raise UsageError(
-            f"Component {name!r} is under sequential CPU offload (or another per-layer accelerate hook). "
-            "Call pipe.remove_all_hooks() first."
-        )
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is not None and any("group_offloading" in hook_name for hook_name in registry.hooks):
-        raise UsageError(
-            f"Component {name!r} is under diffusers' group offloading, which has no off switch. "
-            "Build the pipeline anew without it."
-        )
 
 
 @contextmanager
@@ -118,15 +82,10 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _prepare_pipeline(pipe: DiffusionPipeline) -> None:
-    # Written past DiffusionPipeline.__setattr__, which would register the copies in the pipeline's config.
-    own = vars(pipe)
-    own["_progress_bar_config"] = {"disable": True}
-    # With no hooks on record, `maybe_free_model_hooks` at the end of the call moves nothing.
-    own["_all_hooks"] = []
-    own.pop("maybe_free_model_hooks", None)
+    quieten(pipe)
     for name, part in pipe.components.items():
         if hasattr(part, "set_timesteps"):
-            own[name] = copy.deepcopy(part)
+            vars(pipe)[name] = copy.deepcopy(part)  # past `__setattr__`, which would register the copy
 
 
 def _disguise(modules: list[nn.Module], mode: FakeTensorMode) -> None:
@@ -141,7 +100,7 @@ def _disguise(modules: list[nn.Module], mode: FakeTensorMode) -> None:
         return fakes[tensor]
 
     for module in modules:
-        _drop_offload_hook(module)
+        drop_offload_hook(module)
         for slots in (module._parameters, module._buffers):
             for name, tensor in slots.items():
                 slots[name] = fake_of(tensor)  # type: ignore[assignment]
@@ -153,13 +112,6 @@ def _fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     with mode:
         fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
     return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
-
-
-def _drop_offload_hook(module: nn.Module) -> None:
-    # Without hooks the pipeline executes where its weights are: on the CPU of the fakes.
-    own = vars(module)
-    if own.pop("_hf_hook", None) is not None and (forward := own.pop("_old_forward", None)) is not None:
-        own["forward"] = forward
 
 
 def _apply_to_fakes(

@@ -6,8 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from diffusers import DiffusionPipeline
 
+from vramtune.contract import (
+    excluded_components,
+    expect_pipeline,
+    offload_sequence,
+    refuse_layer_offload,
+    refuse_quantized,
+)
 from vramtune.errors import TraceError, UsageError, VramtuneError
-from vramtune.profiler.fake_weights import modules_of, refuse_unsupported
 from vramtune.profiler.inventory import weigh_component
 from vramtune.profiler.record import Recording, Trace, record_calls
 from vramtune.profiler.stages import build_stages
@@ -46,26 +52,17 @@ def predict_profile(
         components=components,
         stages=stages,
         variants=_variants(recording, stages, by_name, device),
-        offload_sequence=tuple(filter(None, (pipe.model_cpu_offload_seq or "").split("->"))),
-        excluded=tuple(pipe._exclude_from_cpu_offload),
+        offload_sequence=offload_sequence(pipe),
+        excluded=excluded_components(pipe),
         versions={name: _version(name) for name in ("torch", "diffusers", "transformers", "vramtune")},
     )
-
-
-def expect_pipeline(pipe: object) -> None:
-    """Raise a `UsageError` for anything but a pipeline of diffusers', such as a model's name."""
-    if not isinstance(pipe, DiffusionPipeline):
-        raise UsageError(
-            f"Expected a diffusers pipeline; got {type(pipe).__name__}. Load one with "
-            "`DiffusionPipeline.from_pretrained`; to predict, one without weights will do "
-            "(`from vramtune import catalog; catalog.load(...)`)."
-        )
 
 
 def _checked(pipe: DiffusionPipeline, call_kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments to trace with; a `UsageError` before anything is touched."""
     expect_pipeline(pipe)
-    refuse_unsupported(modules_of(pipe))
+    refuse_layer_offload(pipe)
+    refuse_quantized(pipe)
     accepted = inspect.signature(type(pipe).__call__)
     try:
         accepted.bind(pipe, **call_kwargs)

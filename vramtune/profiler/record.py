@@ -18,14 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from vramtune.contract import METHODS, blocks_by_shell, modules_of, switched_off_tiling
 from vramtune.errors import TraceError
-from vramtune.profiler.fake_weights import modules_of, on_fake_weights, restored
+from vramtune.profiler.fake_weights import on_fake_weights, restored
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.signature import describe
 from vramtune.profiler.tracker import Entry, Tracker, Usage, Weight
 from vramtune.schema import call_name
-
-METHODS = ("forward", "encode", "decode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,25 +116,11 @@ def _quiet_libraries() -> Iterator[None]:
 
 def part_of(component: nn.Module) -> Part:
     """What the inventory needs to know of a component besides its calls."""
-    named = getattr(component, "_group_offload_block_modules", None)
     return Part(
         class_name=type(component).__name__,
         weights=tuple(weights_of(component).values()),
-        shells=dict(shells_of(component, "", frozenset(named or ()))),
+        shells=blocks_by_shell(component),
     )
-
-
-def shells_of(module: nn.Module, path: str, named: frozenset[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Shells and their blocks: the elements of direct children that are lists, but not in children of a name in
-    `named`, which are shells themselves (`_apply_group_offloading_block_level` in diffusers)."""
-    prefix = f"{path}." if path else ""
-    blocks: list[str] = []
-    for name, child in module.named_children():
-        if name in named:
-            yield from shells_of(child, prefix + name, named)
-        elif isinstance(child, nn.ModuleList | nn.Sequential):
-            blocks += [f"{prefix}{name}.{number}" for number in range(len(child))]
-    yield path, tuple(blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -212,7 +197,7 @@ class Recorder:
         return self._traces[key]
 
     def _tiled(self, target: Target, inputs: Any) -> Trace | None:
-        if getattr(target.module, "use_tiling", None) is not False:
+        if not switched_off_tiling(target.module):
             return None
         with restored([target.module]):
             target.module.enable_tiling()  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from vramtune.layout import ring_bytes
 from vramtune.schema.files import Saved
 from vramtune.schema.frames import frame_of
 from vramtune.schema.profile import WeightGroup, Workload
@@ -67,7 +68,9 @@ class Placement:
     def slot_bytes(self, stage: int) -> int:
         """Bytes of the ring of slots in a stage: 0 where nothing is streamed."""
         absent = [group.weight_bytes for group in self.groups[self.kept[stage] :]]
-        return min(self.num_slots * max(absent), sum(absent)) if self.active[stage] and absent else 0
+        if not (self.active[stage] and absent):
+            return 0
+        return ring_bytes(self.num_slots, largest_absent_bytes=max(absent), absent_bytes=sum(absent))
 
     def role(self, stage: int) -> Role:
         """The label a user reads for one stage."""

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from vramtune.layout import ring_bytes
 from vramtune.schema import Activity, Component, Device, PlannedStage, Profile, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
@@ -44,7 +45,8 @@ class Unit:
 
     def ring_bytes(self, kept: int, num_slots: int) -> int:
         """Bytes of the slots when `kept` groups are kept while the unit runs."""
-        return min(num_slots * self.largest[kept], self.prefix[-1] - self.prefix[kept])
+        absent_bytes = self.prefix[-1] - self.prefix[kept]
+        return ring_bytes(num_slots, largest_absent_bytes=self.largest[kept], absent_bytes=absent_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,11 @@ def make_unit(component: str, methods: tuple[str, ...], groups: tuple[WeightGrou
     sizes = tuple(group.weight_bytes for group in groups)
     prefix = tuple(accumulate(sizes, initial=0))
     largest = tuple(reversed(list(accumulate(reversed(sizes), max, initial=0))))
-    needed = [prefix[k] + min(DEFAULT_SLOTS * largest[k], prefix[-1] - prefix[k]) for k in range(len(prefix))]
+    needed = [
+        prefix[k]
+        + ring_bytes(DEFAULT_SLOTS, largest_absent_bytes=largest[k], absent_bytes=prefix[-1] - prefix[k])
+        for k in range(len(prefix))
+    ]
     least_kept = min(range(1, len(prefix)), key=lambda k: (needed[k], k))
     return Unit(
         component=component,
@@ -208,7 +214,7 @@ def _num_oversize(sizes: list[int]) -> int:
     """How many of the largest groups need fewer bytes kept than streamed; sizes in falling order."""
     kept, rest, needed = 0, sum(sizes), []
     for size in [*sizes, 0]:
-        needed.append(kept + min(DEFAULT_SLOTS * size, rest))
+        needed.append(kept + ring_bytes(DEFAULT_SLOTS, largest_absent_bytes=size, absent_bytes=rest))
         kept, rest = kept + size, rest - size
     return needed.index(min(needed))
 

@@ -9,6 +9,7 @@ are done. Nothing is copied back, and no copy starts before its stage does.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from vramtune.layout import next_place
 from vramtune.tuner.problem import Problem, StageProblem, Unit
 
 # Iterations simulated one by one; the others repeat the mean period of those after the warm-up, over which the
@@ -119,10 +120,7 @@ class _Ring:
 
     def place(self, num_bytes: int) -> float:
         """Take the next place; returns when the visits that it overwrites are done, in seconds."""
-        start = self.head
-        left = self.num_bytes - start % self.num_bytes
-        if num_bytes > left:
-            start += left
+        start = next_place(self.head, num_bytes, self.num_bytes)
         self.starts.append(start)
         self.head = start + num_bytes
         overwritten = self.head - self.num_bytes

@@ -1,3 +1,0 @@
-from tests.simgpu.fixtures import built_sim, no_garbage, sim
-
-__all__ = ["built_sim", "no_garbage", "sim"]

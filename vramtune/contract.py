@@ -1,0 +1,211 @@
+"""What we know of diffusers and accelerate and rely on, all of it; each private name with its upstream file.
+
+Read from diffusers 0.42 and accelerate 1.15. When a release changes one of these names, this file is where it
+shows, and where it is mended.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, SequentialHook
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from vramtune.errors import UsageError
+
+METHODS = ("forward", "encode", "decode")
+"""What pipelines call of a component."""
+INSTALLATION = "_vramtune_installation"
+"""Attribute of a tuned pipeline's class: who installed the plan."""
+QUANTIZATION_ATTRIBUTES = ("quantization_method", "hf_quantizer")
+"""Set on quantized models: the first in `diffusers/models/modeling_utils.py`, both in `transformers/modeling_utils.py`."""
+
+
+def expect_pipeline(pipe: object) -> None:
+    """Raise a `UsageError` for anything but a diffusers pipeline, such as a model's name."""
+    if not isinstance(pipe, DiffusionPipeline):
+        raise UsageError(
+            f"Expected a diffusers pipeline; got {type(pipe).__name__}. Load one with "
+            "`DiffusionPipeline.from_pretrained`; to predict, one without weights will do "
+            "(`from vramtune import catalog; catalog.load(...)`)."
+        )
+
+
+def modules_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The pipeline's components that hold weights, by name."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def offload_sequence(pipe: DiffusionPipeline) -> tuple[str, ...]:
+    """Components in the order in which stock offload chains them (`model_cpu_offload_seq`)."""
+    return tuple(filter(None, (pipe.model_cpu_offload_seq or "").split("->")))
+
+
+def excluded_components(pipe: DiffusionPipeline) -> tuple[str, ...]:
+    """Components that the pipeline excludes from offload.
+
+    `_exclude_from_cpu_offload` in `diffusers/pipelines/pipeline_utils.py`.
+    """
+    return tuple(pipe._exclude_from_cpu_offload)
+
+
+def stock_offload_device(pipe: DiffusionPipeline) -> torch.device | None:
+    """The device of `enable_model_cpu_offload`, or None where it is not on.
+
+    `_offload_device` and `_all_hooks` in `diffusers/pipelines/pipeline_utils.py`.
+    """
+    is_on = bool(getattr(pipe, "_all_hooks", None))
+    return getattr(pipe, "_offload_device", None) if is_on else None
+
+
+def switched_off_tiling(component: object) -> bool:
+    """Whether a component could decode tile by tile, and does not.
+
+    `use_tiling` is set by `enable_tiling` in `diffusers/models/autoencoders/vae.py` (`AutoencoderMixin`).
+    """
+    return getattr(component, "use_tiling", None) is False
+
+
+def may_upcast(component: nn.Module) -> bool:
+    """Whether a pipeline may cast this component to float32 before it uses it (`force_upcast`: SDXL its VAE)."""
+    return bool(getattr(getattr(component, "config", None), "force_upcast", False))
+
+
+def blocks_by_shell(component: nn.Module) -> dict[str, tuple[str, ...]]:
+    """What block-level group offload hooks around, with the blocks in each that move by themselves.
+
+    A shell is the component ("") or a module that it names. Blocks are the elements of direct children that are
+    lists, but not in named children, which are shells themselves (`_apply_group_offloading_block_level` in
+    `diffusers/hooks/group_offloading.py`, `_group_offload_block_modules` in `diffusers/models/modeling_utils.py`).
+    """
+    named = frozenset(getattr(component, "_group_offload_block_modules", None) or ())
+    return dict(_shells(component, "", named))
+
+
+def _shells(module: nn.Module, path: str, named: frozenset[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    prefix = f"{path}." if path else ""
+    blocks: list[str] = []
+    for name, child in module.named_children():
+        if name in named:
+            yield from _shells(child, prefix + name, named)
+        elif isinstance(child, nn.ModuleList | nn.Sequential):
+            blocks += [f"{prefix}{name}.{number}" for number in range(len(child))]
+    yield path, tuple(blocks)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def installation_of(pipe: object) -> object | None:
+    """Who installed a plan on the pipeline, or None."""
+    return vars(type(pipe)).get(INSTALLATION)
+
+
+def refuse_tuned(pipe: object) -> None:
+    """Raise a `UsageError` if a plan is installed on the pipeline."""
+    if installation_of(pipe) is not None:
+        raise UsageError(
+            "A plan is already installed on this pipeline. Call remove() on what autotune or install returned, or "
+            "pipe.remove_all_hooks()."
+        )
+
+
+def refuse_quantized(pipe: DiffusionPipeline) -> None:
+    """Raise a `UsageError` for quantized components, whose weights are not plain tensors."""
+    for name, component in modules_of(pipe).items():
+        for attribute in QUANTIZATION_ATTRIBUTES:
+            if getattr(component, attribute, None) is not None:
+                raise UsageError(
+                    f"Component {name!r} is quantized ({getattr(component, attribute)}). vramtune does not support "
+                    "quantized components yet; load it unquantized."
+                )
+
+
+def refuse_layer_offload(pipe: DiffusionPipeline) -> None:
+    """Raise a `UsageError` for components whose layers something else moves in and out.
+
+    `_hf_hook` in `accelerate/hooks.py`; `_diffusers_hook` in `diffusers/hooks/hooks.py`, whose entries of group
+    offload are called `group_offloading` (`diffusers/hooks/group_offloading.py`).
+    """
+    for name, component in modules_of(pipe).items():
+        for module in component.modules():
+            hook = getattr(module, "_hf_hook", None)
+            is_offloaded = isinstance(hook, AlignDevicesHook) and hook.offload
+            if hook is not None and (module is not component or is_offloaded):
+                raise _under_layer_hooks(name)
+            registry = getattr(module, "_diffusers_hook", None)
+            if registry is not None and any("group_offloading" in entry for entry in registry.hooks):
+                raise UsageError(
+                    f"Component {name!r} is under diffusers' group offloading, which has no off switch. Build the "
+                    "pipeline again without it."
+                )
+
+
+def refuse_placed(pipe: DiffusionPipeline) -> None:
+    """Raise a `UsageError` for a pipeline whose components something else keeps on devices.
+
+    `_is_pipeline_device_mapped`, `_maybe_raise_error_if_tensor_parallel_active` in
+    `diffusers/pipelines/pipeline_utils.py`.
+    """
+    if pipe._is_pipeline_device_mapped():
+        raise UsageError(
+            f"The pipeline has a device map ({pipe.hf_device_map}). Call pipe.reset_device_map() first."
+        )
+    refuse_layer_offload(pipe)
+    try:
+        pipe._maybe_raise_error_if_tensor_parallel_active()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for name, component in modules_of(pipe).items():
+        hooks = (getattr(module, "_hf_hook", None) for module in component.modules())
+        if any(isinstance(hook, AlignDevicesHook | SequentialHook) for hook in hooks):
+            raise _under_layer_hooks(name)
+
+
+def _under_layer_hooks(component: str) -> UsageError:
+    return UsageError(
+        f"Component {component!r} is under sequential CPU offload (or another accelerate hook on its layers). Call "
+        "pipe.remove_all_hooks() first."
+    )
+
+
+def refuse_unmovable(component: str, module: nn.Module) -> None:
+    """Raise a `UsageError` for weights that cannot be moved as plain bytes: tensor subclasses, meta tensors."""
+    for path, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if type(tensor) not in (torch.Tensor, nn.Parameter):
+            raise UsageError(
+                f"Weight {path!r} of component {component!r} is a {type(tensor).__name__}, which cannot be moved as "
+                "plain bytes; load the component unquantized."
+            )
+        if tensor.is_meta:
+            raise UsageError(
+                f"Weight {path!r} of component {component!r} is on the meta device: it has no values. Load the weights."
+            )
+
+
+# ---------------------------------------------------------------------------------------------------
+# To follow a call without running it
+
+
+def quieten(pipe: DiffusionPipeline) -> None:
+    """Switch off the progress bar and the stock hooks of a pipeline that is about to be traced.
+
+    Written past `DiffusionPipeline.__setattr__`, which would register the values in the pipeline's config. With no
+    hooks on record, `maybe_free_model_hooks` at the end of the call moves nothing.
+    """
+    own: dict[str, Any] = vars(pipe)
+    own["_progress_bar_config"] = {"disable": True}
+    own["_all_hooks"] = []
+    own.pop("maybe_free_model_hooks", None)
+
+
+def drop_offload_hook(module: nn.Module) -> None:
+    """Take accelerate's hook off a module without telling it (`_hf_hook`, `_old_forward` in `accelerate/hooks.py`).
+
+    Without hooks a pipeline executes where its weights are.
+    """
+    own = vars(module)
+    if own.pop("_hf_hook", None) is not None and (forward := own.pop("_old_forward", None)) is not None:
+        own["forward"] = forward
