@@ -96,11 +96,11 @@ def _profile_card(profile: Profile) -> Card:
 def _profile_facts(profile: Profile) -> Iterable[Fact]:
     compute = sum(stage.num_iterations * stage.seconds for stage in profile.stages)
     weights = sum(component.weights.num_bytes for component in profile.components)
-    largest = max(profile.stages, key=lambda stage: stage.activation_bytes + stage.glue_bytes)
+    largest = max(profile.stages, key=lambda stage: stage.activation_bytes + stage.pipeline_bytes)
     yield Fact(label="weights", value=format_bytes(weights), source=profile.source)
     yield Fact(
         label="activations at most",
-        value=format_bytes(largest.activation_bytes + largest.glue_bytes),
+        value=format_bytes(largest.activation_bytes + largest.pipeline_bytes),
         note=f"in {largest.name}",
         source=profile.source,
     )

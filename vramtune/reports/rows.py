@@ -110,8 +110,8 @@ class ModeRow:
     compute_seconds: float
     exposed_copy_seconds: float
     """The rest of its seconds: the GPU's arithmetic waits for copies, in or out."""
-    copied_in_bytes: int
-    copied_out_bytes: int
+    moved_bytes: int
+    moved_back_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +232,7 @@ def _stage_row(profile: Profile, plan: Plan, index: int, stage: Stage, estimate:
         num_iterations=stage.num_iterations,
         kept_bytes=kept_bytes + _unplanned_bytes(profile, plan),
         slot_bytes=sum(placement.slot_bytes(index) for placement in plan.placements),
-        activation_bytes=stage.activation_bytes + stage.glue_bytes,
+        activation_bytes=stage.activation_bytes + stage.pipeline_bytes,
         fixed_bytes=profile.device.context_bytes + profile.device.workspace_bytes,
         peak_bytes=estimate.peak_bytes,
         seconds=estimate.seconds,
@@ -263,8 +263,8 @@ def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
             plan_ratio=mode.seconds / plan.seconds if plan else None,
             compute_seconds=mode.compute_seconds,
             exposed_copy_seconds=max(mode.seconds - mode.compute_seconds, 0.0),  # no less, but for rounding
-            copied_in_bytes=mode.copied_in_bytes,
-            copied_out_bytes=mode.copied_out_bytes,
+            moved_bytes=mode.moved_bytes,
+            moved_back_bytes=mode.moved_back_bytes,
         )
         for mode in comparison.modes
     )

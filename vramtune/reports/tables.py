@@ -165,8 +165,8 @@ def mode_grid(comparison: Comparison) -> Grid:
         (Column(heading="time"), lambda row: _time(row.seconds, of=longest)),
         (Column(heading="times as long"), lambda row: _ratio(row.plan_ratio)),
         (Column(heading="waiting for copies"), lambda row: _time(row.exposed_copy_seconds)),
-        (_in_gib("copied in"), lambda row: _gib(row.copied_in_bytes)),
-        (_in_gib("copied out"), lambda row: _gib(row.copied_out_bytes)),
+        (_in_gib("copied in"), lambda row: _gib(row.moved_bytes)),
+        (_in_gib("copied out"), lambda row: _gib(row.moved_back_bytes)),
         marked=next((index for index, row in enumerate(rows) if row.mode == PLAN_MODE), None),
     )
 

@@ -224,7 +224,7 @@ def activity_table(profile: Profile) -> RenderableType:
     for stage in profile.stages:
         table.add_row(
             stage_label(stage.name, stage.num_iterations),
-            _gib(stage.activation_bytes + stage.glue_bytes),
+            _gib(stage.activation_bytes + stage.pipeline_bytes),
             format_seconds(stage.seconds),
             format_seconds(stage.num_iterations * stage.seconds),
         )
@@ -272,8 +272,8 @@ def mode_table(rows: Iterable[ModeRow]) -> RenderableType:
             _gib(row.peak_bytes),
             format_seconds(row.seconds),
             UNKNOWN if row.plan_ratio is None else f"{row.plan_ratio:.2f}x",
-            _gib(row.copied_in_bytes),
-            _gib(row.copied_out_bytes),
+            _gib(row.moved_bytes),
+            _gib(row.moved_back_bytes),
             style="bold" if row.mode == PLAN_MODE else "",
         )
     return _titled("The stock diffusers modes, predicted (GiB; in, out: copied per call)", table)

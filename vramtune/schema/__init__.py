@@ -1,41 +1,59 @@
 """Every noun, frozen, and how it is written to JSON and read back.
 
-The data flows one way: a pipeline becomes a `Profile` (what each component costs), a profile and a budget
-become a `Plan` (how many weight groups are on the GPU in each stage), a profile and a plan become a
-`Timeline`, and a tuned pipeline's call becomes a `Measurement`. Bytes are ints, seconds are floats, counts start with `num_`, unknown is None. Nothing here, and
-nothing that imports only this, needs torch.
+The data flows one way: a pipeline becomes a `Profile` (what each component costs), a profile and a budget become a
+`Plan` (how many weight groups are on the GPU in each stage), a profile and a plan become a `Timeline`, and a tuned
+pipeline's call becomes a `Measurement`. Bytes are ints, seconds are floats, counts start with `num_`, unknown is None.
+Nothing here, and nothing that imports only this, needs torch.
 """
 
-from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json, write_file
-from vramtune.schema.frames import frame_of
-from vramtune.schema.measurement import MeasuredStage, Measurement
-from vramtune.schema.plan import (
+from vramtune.schema.comparison import (
     PLAN_MODE,
     Comparison,
-    Engine,
-    Estimate,
     Frontier,
     FrontierPoint,
-    MemoryLevel,
     ModeEstimate,
+)
+from vramtune.schema.files import (
+    SCHEMA_VERSION,
+    from_json,
+    read_file,
+    to_json,
+    write_file,
+)
+from vramtune.schema.machine import (
+    Accelerator,
+    Device,
+    Driver,
+    Holder,
+    Host,
+    Machine,
+    Package,
+    Source,
+)
+from vramtune.schema.measurement import (
+    MeasuredStage,
+    Measurement,
+)
+from vramtune.schema.plan import (
+    PERMISSIONS,
+    Estimate,
+    Permission,
     Placement,
     Plan,
     PlannedStage,
+    Reason,
+    ReasonKind,
     Role,
-    Span,
     StageEstimate,
-    Timeline,
     placement_name,
 )
 from vramtune.schema.profile import (
     Activity,
     Component,
-    Device,
     Layer,
     Profile,
     Scalar,
     Segment,
-    Source,
     Stage,
     Variant,
     WeightGroup,
@@ -43,28 +61,44 @@ from vramtune.schema.profile import (
     Workload,
     call_name,
 )
+from vramtune.schema.timeline import (
+    Engine,
+    MemoryLevel,
+    Span,
+    Timeline,
+)
 
 __all__ = [
-    "PLAN_MODE",
-    "SCHEMA_VERSION",
+    "Accelerator",
     "Activity",
     "Comparison",
     "Component",
     "Device",
+    "Driver",
     "Engine",
     "Estimate",
     "Frontier",
     "FrontierPoint",
+    "Holder",
+    "Host",
     "Layer",
+    "Machine",
     "MeasuredStage",
     "Measurement",
     "MemoryLevel",
     "ModeEstimate",
+    "PERMISSIONS",
+    "PLAN_MODE",
+    "Package",
+    "Permission",
     "Placement",
     "Plan",
     "PlannedStage",
     "Profile",
+    "Reason",
+    "ReasonKind",
     "Role",
+    "SCHEMA_VERSION",
     "Scalar",
     "Segment",
     "Source",
@@ -77,7 +111,6 @@ __all__ = [
     "Weights",
     "Workload",
     "call_name",
-    "frame_of",
     "from_json",
     "placement_name",
     "read_file",

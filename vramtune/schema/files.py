@@ -7,8 +7,8 @@ import msgspec
 
 from vramtune.errors import FileError
 
-SCHEMA_VERSION = 2
-"""2: a comparison carries the asked budget beside the one that its modes were held to."""
+SCHEMA_VERSION = 3
+"""3: nouns carry their figures (a stage's parts of the peak, reasons as data, whose comparison it is)."""
 
 Noun = TypeVar("Noun")
 

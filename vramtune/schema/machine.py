@@ -1,8 +1,44 @@
-"""What `vramtune doctor` looks at: the facts of one machine that decide whether autotune works there, and how fast."""
+"""A GPU as the planner sees it, and what `vramtune doctor` looks at on a machine."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from vramtune.schema.profile import Device
+Source = Literal["predicted", "measured"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A GPU as the planner sees it."""
+
+    name: str
+    total_bytes: int
+    usable_bytes: int
+    """What this process may hold: total less the driver's own, the desktop's and other processes' share."""
+    context_bytes: int
+    """The CUDA context of one process: held from the first call on, outside PyTorch's counters."""
+    is_context_measured: bool = False
+    """Whether `context_bytes` is this machine's own figure, not a usual one."""
+    workspace_bytes: int
+    """Library workspaces (cuBLAS) that stay reserved once used."""
+    pinned_copy_bytes_per_second: float
+    """Host to device from page-locked memory, one large copy, GPU otherwise idle."""
+    pageable_copy_bytes_per_second: float
+    """Host to device from ordinary memory; blocks the host."""
+    readback_bytes_per_second: float
+    """Device to host into ordinary memory, as `module.to("cpu")` does; blocks the host."""
+    overlap_fraction: float
+    """Share of the pinned rate that remains while kernels run (0-1)."""
+    copy_latency_seconds: float
+    """Fixed cost of one copy."""
+    flops_per_second: dict[str, float]
+    """Peak dense multiply-add rate by dtype: `float32`, `float16`, `bfloat16`."""
+    memory_bytes_per_second: float
+    efficiency_fraction: dict[str, float]
+    """Share of these two that kernels reach (0-1): of `flops_per_second` by kind of operation (`matmul`,
+    `convolution`, `attention`, `pointwise`), of the bandwidth as `memory`."""
+    launch_seconds: float
+    """Least time of one kernel."""
+    source: Source = "predicted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

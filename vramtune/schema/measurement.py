@@ -1,6 +1,13 @@
 """What was seen to happen: the nouns of a `Measurement`. Nothing in here is ever an estimate."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vramtune.schema.plan import Plan
+from vramtune.schema.shown import Shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +19,7 @@ class MeasuredStage:
     seconds: float
     """On the device, from the stage's first operation to the next stage's (events on the compute stream)."""
     exposed_copy_seconds: float
-    """Of it: for which the compute stream stood waiting for copies."""
+    """Seconds of it in which the compute stream waited for copies."""
     moved_bytes: int
     """Host to device."""
     peak_bytes: int
@@ -20,7 +27,7 @@ class MeasuredStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
+class Measurement(Shown):
     """The last call of a tuned pipeline, as the device's own counters and events tell it."""
 
     device_name: str
@@ -35,3 +42,9 @@ class Measurement:
     num_out_of_memory: int
     """Times a component's call ran out of memory and was run again with fewer groups kept."""
     stages: tuple[MeasuredStage, ...]
+
+    def plot(self, plan: Plan, *, ax: "Axes | None" = None) -> "Axes":
+        """Draw the call beside what its plan predicted."""
+        from vramtune.reports.plots import draw_measured, predicted_and_measured
+
+        return draw_measured(predicted_and_measured(self, plan=plan), ax=ax)

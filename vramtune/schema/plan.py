@@ -1,22 +1,18 @@
-"""What should be where, when, and what that is predicted to cost: the nouns of a `Plan` and of what is compared."""
+"""What should be where, when, why, and what that is predicted to cost: the nouns of a `Plan`."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args
 
 from vramtune.layout import ring_bytes
 from vramtune.schema.files import Saved
-from vramtune.schema.frames import frame_of
 from vramtune.schema.profile import WeightGroup, Workload
+from vramtune.schema.shown import Shown
 from vramtune.units import format_bytes, format_seconds
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 Role = Literal["resident", "offloaded", "streamed", "idle"]
-Engine = Literal["compute", "copy"]
-
-PLAN_MODE = "vramtune"
-"""The mode that a comparison calls the plan by."""
+Permission = Literal["vae_tiling"]
+"""What a user may allow that changes the output."""
+PERMISSIONS: tuple[str, ...] = get_args(Permission)
 
 
 def placement_name(component: str, methods: tuple[str, ...]) -> str:
@@ -95,13 +91,32 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEstimate:
-    """One stage of a predicted call."""
+    """One stage of a predicted call: what is on the device, and how long all iterations take."""
 
     name: str
-    peak_bytes: int
+    num_iterations: int
+    kept_bytes: int
+    """Weights on the device throughout: those kept, also of idle components, and all that is excluded from offload."""
+    slot_bytes: int
+    """The slots through which the other weights are streamed."""
+    activation_bytes: int
+    """The highest activations, with what the pipeline itself holds."""
+    fixed_bytes: int
+    """The CUDA context and the libraries' workspaces."""
     seconds: float
     compute_seconds: float
     moved_bytes: int
+    """Host to device, in a call that follows another one."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Everything the process holds on the device at the stage's worst moment."""
+        return self.kept_bytes + self.slot_bytes + self.activation_bytes + self.fixed_bytes
+
+    @property
+    def exposed_copy_seconds(self) -> float:
+        """Seconds in which the device waits for copies."""
+        return max(self.seconds - self.compute_seconds, 0.0)  # below 0 only by rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +140,51 @@ class Estimate:
         """How far above the bound: 0.02 is two percent."""
         return self.seconds / self.bound_seconds - 1 if self.bound_seconds else 0.0
 
+    @property
+    def compute_seconds(self) -> float:
+        """Seconds of arithmetic in one call."""
+        return sum(stage.compute_seconds for stage in self.stages)
+
+
+ReasonKind = Literal[
+    "permission_used",
+    "compute_bound",
+    "copy_bound",
+    "peak",
+    "excluded",
+    "not_resident",
+    "all_resident",
+    "more_memory",
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan(Saved):
+class Reason:
+    """Why a plan is as it is: one finding, in figures. Its words are `vramtune.reports.reasons`'.
+
+    - `permission_used`: the plan uses `permission`.
+    - `compute_bound`: copies are hidden behind compute, or there are none.
+    - `copy_bound`: `stage` waits longest. Bytes `streamed` or `loaded`; seconds of its `copies`, of its `compute`, and
+      those `exposed`.
+    - `peak`: `stage` needs most memory. Bytes of `weights` and slots, of `others`, and those left `free`.
+    - `excluded`: the pipeline excludes `component` from offload. Bytes of its `weights`.
+    - `not_resident`: `component` is not always on the device, because of `stage`. Bytes `missing`, and by how many
+      they would be `over_budget` (0 or less: they would fit); seconds `exposed` in the stages where it runs.
+    - `all_resident`: everything the call uses stays on the device.
+    - `more_memory`: seconds that `one_gib` more could save at the most, and `unlimited` memory.
+    """
+
+    kind: ReasonKind
+    component: str | None = None
+    """Name of a component, or of a placement where a component has several."""
+    stage: str | None = None
+    permission: str | None = None
+    num_bytes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Saved, Shown):
     """Which weights are on the GPU when, and what that is predicted to cost."""
 
     pipeline_class: str
@@ -142,7 +199,7 @@ class Plan(Saved):
     permissions: tuple[str, ...]
     """Permissions that the plan uses, of those the user gave."""
     estimate: Estimate
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -152,98 +209,3 @@ class Plan(Saved):
             f"<Plan for {self.pipeline_class} in {format_bytes(self.budget_bytes)} of {self.device_name}, "
             f"predicted: peak {peak}, {seconds} per call>"
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModeEstimate:
-    """One way to run the pipeline, predicted: a stock diffusers mode, or vramtune's plan."""
-
-    mode: str
-    fits: bool | None
-    """Under the budget; None where no budget was given."""
-    peak_bytes: int
-    seconds: float
-    compute_seconds: float
-    copied_in_bytes: int
-    copied_out_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """The stock modes, the plan and the bound, on the same profile and budget."""
-
-    asked_bytes: int
-    """The budget as the user gave it."""
-    budget_bytes: int
-    """What `fits` goes by: the asked budget, or what is usable on the device if that is less."""
-    bound_seconds: float | None
-    """None where no plan fits."""
-    modes: tuple[ModeEstimate, ...]
-
-    @property
-    def plan(self) -> ModeEstimate | None:
-        """The plan's row; None where no plan fits."""
-        return next((mode for mode in self.modes if mode.mode == PLAN_MODE), None)
-
-    @property
-    def stock(self) -> tuple[ModeEstimate, ...]:
-        """The rows of diffusers' own modes."""
-        return tuple(mode for mode in self.modes if mode.mode != PLAN_MODE)
-
-    def to_frame(self) -> "DataFrame":
-        """One row per mode."""
-        return frame_of(ModeEstimate, self.modes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrontierPoint:
-    """The fastest plan at one budget."""
-
-    budget_bytes: int
-    peak_bytes: int
-    seconds: float
-    bound_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frontier:
-    """Latency against VRAM, in rising order of budget, from the smallest that works."""
-
-    points: tuple[FrontierPoint, ...]
-    modes: tuple[ModeEstimate, ...]
-    """The stock modes, each at the peak that it needs."""
-
-    def to_frame(self) -> "DataFrame":
-        """One row per budget."""
-        return frame_of(FrontierPoint, self.points)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """One engine busy with one thing."""
-
-    engine: Engine
-    component: str
-    group: str
-    start_seconds: float
-    end_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryLevel:
-    """Who holds what on the device from one moment to the next."""
-
-    start_seconds: float
-    end_seconds: float
-    stage: int
-    """Index into the plan's stages."""
-    owners: dict[str, int]
-    """Bytes by owner: components, `slots`, `activations`, `pipeline`, `workspaces`, `context`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
-    """A steady call as the simulator sees it."""
-
-    spans: tuple[Span, ...]
-    memory: tuple[MemoryLevel, ...]

@@ -1,45 +1,16 @@
 """What a pipeline costs: the nouns of a `Profile`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from vramtune.schema.files import Saved
+from vramtune.schema.machine import Device
+from vramtune.schema.shown import Shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Scalar = str | int | float | bool | None
-Source = Literal["predicted", "measured"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """A GPU as the planner sees it."""
-
-    name: str
-    total_bytes: int
-    usable_bytes: int
-    """What this process may hold: total less the driver's own, the desktop's and other processes' share."""
-    context_bytes: int
-    """The CUDA context of one process: held from the first call on, outside PyTorch's counters."""
-    workspace_bytes: int
-    """Library workspaces (cuBLAS) that stay reserved once used."""
-    pinned_copy_bytes_per_second: float
-    """Host to device from page-locked memory, one large copy, GPU otherwise idle."""
-    pageable_copy_bytes_per_second: float
-    """Host to device from ordinary memory; blocks the host."""
-    readback_bytes_per_second: float
-    """Device to host into ordinary memory, as `module.to("cpu")` does; blocks the host."""
-    overlap_fraction: float
-    """Share of the pinned rate that remains while kernels run (0-1)."""
-    copy_latency_seconds: float
-    """Fixed cost of one copy."""
-    flops_per_second: dict[str, float]
-    """Peak dense multiply-add rate by dtype: `float32`, `float16`, `bfloat16`."""
-    memory_bytes_per_second: float
-    efficiency_fraction: dict[str, float]
-    """Share of these two that kernels reach (0-1): of `flops_per_second` by kind of operation (`matmul`,
-    `convolution`, `attention`, `pointwise`), of the bandwidth as `memory`."""
-    launch_seconds: float
-    """Least time of one kernel."""
-    source: Source = "predicted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,20 +155,20 @@ class Stage:
     num_iterations: int
     activities: tuple[Activity, ...]
     """In call order within one iteration."""
-    glue_bytes: int
+    pipeline_bytes: int
     """What the pipeline itself holds meanwhile: latents, embeddings."""
-    glue_seconds: float
+    pipeline_seconds: float
     """Its own work per iteration: scheduler step, guidance."""
 
     @property
     def activation_bytes(self) -> int:
-        """Highest reserved bytes of activations during the stage (no weights, no glue)."""
+        """Highest reserved bytes of activations during the stage (no weights, nothing of the pipeline's own)."""
         return max(activity.activation_bytes for activity in self.activities)
 
     @property
     def seconds(self) -> float:
-        """Compute seconds of one iteration, glue included."""
-        return self.glue_seconds + sum(activity.seconds for activity in self.activities)
+        """Compute seconds of one iteration, the pipeline's own work included."""
+        return self.pipeline_seconds + sum(activity.seconds for activity in self.activities)
 
     @property
     def calls(self) -> tuple[str, ...]:
@@ -226,7 +197,7 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile(Saved):
+class Profile(Saved, Shown):
     """What one call of a pipeline costs on a device."""
 
     pipeline_class: str
@@ -240,7 +211,6 @@ class Profile(Saved):
     """The pipeline's `model_cpu_offload_seq`, which the stock modes follow."""
     excluded: tuple[str, ...] = ()
     """Its `_exclude_from_cpu_offload`."""
-    source: Source = "predicted"
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -254,7 +224,16 @@ class Profile(Saved):
     def __repr__(self) -> str:
         """One line: all of it would be hundreds of thousands of characters."""
         calls = ", ".join(stage.name for stage in self.stages)
-        return f"<Profile of {self.pipeline_class} on {self.device.name}, {self.source}: {calls}>"
+        return f"<Profile of {self.pipeline_class} on {self.device.name}, predicted: {calls}>"
+
+    @property
+    def components_in_call_order(self) -> tuple[Component, ...]:
+        """The components by first use; those that are never called come last."""
+        called = list(dict.fromkeys(name for stage in self.stages for name in stage.components))
+        last = len(called)
+        return tuple(
+            sorted(self.components, key=lambda c: called.index(c.name) if c.name in called else last)
+        )
 
     def component(self, name: str) -> Component:
         """The component of that name."""
@@ -263,3 +242,9 @@ class Profile(Saved):
     def stages_with(self, permissions: tuple[str, ...]) -> tuple[Stage, ...]:
         """The stages under the permissions that are used (at most one is known so far)."""
         return next((v.stages for v in self.variants if v.permission in permissions), self.stages)
+
+    def plot(self, *, permissions: tuple[str, ...] = (), ax: "Axes | None" = None) -> "Axes":
+        """Draw what each component costs, in one call made under the permissions."""
+        from vramtune.reports.plots import component_costs, draw_components
+
+        return draw_components(component_costs(self, permissions=permissions), ax=ax)
