@@ -15,7 +15,7 @@ from tqdm import tqdm
 from benchmarks.results_file import environment, table, write_result
 from vramtune import api, catalog
 from vramtune.tuner.problem import pose
-from vramtune.tuner.search import find_state
+from vramtune.tuner.search import best_candidate
 from vramtune.units import GIB
 
 VRAMTUNE = str(Path(sys.executable).with_name("vramtune"))
@@ -88,9 +88,9 @@ def solves(name: str) -> list[str]:
         spans = []
         for _ in range(SOLVES):
             begin = time.perf_counter()
-            state = find_state(problem, min(budget * GIB, profile.device.usable_bytes))
+            candidate = best_candidate(problem, min(budget * GIB, profile.device.usable_bytes))
             spans.append(time.perf_counter() - begin)
-        row.append(f"{statistics.median(spans) * 1e3:.0f}" if state else "does not fit")
+        row.append(f"{statistics.median(spans) * 1e3:.0f}" if candidate else "does not fit")
     return row
 
 

@@ -94,8 +94,8 @@ def row(mode: str, measured: MeasuredCall, *, resident: MeasuredCall, expected: 
     cells = (
         mode,
         f"{measured.peak_bytes / 1e3:.1f}",
-        f"{counted.copied_in_bytes / 1e3:.1f}",
-        f"{counted.copied_out_bytes / 1e3:.1f}",
+        f"{counted.moved_bytes / 1e3:.1f}",
+        f"{counted.moved_back_bytes / 1e3:.1f}",
         counted.num_copies_in,
         counted.num_copies_out,
         counted.num_synchronizes,

@@ -99,13 +99,13 @@ def activity(
     )
 
 
-def stage(name: str, num_iterations: int, *activities: Activity, glue_seconds: float = 0.0) -> Stage:
+def stage(name: str, num_iterations: int, *activities: Activity, pipeline_seconds: float = 0.0) -> Stage:
     return Stage(
         name=name,
         num_iterations=num_iterations,
         activities=activities,
-        glue_bytes=0,
-        glue_seconds=glue_seconds,
+        pipeline_bytes=0,
+        pipeline_seconds=pipeline_seconds,
     )
 
 
@@ -144,5 +144,5 @@ def profiles(
             activation_bytes=draw(st.integers(0, 60)) * MIB,
         )
         steps = draw(st.integers(1, max_steps))
-        stages.append(stage(f"s{index}", steps, call, glue_seconds=draw(st.sampled_from([0.0, 0.01]))))
+        stages.append(stage(f"s{index}", steps, call, pipeline_seconds=draw(st.sampled_from([0.0, 0.01]))))
     return profile(device(), components, stages)

@@ -44,8 +44,8 @@ class Counted:
 
     seconds: float
     peak_bytes: int
-    copied_in_bytes: int
-    copied_out_bytes: int
+    moved_bytes: int
+    moved_back_bytes: int
 
 
 def sim_device() -> Device:
@@ -114,8 +114,8 @@ def counted_call(pipe: DiffusionPipeline, name: str) -> Counted:
     return Counted(
         seconds=sim.virtual_seconds(),
         peak_bytes=sim.max_memory_allocated(),
-        copied_in_bytes=counters.copied_in_bytes,
-        copied_out_bytes=counters.copied_out_bytes,
+        moved_bytes=counters.moved_bytes,
+        moved_back_bytes=counters.moved_back_bytes,
     )
 
 

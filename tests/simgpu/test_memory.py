@@ -147,6 +147,6 @@ def test_copies_are_counted_by_direction_and_kind_of_memory(sim: ModuleType) -> 
     other.cpu()
     pinned.copy_(on_sim)
     counted = sim.counters()
-    assert (counted.num_copies_in, counted.copied_in_bytes, counted.pageable_in_bytes) == (2, 6000, 2000)
-    assert (counted.num_copies_out, counted.copied_out_bytes, counted.pageable_out_bytes) == (2, 6000, 2000)
+    assert (counted.num_copies_in, counted.moved_bytes, counted.pageable_in_bytes) == (2, 6000, 2000)
+    assert (counted.num_copies_out, counted.moved_back_bytes, counted.pageable_out_bytes) == (2, 6000, 2000)
     assert counted.num_blocking_copies == 3

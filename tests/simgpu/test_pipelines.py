@@ -63,8 +63,8 @@ def test_stock_modes_run_unchanged(sim: ModuleType, name: str, mode: str) -> Non
 
 def test_model_offload_copies_unchanged_weights_back(sim: ModuleType) -> None:
     resident, offloaded = second_call("sdxl", "resident"), second_call("sdxl", "model offload")
-    copied_in = offloaded.counters.copied_in_bytes - resident.counters.copied_in_bytes
-    copied_out = offloaded.counters.copied_out_bytes - resident.counters.copied_out_bytes
+    copied_in = offloaded.counters.moved_bytes - resident.counters.moved_bytes
+    copied_out = offloaded.counters.moved_back_bytes - resident.counters.moved_back_bytes
     assert copied_in == copied_out == weight_bytes(tiny_pipelines.build("sdxl"))
     assert offloaded.peak_bytes < resident.peak_bytes
     assert offloaded.seconds > resident.seconds
@@ -75,7 +75,7 @@ def test_group_offload_synchronises_the_host_for_every_group(sim: ModuleType) ->
     recorded = second_call("flux", "group, leaf, stream, recorded")
     assert resident.counters.num_synchronizes == 1  # the measurement's own
     assert streamed.counters.num_synchronizes > recorded.counters.num_synchronizes > 100
-    assert streamed.counters.copied_out_bytes == resident.counters.copied_out_bytes
+    assert streamed.counters.moved_back_bytes == resident.counters.moved_back_bytes
     assert streamed.peak_bytes < recorded.peak_bytes < resident.peak_bytes
 
 
@@ -104,7 +104,7 @@ def test_group_offload_without_its_wait_before_freeing_is_a_race(
 
 def test_block_level_copies_its_root_group_back_even_with_a_stream(sim: ModuleType) -> None:
     resident, streamed = second_call("flux", "resident"), second_call("flux", "group, block, stream")
-    assert streamed.counters.copied_out_bytes > resident.counters.copied_out_bytes
+    assert streamed.counters.moved_back_bytes > resident.counters.moved_back_bytes
     assert streamed.counters.pageable_in_bytes > resident.counters.pageable_in_bytes
 
 

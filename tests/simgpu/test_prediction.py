@@ -24,7 +24,7 @@ def test_stock_modes_take_what_the_predictor_says(sim, name):
     for predicted, counted in both(name):
         assert abs(deviation(predicted.seconds, counted.seconds)) <= 0.05, predicted.mode
         assert abs(deviation(predicted.peak_bytes, counted.peak_bytes)) <= 0.02, predicted.mode
-        assert predicted.copied_in_bytes == pytest.approx(counted.copied_in_bytes, rel=0.05, abs=12_000)
+        assert predicted.moved_bytes == pytest.approx(counted.moved_bytes, rel=0.05, abs=12_000)
 
 
 def test_activation_peaks_are_what_the_counters_say(sim):

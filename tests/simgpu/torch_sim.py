@@ -85,12 +85,12 @@ class Rates:
 class Counters:
     """What one device did since `reset()`."""
 
-    copied_in_bytes: int
+    moved_bytes: int
     """Host to device."""
     num_copies_in: int
     pageable_in_bytes: int
     """Of them from ordinary, not pinned, host memory."""
-    copied_out_bytes: int
+    moved_back_bytes: int
     """Device to host; without `item()`."""
     num_copies_out: int
     pageable_out_bytes: int

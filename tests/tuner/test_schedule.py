@@ -9,10 +9,10 @@ from vramtune.tuner.schedule import Residency, moved_bytes, stage_seconds, stage
 SECONDS_PER_MIB = MIB / 1e9
 
 
-def pose_one(sizes, seconds, *, steps=1, root_bytes=0, glue_seconds=0.0, layers=None, **on) -> Problem:
+def pose_one(sizes, seconds, *, steps=1, root_bytes=0, pipeline_seconds=0.0, layers=None, **on) -> Problem:
     model = component("m", sizes, root_bytes=root_bytes)
     call = activity(model, seconds, layers=layers)
-    return pose(profile(device(**on), [model], [stage("m", steps, call, glue_seconds=glue_seconds)]))
+    return pose(profile(device(**on), [model], [stage("m", steps, call, pipeline_seconds=pipeline_seconds)]))
 
 
 def run(problem: Problem, residency: Residency) -> float:
@@ -21,7 +21,7 @@ def run(problem: Problem, residency: Residency) -> float:
 
 class TestByHand:
     def test_what_is_there_costs_only_compute(self) -> None:
-        problem = pose_one([MIB] * 3, [0.1, 0.2, 0.3], steps=7, glue_seconds=0.05)
+        problem = pose_one([MIB] * 3, [0.1, 0.2, 0.3], steps=7, pipeline_seconds=0.05)
         assert run(problem, Residency(4, 4, 3)) == pytest.approx(7 * 0.65)
 
     def test_loading_hides_behind_compute_but_for_the_first_group(self) -> None:
@@ -57,7 +57,9 @@ class TestByHand:
 def schedules(draw: st.DrawFn) -> tuple[Problem, Residency]:
     sizes = draw(st.lists(st.integers(1, 30).map(lambda n: n * MIB), min_size=1, max_size=12))
     seconds = [draw(st.floats(0, 0.05)) for _ in sizes]
-    problem = pose_one(sizes, seconds, steps=draw(st.integers(1, 5)), glue_seconds=draw(st.floats(0, 0.02)))
+    problem = pose_one(
+        sizes, seconds, steps=draw(st.integers(1, 5)), pipeline_seconds=draw(st.floats(0, 0.02))
+    )
     kept = draw(st.integers(1, len(sizes) + 1))
     return problem, Residency(kept, draw(st.integers(0, kept)), draw(st.integers(1, 5)))
 
@@ -96,7 +98,7 @@ class TestRecurrence:
         one = problem.stages[0]
         iterations = stage_visits(problem, one, {0: residency})
         assert stage_seconds(problem, one, {0: residency}) == pytest.approx(
-            iterations[-1][-1].end + one.glue_seconds
+            iterations[-1][-1].end + one.pipeline_seconds
         )
 
     @settings(max_examples=100, deadline=None)

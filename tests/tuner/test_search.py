@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from tests.profiles import GIB, MIB, activity, component, device, profile, profiles, stage, weights
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
-from vramtune.schema import Component, Plan, Profile, Variant, WeightGroup
+from vramtune.schema import Component, Plan, Profile, Reason, Variant, WeightGroup
 from vramtune.tuner.linear_program import SLACK_FRACTION, bound_seconds, solve
-from vramtune.tuner.local_search import State, residencies, stage_bytes
+from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, pose
 from vramtune.tuner.schedule import stage_seconds
-from vramtune.tuner.search import choose_plan, find_state, least_bytes
-from vramtune.tuner.simulate import estimate, simulate, timeline
+from vramtune.tuner.search import best_candidate, choose_plan
+from vramtune.tuner.simulate import estimate, recall, timeline
 
 fractions = st.floats(0, 1)
 
@@ -50,12 +50,12 @@ def whole_bytes(problem: Problem) -> int:
 
 
 def budget_between(problem: Problem, fraction: float) -> int:
-    low, high = least_bytes(problem), whole_bytes(problem)
+    low, high = Candidate.least(problem).peak_bytes, whole_bytes(problem)
     return round(low + fraction * (high - low))
 
 
-def all_states(problem: Problem, max_slots: int, excluded: tuple[str, ...]) -> list[State]:
-    """Every state that the rules allow, whether it fits or not."""
+def all_candidates(problem: Problem, max_slots: int, excluded: tuple[str, ...]) -> list[Candidate]:
+    """Every candidate that the rules allow, whether it fits or not."""
     rows = [
         [(len(unit.groups),) * len(problem.stages)]
         if unit.component in excluded
@@ -64,7 +64,8 @@ def all_states(problem: Problem, max_slots: int, excluded: tuple[str, ...]) -> l
     ]
     slots = product(range(1, max_slots + 1), repeat=len(problem.units))
     return [
-        State(kept, tuple(map(min, kept)), num_slots) for num_slots, kept in product(slots, product(*rows))
+        Candidate(problem, kept, tuple(map(min, kept)), num_slots)
+        for num_slots, kept in product(slots, product(*rows))
     ]
 
 
@@ -80,10 +81,11 @@ def rows_of(problem: Problem, u: int):
             yield row
 
 
-def seconds_of(problem: Problem, state: State, seen: dict) -> float:
+def seconds_of(candidate: Candidate, seen: dict) -> float:
     total = 0.0
+    problem = candidate.problem
     for s, one in enumerate(problem.stages):
-        active = residencies(problem, state, s)
+        active = candidate.residencies(s)
         key = (s, tuple(active.items()))
         if key not in seen:
             seen[key] = stage_seconds(problem, one, active)
@@ -91,23 +93,19 @@ def seconds_of(problem: Problem, state: State, seen: dict) -> float:
     return total
 
 
-def fits(problem: Problem, state: State, budget: int) -> bool:
-    return all(stage_bytes(problem, state, s) <= budget for s in range(len(problem.stages)))
-
-
 class TestAgainstBruteForce:
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(with_or_without_exclusion(max_components=2, max_groups=3, max_stages=3), fractions)
     def test_within_one_percent(self, given_profile: Profile, fraction: float) -> None:
-        """The exclusion is put to brute force as a choice of states and as room taken, not by the problem."""
+        """The exclusion is put to brute force as a choice of candidates and as room taken, not by the problem."""
         budget = budget_between(pose(given_profile), fraction)
         free = pose(replace(given_profile, excluded=()))
         room = budget - unused_bytes(given_profile)
         seen: dict = {}
         best = min(
-            seconds_of(free, state, seen)
-            for state in all_states(free, 3, given_profile.excluded)
-            if fits(free, state, room)
+            seconds_of(candidate, seen)
+            for candidate in all_candidates(free, 3, given_profile.excluded)
+            if candidate.peak_bytes <= room
         )
         found = choose_plan(given_profile, budget).estimate
         assert found.seconds <= best * 1.01
@@ -119,9 +117,9 @@ class TestBudget:
     def test_a_plan_never_exceeds_it(self, given_profile: Profile, fraction: float) -> None:
         budget = budget_between(pose(given_profile), fraction)
         plan = choose_plan(given_profile, budget)
-        assert simulate(given_profile, plan) == plan.estimate
+        assert estimate(recall(given_profile, plan), plan.budget_bytes) == plan.estimate
         assert plan.estimate.peak_bytes <= budget
-        held = [sum(level.owners.values()) for level in timeline(given_profile, plan).memory]
+        held = [level.held_bytes for level in timeline(given_profile, plan).memory]
         assert max(held) <= budget
 
     @settings(max_examples=100, deadline=None)
@@ -138,7 +136,7 @@ class TestBudget:
     @settings(max_examples=60, deadline=None)
     @given(with_or_without_exclusion())
     def test_the_smallest_one_works_and_a_byte_less_does_not(self, given_profile: Profile) -> None:
-        smallest = least_bytes(pose(given_profile))
+        smallest = Candidate.least(pose(given_profile)).peak_bytes
         assert choose_plan(given_profile, smallest).estimate.peak_bytes <= smallest
         with pytest.raises(BudgetError) as raised:
             choose_plan(given_profile, smallest - 1)
@@ -148,7 +146,9 @@ class TestBudget:
     @given(with_or_without_exclusion(), st.floats(0.001, 0.2))
     def test_the_smallest_one_counts_the_margin(self, given_profile: Profile, margin: float) -> None:
         with pytest.raises(BudgetError) as raised:
-            choose_plan(given_profile, least_bytes(pose(given_profile)), margin_fraction=margin)
+            choose_plan(
+                given_profile, Candidate.least(pose(given_profile)).peak_bytes, margin_fraction=margin
+            )
         smallest = raised.value.smallest_bytes
         assert choose_plan(given_profile, smallest, margin_fraction=margin).budget_bytes == smallest
 
@@ -181,11 +181,10 @@ class TestBound:
     def test_no_plan_beats_it(self, given_profile: Profile, fraction: float, random) -> None:
         problem = pose(given_profile)
         budget = budget_between(problem, fraction)
-        states = all_states(problem, 2, given_profile.excluded)
-        states = [state for state in states if fits(problem, state, budget)]
-        assume(states)
-        state = random.choice(states)
-        found = estimate(problem, state, budget)
+        candidates = all_candidates(problem, 2, given_profile.excluded)
+        fitting = [candidate for candidate in candidates if candidate.peak_bytes <= budget]
+        assume(fitting)
+        found = estimate(random.choice(fitting), budget)
         assert found.bound_seconds <= found.seconds * (1 + 1e-9)
         assert found.bound_seconds == bound_seconds(problem, budget)
 
@@ -235,7 +234,7 @@ class TestExclusion:
         text, *others = small().components
         components = (replace(text, parameters=weights(100 * MIB)), *others)
         given_profile = replace(small(), components=components, excluded=("text_encoder", "safety_checker"))
-        enough = least_bytes(pose(small()))
+        enough = Candidate.least(pose(small())).peak_bytes
         with pytest.raises(BudgetError, match="'text_encoder' is excluded from offload") as raised:
             choose_plan(given_profile, 200 * MIB)
         assert enough < 200 * MIB < raised.value.smallest_bytes == enough + 100 * MIB
@@ -248,7 +247,9 @@ class TestExclusion:
 
     def test_the_error_is_silent_where_the_budget_fails_without_it_too(self) -> None:
         with pytest.raises(BudgetError) as raised:
-            choose_plan(replace(small(), excluded=("text_encoder",)), least_bytes(pose(small())) - 1)
+            choose_plan(
+                replace(small(), excluded=("text_encoder",)), Candidate.least(pose(small())).peak_bytes - 1
+            )
         assert "excluded" not in str(raised.value)
 
 
@@ -335,7 +336,7 @@ def with_tiling() -> Profile:
     base = small()
     decode = base.stages[-1]
     call = replace(decode.activities[0], activation_bytes=30 * MIB)
-    tiled = replace(decode, activities=(call,), glue_seconds=0.5)
+    tiled = replace(decode, activities=(call,), pipeline_seconds=0.5)
     return replace(base, variants=(Variant(permission="vae_tiling", stages=(*base.stages[:-1], tiled)),))
 
 
@@ -346,8 +347,8 @@ class TestPermissions:
     def test_one_is_used_where_nothing_fits_without_it_and_the_reasons_say_so(self) -> None:
         plan = choose_plan(with_tiling(), 100 * MIB, allow=("vae_tiling",))
         assert plan.permissions == ("vae_tiling",)
-        assert "vae_tiling" in plan.reasons[0]
-        assert simulate(with_tiling(), plan) == plan.estimate
+        assert plan.reasons[0] == Reason(kind="permission_used", permission="vae_tiling")
+        assert estimate(recall(with_tiling(), plan), plan.budget_bytes) == plan.estimate
 
     def test_the_error_names_the_one_that_would_help(self) -> None:
         with pytest.raises(BudgetError, match="vae_tiling") as raised:
@@ -400,5 +401,5 @@ class TestStreamingQuality:
         assert min(gaps) >= 2
 
 
-def test_find_state_returns_none_where_nothing_fits() -> None:
-    assert find_state(pose(small()), 10 * MIB) is None
+def test_there_is_no_best_candidate_where_nothing_fits() -> None:
+    assert best_candidate(pose(small()), 10 * MIB) is None

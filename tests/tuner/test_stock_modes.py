@@ -44,12 +44,12 @@ class TestModelOffload:
         """te1 comes back while te2 is still there: the second pass copies te1 alone."""
         found = modes(three_encoders_twice())["model offload"]
         loads = 10 + 20 + 10 + 40 + 5
-        assert found.copied_in_bytes == loads * MIB
-        assert found.copied_out_bytes == found.copied_in_bytes
+        assert found.moved_bytes == loads * MIB
+        assert found.moved_back_bytes == found.moved_bytes
 
     def test_both_ways_block(self) -> None:
         found = modes(three_encoders_twice())["model offload"]
-        copied = found.copied_in_bytes / MIB
+        copied = found.moved_bytes / MIB
         assert found.seconds == pytest.approx(4 * 0.1 + 3 * 0.2 + 0.3 + copied * (IN + OUT))
 
     def test_peak_is_the_largest_of_component_and_activations(self) -> None:
@@ -65,16 +65,14 @@ class TestStateless:
     def test_sequential_brings_each_layer_in_and_drops_it(self) -> None:
         found = modes(small())["sequential offload"]
         layers = 4 * 20 + 20 * 16 * 10 + 4 * 5
-        assert found.copied_in_bytes == layers * MIB
-        assert found.copied_out_bytes == 0
+        assert found.moved_bytes == layers * MIB
+        assert found.moved_back_bytes == 0
         assert found.seconds == pytest.approx(found.compute_seconds + layers * IN)
 
     def test_leaf_groups_without_streams_are_copied_back(self) -> None:
         found = modes(small())["group offload, leaf"]
-        assert found.copied_out_bytes == found.copied_in_bytes
-        assert found.seconds == pytest.approx(
-            found.compute_seconds + found.copied_in_bytes / MIB * (IN + OUT)
-        )
+        assert found.moved_back_bytes == found.moved_bytes
+        assert found.seconds == pytest.approx(found.compute_seconds + found.moved_bytes / MIB * (IN + OUT))
 
     def test_blocks_with_a_stream_overlap_one_ahead(self) -> None:
         """Blocks of 0.1 s and 100 MiB (0.105 s): the first copy is exposed, then the longer of the two."""
@@ -90,7 +88,7 @@ class TestStateless:
         norm = Layer(name="norm", parameters=weights(30 * MIB), group=0, block=None)
         model = replace(blocks, layers=(*blocks.layers, norm))
         found = modes(profile(device(), [model], [stage("m", 4, activity(model, [0.1] * 3))]))
-        assert found["group offload, block, stream"].copied_out_bytes == 4 * 30 * MIB
+        assert found["group offload, block, stream"].moved_back_bytes == 4 * 30 * MIB
 
     def test_buffers_in_no_block_move_twice_with_it_and_stay_under_sequential_offload(self) -> None:
         blocks = component("m", [100 * MIB] * 2)
@@ -98,9 +96,9 @@ class TestStateless:
         model = replace(blocks, layers=(*blocks.layers, table), buffers=weights(7 * MIB))
         call = activity(model, [0.1] * 3)
         found = modes(profile(device(), [model], [stage("m", 1, call)]))
-        assert found["group offload, block"].copied_in_bytes == (200 + 2 * 7) * MIB
+        assert found["group offload, block"].moved_bytes == (200 + 2 * 7) * MIB
         assert found["group offload, block"].peak_bytes == (100 + 2 * 7) * MIB
-        assert found["sequential offload"].copied_in_bytes == 200 * MIB
+        assert found["sequential offload"].moved_bytes == 200 * MIB
         assert found["sequential offload"].peak_bytes == (100 + 7) * MIB
 
     def test_a_named_shell_moves_its_own_loose_layers_only(self) -> None:
@@ -115,7 +113,7 @@ class TestStateless:
             segments=tuple(Segment(layer=n, layer_seconds=0.1, layer_activation_bytes=0) for n in (2, 0, 1)),
         )
         found = modes(profile(device(), [vae], [stage("vae.decode", 1, call)]))["group offload, block"]
-        assert found.copied_in_bytes == 30 * MIB
+        assert found.moved_bytes == 30 * MIB
         assert found.peak_bytes == 20 * MIB
 
     def test_a_decode_is_never_prefetched_by_leaf(self) -> None:
@@ -153,11 +151,10 @@ class TestBesideAPlan:
     def test_it_is_the_plan_that_is_there_and_stock_modes_may_use_the_whole_budget(self) -> None:
         plan = choose_plan(small(), 250 * MIB, margin_fraction=0.1)
         found = compare_plan(small(), plan)
-        assert found.plan is not None
-        assert (found.plan.seconds, found.plan.peak_bytes) == (
-            plan.estimate.seconds,
-            plan.estimate.peak_bytes,
-        )
+        assert found.plan is plan
+        assert found.plan_mode is not None
+        assert found.plan_mode.seconds == plan.estimate.seconds
+        assert found.plan_mode.peak_bytes == plan.estimate.peak_bytes
         assert (found.asked_bytes, found.budget_bytes) == (250 * MIB, 250 * MIB)
         assert found.stock == stock_modes(small(), 250 * MIB)
 

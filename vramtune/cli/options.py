@@ -37,7 +37,7 @@ def _gpus(incomplete: str) -> list[str]:
 
 
 def _permissions(incomplete: str) -> list[str]:
-    from vramtune.tuner.permissions import PERMISSIONS
+    from vramtune.schema import PERMISSIONS
 
     return _starting(incomplete, PERMISSIONS)
 

@@ -69,6 +69,9 @@ from vramtune.schema.timeline import (
 )
 
 __all__ = [
+    "PERMISSIONS",
+    "PLAN_MODE",
+    "SCHEMA_VERSION",
     "Accelerator",
     "Activity",
     "Comparison",
@@ -87,8 +90,6 @@ __all__ = [
     "Measurement",
     "MemoryLevel",
     "ModeEstimate",
-    "PERMISSIONS",
-    "PLAN_MODE",
     "Package",
     "Permission",
     "Placement",
@@ -98,7 +99,6 @@ __all__ = [
     "Reason",
     "ReasonKind",
     "Role",
-    "SCHEMA_VERSION",
     "Scalar",
     "Segment",
     "Source",

@@ -1,11 +1,14 @@
 """Latency against VRAM: the fastest plan at each of a row of budgets."""
 
-from vramtune.schema import Estimate, Frontier, FrontierPoint, Profile
+from vramtune.schema import Frontier, FrontierPoint, Profile
+from vramtune.tuner.budget import Budget, nothing_fits
+from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem
-from vramtune.tuner.search import check, fastest, least_bytes, nothing_fits, pose_permitted
+from vramtune.tuner.search import check, fastest, pose_permitted
 from vramtune.tuner.stock_modes import stock_modes
 
 NUM_POINTS = 24
+"""From 2 to 32 GiB each budget is an eighth larger than the one before: finer than cards differ."""
 
 
 def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier:
@@ -17,31 +20,31 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
     usable = profile.device.usable_bytes
     check(profile.device, usable, allow)
     problems = pose_permitted(profile, allow)
-    low = min(map(least_bytes, problems.values()))
+    low = min(Candidate.least(problem).peak_bytes for problem in problems.values())
     if low > usable:
-        raise nothing_fits(profile, usable, allow)
+        raise nothing_fits(profile, Budget.on(profile.device, usable), allow)
     high = min(_most_bytes(problems[()]), usable)
     points: list[FrontierPoint] = []
     for step in range(NUM_POINTS if high > low else 1):
-        budget = round(low * (high / low) ** (step / (NUM_POINTS - 1)))
-        best = fastest(problems, budget, limit_bytes=budget)
-        assert best is not None, "the smallest budget is enough"
-        found = best[3]
-        if not points or found.seconds < points[-1].seconds:
-            points.append(_point(budget, found))
-    return Frontier(points=tuple(points), modes=stock_modes(profile))
+        budget_bytes = round(low * (high / low) ** (step / (NUM_POINTS - 1)))
+        choice = fastest(problems, Budget.on(profile.device, budget_bytes))
+        assert choice is not None, "the smallest budget is enough"
+        if not points or choice.estimate.seconds < points[-1].seconds:
+            points.append(
+                FrontierPoint(
+                    budget_bytes=budget_bytes, permissions=choice.permissions, estimate=choice.estimate
+                )
+            )
+    return Frontier(
+        pipeline_class=profile.pipeline_class,
+        workload=profile.workload,
+        device=profile.device,
+        points=tuple(points),
+        stock=stock_modes(profile),
+    )
 
 
 def _most_bytes(problem: Problem) -> int:
     """What it takes that everything stays."""
     weights = sum(unit.total_bytes for unit in problem.units)
     return weights + max(stage.overhead_bytes for stage in problem.stages)
-
-
-def _point(budget_bytes: int, found: Estimate) -> FrontierPoint:
-    return FrontierPoint(
-        budget_bytes=budget_bytes,
-        peak_bytes=found.peak_bytes,
-        seconds=found.seconds,
-        bound_seconds=found.bound_seconds,
-    )

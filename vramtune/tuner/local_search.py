@@ -1,13 +1,14 @@
 """Local search over whole groups and slots, with the simulator as judge.
 
-A `State` says how many groups each unit keeps in each stage in which it runs, and how many it keeps always.
+A `Candidate` says how many groups each unit keeps in each stage in which it runs, and how many it keeps always.
 What idle units carry from stage to stage follows from that and from the room there is (`settle`).
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
+from typing import Self
 
 from vramtune.tuner.linear_program import SLACK_FRACTION
 from vramtune.tuner.problem import Problem
@@ -25,16 +26,65 @@ Kept = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """Groups kept by unit and stage, those kept always, slots by unit."""
+class Candidate:
+    """One answer to a problem; two answers to the same problem are equal if their counts are."""
 
+    problem: Problem = field(compare=False, repr=False)
     kept: Kept
+    """Groups by unit and stage."""
     resident: tuple[int, ...]
+    """Groups kept always, by unit."""
     num_slots: tuple[int, ...]
+    """By unit."""
+
+    @classmethod
+    def whole(cls, problem: Problem, num_slots: int) -> Self:
+        """Everything resident: nothing is faster, and nothing moves."""
+        counts = tuple(len(unit.groups) for unit in problem.units)
+        kept = tuple((count,) * len(problem.stages) for count in counts)
+        return cls(problem, kept, counts, (num_slots,) * len(counts))
+
+    @classmethod
+    def least(cls, problem: Problem) -> Self:
+        """The least of each unit in each stage, one slot: no candidate needs fewer bytes."""
+        kept = tuple(
+            tuple(unit.least_kept if u in stage.active else unit.least_idle for stage in problem.stages)
+            for u, unit in enumerate(problem.units)
+        )
+        return cls(problem, kept, tuple(unit.least_idle for unit in problem.units), (1,) * len(kept))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes on the device in the stage that needs most."""
+        return max(map(self.stage_bytes, range(len(self.problem.stages))))
+
+    def residencies(self, s: int) -> dict[int, Residency]:
+        """What a stage begins with and keeps, by active unit."""
+        return {
+            u: Residency(
+                self.kept[u][s],
+                min(self.kept[u][s], self.kept[u][s - 1] if s else self.resident[u]),
+                self.num_slots[u],
+            )
+            for u in self.problem.stages[s].active
+        }
+
+    def weight_bytes(self, s: int) -> int:
+        """Weights on the device throughout a stage, without what excluded components own beyond their units."""
+        return sum(unit.prefix[self.kept[u][s]] for u, unit in enumerate(self.problem.units))
+
+    def slot_bytes(self, s: int) -> int:
+        """Bytes of a stage's slots."""
+        units, active = self.problem.units, self.problem.stages[s].active
+        return sum(units[u].ring_bytes(self.kept[u][s], self.num_slots[u]) for u in active)
+
+    def stage_bytes(self, s: int) -> int:
+        """Bytes on the device during a stage: weights, slots, overhead."""
+        return self.weight_bytes(s) + self.slot_bytes(s) + self.problem.stages[s].overhead_bytes
 
 
 class Judge:
-    """Scores states of one problem under one budget; remembers every stage it has simulated."""
+    """Scores candidates of one problem under one budget; remembers every stage it has simulated."""
 
     def __init__(self, problem: Problem, budget_bytes: int) -> None:
         self.problem, self.budget_bytes = problem, budget_bytes
@@ -43,25 +93,25 @@ class Judge:
         self._most_moved = max(1, sum(_traffic(problem, u) for u in range(len(problem.units))))
 
     @property
-    def is_tired(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether the allowance of effort is spent."""
         return self.effort > MAX_EFFORT
 
-    def seconds_and_moved(self, state: State) -> tuple[float, int]:
+    def seconds_and_moved(self, candidate: Candidate) -> tuple[float, int]:
         """Seconds and bytes moved of a steady call."""
-        costs = [self._stage(s, residencies(self.problem, state, s)) for s in range(len(self.problem.stages))]
+        costs = [self._stage(s, candidate.residencies(s)) for s in range(len(self.problem.stages))]
         return sum(seconds for seconds, _ in costs), sum(moved for _, moved in costs)
 
-    def score(self, state: State) -> float:
+    def score(self, candidate: Candidate) -> float:
         """Seconds, dearer by up to `SLACK_FRACTION` the more is moved; the least is best."""
-        return self._weigh(*self.seconds_and_moved(state))
+        return self._weigh(*self.seconds_and_moved(candidate))
 
-    def least_score(self, state: State) -> float:
+    def least_score(self, candidate: Candidate) -> float:
         """A quick bound below `score`: engines that never wait for each other."""
         seconds, total = 0.0, 0
         rate = self.problem.copy_bytes_per_second
         for s, stage in enumerate(self.problem.stages):
-            active = residencies(self.problem, state, s)
+            active = candidate.residencies(s)
             moved = self._moved(s, active)
             seconds += max(stage.num_iterations * stage.compute_seconds, moved / rate)
             total += moved
@@ -82,82 +132,61 @@ class Judge:
         return self._seen[key]
 
 
-def residencies(problem: Problem, state: State, s: int) -> dict[int, Residency]:
-    """What a stage finds and keeps, by active unit."""
-    return {
-        u: Residency(
-            state.kept[u][s],
-            min(state.kept[u][s], state.kept[u][s - 1] if s else state.resident[u]),
-            state.num_slots[u],
-        )
-        for u in problem.stages[s].active
-    }
-
-
-def stage_bytes(problem: Problem, state: State, s: int) -> int:
-    """Bytes on the device during a stage: weights, slots, overhead."""
-    stage = problem.stages[s]
-    weights = sum(unit.prefix[state.kept[u][s]] for u, unit in enumerate(problem.units))
-    slots = sum(problem.units[u].ring_bytes(state.kept[u][s], state.num_slots[u]) for u in stage.active)
-    return weights + slots + stage.overhead_bytes
-
-
-def polish(judge: Judge, state: State) -> State:
-    """The best state that single steps lead to, or that the allowance of effort reaches."""
-    score = judge.score(state)
+def polish(judge: Judge, start: Candidate) -> Candidate:
+    """The best candidate that single steps lead to, or that the allowance of effort reaches."""
+    best, score = start, judge.score(start)
     improving = True
     while improving:
         improving = False
-        for candidate in _neighbours(judge.problem, judge.budget_bytes, state):
-            judge.effort += EFFORT_PER_ENTRY * len(state.kept) * len(judge.problem.stages)
-            if judge.is_tired:
-                return state
+        for candidate in _neighbours(best, judge.budget_bytes):
+            judge.effort += EFFORT_PER_ENTRY * len(best.kept) * len(judge.problem.stages)
+            if judge.is_exhausted:
+                return best
             if judge.least_score(candidate) >= score * (1 - LEAST_GAIN):
                 continue
-            found = judge.score(candidate)
-            if found < score * (1 - LEAST_GAIN):
-                state, score, improving = candidate, found, True
+            candidate_score = judge.score(candidate)
+            if candidate_score < score * (1 - LEAST_GAIN):
+                best, score, improving = candidate, candidate_score, True
                 break
-    return state
+    return best
 
 
-def settle(problem: Problem, budget_bytes: int, wish: State, victim: int) -> State | None:
-    """The state nearest to a wish that fits: `victim` gives way first where there is too little room.
+def settle(wanted: Candidate, budget_bytes: int, *, yields_first: int) -> Candidate | None:
+    """The candidate nearest to what is wanted that fits: that unit gives way first where there is too little room.
 
-    Only the entries of active units and the resident counts are wishes; what idle units hold follows.
+    Only the entries of active units and the resident counts are wanted; what idle units hold follows.
     """
-    kept, resident = [list(row) for row in wish.kept], list(wish.resident)
-    order = [victim, *(u for u in range(len(problem.units)) if u != victim)]
-    while True:
-        state = _followed(problem, State(tuple(map(tuple, kept)), tuple(resident), wish.num_slots))
-        kept, resident = [list(row) for row in state.kept], list(state.resident)
-        room = _room(problem, budget_bytes, state)
-        excess = -min(room)
-        if excess <= 0:
-            return _carry(problem, room, state)
+    problem = wanted.problem
+    order = [yields_first, *(u for u in range(len(problem.units)) if u != yields_first)]
+    candidate = _consistent(wanted)
+    while (excess := -min(room := _room(candidate, budget_bytes))) > 0:
         s = room.index(-excess)
-        if not any(_give_way(problem, state, kept, resident, u, s, excess) for u in order):
+        smaller = next(filter(None, (_give_way(candidate, u, s, excess) for u in order)), None)
+        if smaller is None:
             return None
+        candidate = _consistent(smaller)
+    return _carry(candidate, room)
 
 
-def _followed(problem: Problem, wish: State) -> State:
-    """The wish with nothing resident that is not kept throughout, and nothing idle that is not resident."""
+def _consistent(wanted: Candidate) -> Candidate:
+    """What is wanted, with nothing resident that is not kept throughout, and nothing idle that is not resident."""
     kept, resident = [], []
-    for row, wished, active in zip(wish.kept, wish.resident, problem.active_stages, strict=True):
-        least = min([wished, *[row[s] for s in active]])
+    for row, most, active in zip(wanted.kept, wanted.resident, wanted.problem.active_stages, strict=True):
+        least = min([most, *[row[s] for s in active]])
         own = [least] * len(row)
         for s in active:
             own[s] = row[s]
         kept.append(tuple(own))
         resident.append(least)
-    return State(tuple(kept), tuple(resident), wish.num_slots)
+    return replace(wanted, kept=tuple(kept), resident=tuple(resident))
 
 
-def _room(problem: Problem, budget_bytes: int, state: State) -> list[int]:
-    """Bytes left by stage, below zero where the state does not fit: `stage_bytes` unit by unit, which is faster."""
+def _room(candidate: Candidate, budget_bytes: int) -> list[int]:
+    """Bytes left by stage, below 0 where the candidate does not fit: `stage_bytes` unit by unit, which is faster."""
+    problem = candidate.problem
     room = [budget_bytes - stage.overhead_bytes for stage in problem.stages]
     for unit, row, num_slots, active in zip(
-        problem.units, state.kept, state.num_slots, problem.active_stages, strict=True
+        problem.units, candidate.kept, candidate.num_slots, problem.active_stages, strict=True
     ):
         for s, count in enumerate(row):
             room[s] -= unit.prefix[count]
@@ -166,94 +195,90 @@ def _room(problem: Problem, budget_bytes: int, state: State) -> list[int]:
     return room
 
 
-def _give_way(
-    problem: Problem, state: State, kept: list[list[int]], resident: list[int], u: int, s: int, excess: int
-) -> bool:
-    """Lower what a unit holds in a stage by about the excess; False if it holds the least already."""
-    unit = problem.units[u]
-    held = kept[u][s]
-    least = unit.least_kept if u in problem.stages[s].active else unit.least_idle
-    if held <= least:
-        return False
-    if u not in problem.stages[s].active:
-        resident[u] = max(bisect_right(unit.prefix, unit.prefix[held] - excess) - 1, least)
-        return True
-    needed = unit.prefix[held] + unit.ring_bytes(held, state.num_slots[u]) - excess
+def _give_way(candidate: Candidate, u: int, s: int, excess_bytes: int) -> Candidate | None:
+    """The candidate with less of a unit in a stage, by about the excess; None if it holds the least already."""
+    unit, is_active = candidate.problem.units[u], u in candidate.problem.stages[s].active
+    count = candidate.kept[u][s]
+    least = unit.least_kept if is_active else unit.least_idle
+    if count <= least:
+        return None
+    if not is_active:
+        fewer = max(bisect_right(unit.prefix, unit.prefix[count] - excess_bytes) - 1, least)
+        return _with_counts(candidate, u, {}, fewer)
+    num_slots = candidate.num_slots[u]
+    allowed = unit.prefix[count] + unit.ring_bytes(count, num_slots) - excess_bytes
     fitting = (
-        k
-        for k in range(held - 1, least, -1)
-        if unit.prefix[k] + unit.ring_bytes(k, state.num_slots[u]) <= needed
+        k for k in range(count - 1, least, -1) if unit.prefix[k] + unit.ring_bytes(k, num_slots) <= allowed
     )
-    kept[u][s] = next(fitting, least)
-    return True
+    return _with_counts(candidate, u, {s: next(fitting, least)}, candidate.resident[u])
 
 
-def _carry(problem: Problem, room: list[int], state: State) -> State:
+def _carry(candidate: Candidate, room: list[int]) -> Candidate:
     """Let units that run again later in the call hold their groups meanwhile, as far as there is room, by stage."""
-    kept = [list(row) for row in state.kept]
+    problem = candidate.problem
+    kept = [list(row) for row in candidate.kept]
     for u, unit in enumerate(problem.units):
         for start, end in pairwise(problem.active_stages[u]):
             gap = range(start + 1, end)
             if not gap:
                 continue
-            held = state.resident[u]
-            most = unit.prefix[held] + min(room[s] for s in gap)
+            resident = candidate.resident[u]
+            most = unit.prefix[resident] + min(room[s] for s in gap)
             carried = min(kept[u][start], kept[u][end], bisect_right(unit.prefix, most) - 1)
             for s in gap:
-                kept[u][s] = max(carried, held)
-                room[s] -= unit.prefix[kept[u][s]] - unit.prefix[held]
-    return replace(state, kept=tuple(map(tuple, kept)))
+                kept[u][s] = max(carried, resident)
+                room[s] -= unit.prefix[kept[u][s]] - unit.prefix[resident]
+    return replace(candidate, kept=tuple(map(tuple, kept)))
 
 
-def _neighbours(problem: Problem, budget_bytes: int, state: State) -> Iterator[State]:
-    """States one step away: first those that fill free room, then those in which another unit gives way."""
-    seen, tried = {state}, set()
+def _neighbours(candidate: Candidate, budget_bytes: int) -> Iterator[Candidate]:
+    """Candidates one step away: first those that fill free room, then those in which another unit gives way."""
+    problem = candidate.problem
+    seen, tried = {candidate}, set()
     heaviest = tuple(sorted(problem.movable, key=lambda u: -_traffic(problem, u)))
-    fills = ((wish, (u,)) for u in heaviest for wish in _fills(problem, state, u))
-    steps = ((wish, heaviest) for u in heaviest for wish in _steps(problem, state, u))
-    for wish, victims in chain(fills, steps):
-        asked = _followed(problem, wish)
-        if (asked, victims) in tried:
+    fills = ((wanted, (u,)) for u in heaviest for wanted in _fills(candidate, u))
+    steps = ((wanted, heaviest) for u in heaviest for wanted in _steps(candidate, u))
+    for wanted, yielding in chain(fills, steps):
+        asked = _consistent(wanted)
+        if (asked, yielding) in tried:
             continue
-        tried.add((asked, victims))
-        for candidate in _settled(problem, budget_bytes, asked, victims):
-            if candidate is not None and candidate not in seen:
-                seen.add(candidate)
-                yield candidate
+        tried.add((asked, yielding))
+        for settled in _settled(asked, budget_bytes, yielding):
+            if settled is not None and settled not in seen:
+                seen.add(settled)
+                yield settled
 
 
-def _settled(
-    problem: Problem, budget_bytes: int, wish: State, victims: tuple[int, ...]
-) -> Iterator[State | None]:
-    """What a wish comes to with each of the victims: one and the same where there is room for it."""
-    room = _room(problem, budget_bytes, wish)
+def _settled(wanted: Candidate, budget_bytes: int, yielding: tuple[int, ...]) -> Iterator[Candidate | None]:
+    """What it comes to when each of these units gives way first: one and the same where there is room for all."""
+    room = _room(wanted, budget_bytes)
     if min(room) >= 0:
-        yield _carry(problem, room, wish)
+        yield _carry(wanted, room)
     else:
-        yield from (settle(problem, budget_bytes, wish, victim) for victim in victims)
+        yield from (settle(wanted, budget_bytes, yields_first=u) for u in yielding)
 
 
-def _fills(problem: Problem, state: State, u: int) -> Iterator[State]:
+def _fills(candidate: Candidate, u: int) -> Iterator[Candidate]:
     """All of a unit resident, or kept in one stage: it gives way itself, down to what there is room for."""
-    everything, active = len(problem.units[u].groups), problem.active_stages[u]
-    yield _wish(state, u, dict.fromkeys(active, everything), everything)
+    everything, active = len(candidate.problem.units[u].groups), candidate.problem.active_stages[u]
+    yield _with_counts(candidate, u, dict.fromkeys(active, everything), everything)
     for s in active:
-        yield _wish(state, u, {s: everything}, state.resident[u])
+        yield _with_counts(candidate, u, {s: everything}, candidate.resident[u])
 
 
-def _steps(problem: Problem, state: State, u: int) -> Iterator[State]:
+def _steps(candidate: Candidate, u: int) -> Iterator[Candidate]:
     """Another number of slots, another count in one stage or in all, another resident count."""
-    unit = problem.units[u]
-    active = problem.active_stages[u]
+    unit, active = candidate.problem.units[u], candidate.problem.active_stages[u]
+    row, resident, slots = candidate.kept[u], candidate.resident[u], candidate.num_slots
     scopes = [active] if len(active) == 1 else [active, *((s,) for s in active)]
     for num_slots in range(1, MAX_SLOTS + 1):
-        yield replace(state, num_slots=(*state.num_slots[:u], num_slots, *state.num_slots[u + 1 :]))
+        yield replace(candidate, num_slots=(*slots[:u], num_slots, *slots[u + 1 :]))
     for delta in _deltas(len(unit.groups)):
-        resident = _clamp(state.resident[u] + delta, unit.least_idle, len(unit.groups))
-        yield _wish(state, u, {s: max(resident, state.kept[u][s]) for s in active}, resident)
+        count = _clamp(resident + delta, unit.least_idle, len(unit.groups))
+        yield _with_counts(candidate, u, {s: max(count, row[s]) for s in active}, count)
         for scope in scopes:
-            counts = {s: _clamp(state.kept[u][s] + delta, unit.least_kept, len(unit.groups)) for s in scope}
-            yield _wish(state, u, counts, state.resident[u])
+            counts = {s: _clamp(row[s] + delta, unit.least_kept, len(unit.groups)) for s in scope}
+            yield _with_counts(candidate, u, counts, resident)
 
 
 def _traffic(problem: Problem, u: int) -> float:
@@ -261,12 +286,14 @@ def _traffic(problem: Problem, u: int) -> float:
     return problem.units[u].total_bytes * sum(s.num_iterations * s.num_visits[u] for s in problem.stages)
 
 
-def _wish(state: State, u: int, counts: dict[int, int], resident: int) -> State:
-    row = tuple(counts.get(s, k) for s, k in enumerate(state.kept[u]))
-    return State(
-        (*state.kept[:u], row, *state.kept[u + 1 :]),
-        (*state.resident[:u], resident, *state.resident[u + 1 :]),
-        state.num_slots,
+def _with_counts(candidate: Candidate, u: int, counts: dict[int, int], resident: int) -> Candidate:
+    """The candidate with other counts of a unit, by stage, and another resident count."""
+    kept, before = candidate.kept, candidate.resident
+    row = tuple(counts.get(s, k) for s, k in enumerate(kept[u]))
+    return replace(
+        candidate,
+        kept=(*kept[:u], row, *kept[u + 1 :]),
+        resident=(*before[:u], resident, *before[u + 1 :]),
     )
 
 

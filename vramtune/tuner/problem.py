@@ -66,10 +66,12 @@ class StageProblem:
     streamed_bytes: tuple[tuple[int, ...], ...]
     """By unit and number of groups kept: what is copied of the others in one iteration."""
     compute_seconds: float
-    """One iteration, glue included."""
-    glue_seconds: float
+    """One iteration, the pipeline's own work included."""
+    pipeline_seconds: float
+    activation_bytes: int
+    """The highest activations, with what the pipeline itself holds."""
     overhead_bytes: int
-    """On the device besides the units: activations, glue, workspaces, context, and the problem's `unused_bytes`."""
+    """On the device besides the units: activations, workspaces, context, and the problem's `unused_bytes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,11 @@ class Problem:
     def unused_bytes(self) -> int:
         """What all excluded components own beyond their units."""
         return sum(self.excluded.values())
+
+    @property
+    def fixed_bytes(self) -> int:
+        """The CUDA context and the libraries' workspaces."""
+        return self.device.context_bytes + self.device.workspace_bytes
 
     @property
     def movable(self) -> tuple[int, ...]:
@@ -284,7 +291,8 @@ def _stage_problem(
     carried = [0.0] * len(units)
     for (unit, group), count in _count_runs(visits).items():
         carried[unit] += count * units[unit].sizes[group]
-    device = profile.device
+    activation_bytes = stage.activation_bytes + stage.pipeline_bytes
+    fixed_bytes = profile.device.workspace_bytes + profile.device.context_bytes
     return StageProblem(
         name=stage.name,
         num_iterations=stage.num_iterations,
@@ -297,12 +305,9 @@ def _stage_problem(
         ),
         streamed_bytes=tuple(_streamed_bytes(visits, u, unit) for u, unit in enumerate(units)),
         compute_seconds=stage.seconds,
-        glue_seconds=stage.glue_seconds,
-        overhead_bytes=stage.activation_bytes
-        + stage.glue_bytes
-        + device.workspace_bytes
-        + device.context_bytes
-        + unused_bytes,
+        pipeline_seconds=stage.pipeline_seconds,
+        activation_bytes=activation_bytes,
+        overhead_bytes=activation_bytes + fixed_bytes + unused_bytes,
     )
 
 

@@ -1,109 +1,117 @@
-"""Why a plan is as it is, in sentences made from the problem's own numbers."""
+"""Why a plan is as it is: findings from the problem's own numbers."""
 
-from vramtune.schema import Estimate, placement_name
+from vramtune.schema import Estimate, Reason, placement_name
 from vramtune.tuner.linear_program import bound_seconds
-from vramtune.tuner.local_search import State, residencies, stage_bytes
+from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem
-from vramtune.units import GIB, format_bytes, format_seconds
+from vramtune.units import GIB
+
+HIDDEN_FRACTION = 0.005
+"""Of a call's seconds: a plan that waits for copies for less is limited by compute."""
+SATURATED_GAP = 1e-3
+"""A plan that moves nothing and is no further above its bound gains nothing from more memory."""
 
 
 def explain(
-    problem: Problem, state: State, found: Estimate, budget_bytes: int, permissions: tuple[str, ...]
-) -> tuple[str, ...]:
+    candidate: Candidate, estimate: Estimate, budget_bytes: int, permissions: tuple[str, ...]
+) -> tuple[Reason, ...]:
     """Permissions used, what sets the pace, what sets the peak, why components are resident or not."""
     return (
-        *(f"Uses {name!r}, which you allowed: the output changes slightly." for name in permissions),
-        _pace(problem, state, found),
-        _peak(problem, state, budget_bytes),
-        *_excluded(problem),
-        *_not_resident(problem, state, found, budget_bytes),
-        *_more(problem, found, budget_bytes),
+        *(Reason(kind="permission_used", permission=name) for name in permissions),
+        _pace(candidate, estimate),
+        _peak(candidate, budget_bytes),
+        *_excluded(candidate.problem),
+        *_not_resident(candidate, estimate, budget_bytes),
+        _more(candidate.problem, estimate, budget_bytes),
     )
 
 
-def _pace(problem: Problem, state: State, found: Estimate) -> str:
+def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
     """The stage with the most seconds beyond its compute, or that there is none."""
-    exposed = [stage.seconds - stage.compute_seconds for stage in found.stages]
+    exposed = [stage.seconds - stage.compute_seconds for stage in estimate.stages]
     s = max(range(len(exposed)), key=exposed.__getitem__)
-    if sum(exposed) < 0.005 * found.seconds:
-        return "Compute sets the pace: copies are hidden behind it, or there are none."
-    stage, estimate = problem.stages[s], found.stages[s]
-    copies = estimate.moved_bytes / problem.copy_bytes_per_second
-    streams = any(r.kept < len(problem.units[u].groups) for u, r in residencies(problem, state, s).items())
-    verb = "streams" if streams else "loads"
-    return (
-        f"Stage {stage.name!r} waits longest for copies: it {verb} {format_bytes(estimate.moved_bytes)} "
-        f"({format_seconds(copies)} of copying beside {format_seconds(estimate.compute_seconds)} of compute) "
-        f"and loses {format_seconds(exposed[s])}."
+    if sum(exposed) < HIDDEN_FRACTION * estimate.seconds:
+        return Reason(kind="compute_bound")
+    problem, stage = candidate.problem, estimate.stages[s]
+    residencies = candidate.residencies(s).items()
+    streams = any(residency.kept < len(problem.units[u].groups) for u, residency in residencies)
+    return Reason(
+        kind="copy_bound",
+        stage=stage.name,
+        num_bytes={"streamed" if streams else "loaded": stage.moved_bytes},
+        seconds={
+            "copies": stage.moved_bytes / problem.copy_bytes_per_second,
+            "compute": stage.compute_seconds,
+            "exposed": exposed[s],
+        },
     )
 
 
-def _peak(problem: Problem, state: State, budget_bytes: int) -> str:
+def _peak(candidate: Candidate, budget_bytes: int) -> Reason:
     """The stage with the highest peak, and what it is made of."""
-    held = [stage_bytes(problem, state, s) for s in range(len(problem.stages))]
-    s = max(range(len(held)), key=held.__getitem__)
-    stage = problem.stages[s]
-    besides = stage.overhead_bytes - problem.unused_bytes
-    weights = format_bytes(held[s] - besides)
-    return (
-        f"The peak is in stage {stage.name!r}: {weights} of weights and slots, {format_bytes(besides)} of activations, "
-        f"pipeline tensors, workspaces and context; {format_bytes(budget_bytes - held[s])} stay free."
+    problem = candidate.problem
+    s = max(range(len(problem.stages)), key=candidate.stage_bytes)
+    stage, held = problem.stages[s], candidate.stage_bytes(s)
+    others = stage.overhead_bytes - problem.unused_bytes
+    return Reason(
+        kind="peak",
+        stage=stage.name,
+        num_bytes={"weights": held - others, "others": others, "free": budget_bytes - held},
     )
 
 
-def _excluded(problem: Problem) -> list[str]:
+def _excluded(problem: Problem) -> list[Reason]:
     """For each component that is resident because it is excluded from offload: what it holds."""
     held = problem.excluded.copy()
     for unit in problem.units:
         if unit.is_excluded:
             held[unit.component] += unit.total_bytes
     return [
-        f"{component} is resident because the pipeline excludes it from offload: {format_bytes(num_bytes)} in every "
-        "stage."
+        Reason(kind="excluded", component=component, num_bytes={"weights": num_bytes})
         for component, num_bytes in held.items()
     ]
 
 
-def _not_resident(problem: Problem, state: State, found: Estimate, budget_bytes: int) -> list[str]:
+def _not_resident(candidate: Candidate, estimate: Estimate, budget_bytes: int) -> list[Reason]:
     """For each unit that is not resident: the stage that has no room for it, and what that costs."""
-    sentences = []
+    problem, reasons = candidate.problem, []
     for u, unit in enumerate(problem.units):
-        missing = unit.total_bytes - unit.prefix[state.resident[u]]
+        missing = unit.total_bytes - unit.prefix[candidate.resident[u]]
         if not missing:
             continue
-        over = [_if_resident(problem, state, u, s) - budget_bytes for s in range(len(problem.stages))]
+        over = [_bytes_if_resident(candidate, u, s) - budget_bytes for s in range(len(problem.stages))]
         s = max(range(len(over)), key=over.__getitem__)
-        waiting = sum(
-            found.stages[s].seconds - found.stages[s].compute_seconds
-            for s, stage in enumerate(problem.stages)
-            if u in stage.active
+        exposed = sum(
+            stage.seconds - stage.compute_seconds
+            for active, stage in zip(problem.stages, estimate.stages, strict=True)
+            if u in active.active
         )
-        why = (
-            f"would put stage {problem.stages[s].name!r} {format_bytes(over[s])} over the budget"
-            if over[s] > 0
-            else "would fit, and save next to nothing"
+        reasons.append(
+            Reason(
+                kind="not_resident",
+                component=placement_name(unit.component, unit.methods),
+                stage=problem.stages[s].name,
+                num_bytes={"missing": missing, "over_budget": over[s]},
+                seconds={"exposed": max(exposed, 0.0)},
+            )
         )
-        sentences.append(
-            f"{placement_name(unit.component, unit.methods)} is not resident: to keep the other {format_bytes(missing)} of it {why}; "
-            f"its stages wait {format_seconds(max(waiting, 0.0))} for copies."
-        )
-    return sentences
+    return reasons
 
 
-def _if_resident(problem: Problem, state: State, u: int, s: int) -> int:
+def _bytes_if_resident(candidate: Candidate, u: int, s: int) -> int:
     """Bytes on the device in a stage if a unit were resident and all else stayed as it is."""
-    unit, kept = problem.units[u], state.kept[u][s]
-    slots = unit.ring_bytes(kept, state.num_slots[u]) if u in problem.stages[s].active else 0
-    return stage_bytes(problem, state, s) - slots + unit.total_bytes - unit.prefix[kept]
+    unit, kept = candidate.problem.units[u], candidate.kept[u][s]
+    is_active = u in candidate.problem.stages[s].active
+    slots = unit.ring_bytes(kept, candidate.num_slots[u]) if is_active else 0
+    return candidate.stage_bytes(s) - slots + unit.total_bytes - unit.prefix[kept]
 
 
-def _more(problem: Problem, found: Estimate, budget_bytes: int) -> list[str]:
-    """What one GiB more could save at the most, from the bounds; nothing if there is nothing to save."""
-    if found.gap_fraction < 1e-3 and found.moved_bytes == 0:
-        return ["Everything the call uses stays on the GPU: more memory would save nothing."]
-    saved = found.seconds - bound_seconds(problem, budget_bytes + GIB)
+def _more(problem: Problem, estimate: Estimate, budget_bytes: int) -> Reason:
+    """What one GiB more could save at the most, from the bounds, or that there is nothing to save."""
+    if estimate.gap_fraction < SATURATED_GAP and estimate.moved_bytes == 0:
+        return Reason(kind="all_resident")
+    saved = estimate.seconds - bound_seconds(problem, budget_bytes + GIB)
     least = sum(stage.num_iterations * stage.compute_seconds for stage in problem.stages)
-    return [
-        f"One GiB more could save {format_seconds(max(saved, 0.0))} at the most, all the memory in the world "
-        f"{format_seconds(found.seconds - least)}."
-    ]
+    return Reason(
+        kind="more_memory", seconds={"one_gib": max(saved, 0.0), "unlimited": estimate.seconds - least}
+    )

@@ -40,7 +40,8 @@ def stage_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Re
     """Seconds of all iterations of a stage."""
     last = num_simulated(problem, stage, residency)
     ends = [0.0] + [
-        iteration[-1][5] + stage.glue_seconds for iteration in _iterations(problem, stage, residency, last)
+        iteration[-1][5] + stage.pipeline_seconds
+        for iteration in _iterations(problem, stage, residency, last)
     ]
     left = stage.num_iterations - last
     if last > WARM_UP:
@@ -102,7 +103,7 @@ def _iterations(
             if is_streamed:
                 rings[unit].ends.append(clock)
             visits.append((unit, group, copy_start, ready, start, clock))
-        clock += stage.glue_seconds
+        clock += stage.pipeline_seconds
         yield visits
 
 

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from vramtune.errors import BudgetError
 from vramtune.schema import (
-    PLAN_MODE,
     Activity,
     Comparison,
     Component,
@@ -25,6 +24,7 @@ from vramtune.schema import (
     Segment,
     Weights,
 )
+from vramtune.tuner.budget import Budget
 from vramtune.tuner.search import choose_plan
 
 
@@ -46,8 +46,8 @@ class _Cost:
     seconds: float
     peak_bytes: int
     """Weights and activations, without pipeline and context."""
-    copied_in_bytes: int
-    copied_out_bytes: int = 0
+    moved_bytes: int
+    moved_back_bytes: int = 0
 
 
 def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[ModeEstimate, ...]:
@@ -65,41 +65,30 @@ def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[Mode
     )
 
 
-def plan_mode(plan: Plan) -> ModeEstimate:
-    """The plan as a row beside the stock modes."""
-    return ModeEstimate(
-        mode=PLAN_MODE,
-        fits=plan.estimate.peak_bytes <= plan.budget_bytes,
-        peak_bytes=plan.estimate.peak_bytes,
-        seconds=plan.estimate.seconds,
-        compute_seconds=sum(stage.compute_seconds for stage in plan.estimate.stages),
-        copied_in_bytes=plan.estimate.moved_bytes,
-        copied_out_bytes=0,
-    )
-
-
-def compare_modes(profile: Profile, budget_bytes: int, *, allow: tuple[str, ...] = ()) -> Comparison:
+def compare_modes(profile: Profile, asked_bytes: int, *, allow: tuple[str, ...] = ()) -> Comparison:
     """The stock modes, the plan where one fits, and the bound, under one budget."""
     try:
-        plan = choose_plan(profile, budget_bytes, allow=allow)
+        plan = choose_plan(profile, asked_bytes, allow=allow)
     except BudgetError:
-        usable = min(budget_bytes, profile.device.usable_bytes)
-        return Comparison(
-            asked_bytes=budget_bytes,
-            budget_bytes=usable,
-            bound_seconds=None,
-            modes=stock_modes(profile, usable),
-        )
+        return _comparison(profile, Budget.on(profile.device, asked_bytes), None)
     return compare_plan(profile, plan)
 
 
 def compare_plan(profile: Profile, plan: Plan) -> Comparison:
     """The stock modes beside a plan that is there, under what it was planned for."""
+    budget = Budget(asked_bytes=plan.asked_bytes, limit_bytes=plan.budget_bytes)
+    return _comparison(profile, budget, plan)
+
+
+def _comparison(profile: Profile, budget: Budget, plan: Plan | None) -> Comparison:
     return Comparison(
-        asked_bytes=plan.asked_bytes,
-        budget_bytes=plan.budget_bytes,
-        bound_seconds=plan.estimate.bound_seconds,
-        modes=(plan_mode(plan), *stock_modes(profile, plan.budget_bytes)),
+        pipeline_class=profile.pipeline_class,
+        workload=profile.workload,
+        device=profile.device,
+        asked_bytes=budget.asked_bytes,
+        budget_bytes=budget.limit_bytes,
+        plan=plan,
+        stock=stock_modes(profile, budget.limit_bytes),
     )
 
 
@@ -114,7 +103,7 @@ def _base_bytes(device: Device) -> int:
 def _resident(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
     """`pipe.to("cuda")`: every weight, used or not, stays."""
     weights = sum(component.weights.allocated_bytes for component in profile.components)
-    peak = weights + max(stage.activation_bytes + stage.glue_bytes for stage in profile.stages)
+    peak = weights + max(stage.activation_bytes + stage.pipeline_bytes for stage in profile.stages)
     seconds = _compute_seconds(profile)
     return _mode(profile, budget_bytes, "all resident", _Cost(seconds, peak, 0))
 
@@ -141,9 +130,9 @@ def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
                     present.add(name)
                     moved = _load(moved, device, profile.component(name))
                 held = sum(profile.component(c).weights.allocated_bytes for c in present)
-                peak = held + activity.activation_bytes + stage.glue_bytes
+                peak = held + activity.activation_bytes + stage.pipeline_bytes
                 moved = _Cost(
-                    moved.seconds, max(moved.peak_bytes, peak), moved.copied_in_bytes, moved.copied_out_bytes
+                    moved.seconds, max(moved.peak_bytes, peak), moved.moved_bytes, moved.moved_back_bytes
                 )
     for name in present:
         moved = _evict(moved, device, profile.component(name))
@@ -158,14 +147,14 @@ def _has(profile: Profile, name: str) -> bool:
 
 def _load(so_far: _Cost, device: Device, component: Component) -> _Cost:
     seconds = so_far.seconds + _pageable_in(device, component.weights)
-    copied = so_far.copied_in_bytes + component.weights.num_bytes
-    return _Cost(seconds, so_far.peak_bytes, copied, so_far.copied_out_bytes)
+    copied = so_far.moved_bytes + component.weights.num_bytes
+    return _Cost(seconds, so_far.peak_bytes, copied, so_far.moved_back_bytes)
 
 
 def _evict(so_far: _Cost, device: Device, component: Component) -> _Cost:
     seconds = so_far.seconds + _readback(device, component.weights)
-    copied = so_far.copied_out_bytes + component.weights.num_bytes
-    return _Cost(seconds, so_far.peak_bytes, so_far.copied_in_bytes, copied)
+    copied = so_far.moved_back_bytes + component.weights.num_bytes
+    return _Cost(seconds, so_far.peak_bytes, so_far.moved_bytes, copied)
 
 
 def _pageable_in(device: Device, weights: Weights) -> float:
@@ -198,14 +187,14 @@ def _stateless(
     """A mode that keeps no parameters between calls: the sum over all calls."""
     seconds, peak, copied_in, copied_out = 0.0, 0, 0, 0
     for stage in profile.stages:
-        seconds += stage.num_iterations * stage.glue_seconds
+        seconds += stage.num_iterations * stage.pipeline_seconds
         for activity in stage.activities:
             cost = call_cost(profile.device, profile.component(activity.component), activity)
             num_calls = stage.num_iterations * activity.num_calls
             seconds += num_calls * cost.seconds
-            copied_in += num_calls * cost.copied_in_bytes
-            copied_out += num_calls * cost.copied_out_bytes
-            peak = max(peak, held_bytes + cost.peak_bytes + stage.glue_bytes)
+            copied_in += num_calls * cost.moved_bytes
+            copied_out += num_calls * cost.moved_back_bytes
+            peak = max(peak, held_bytes + cost.peak_bytes + stage.pipeline_bytes)
     return _mode(profile, budget_bytes, mode, _Cost(seconds, peak, copied_in, copied_out))
 
 
@@ -217,8 +206,8 @@ def _mode(profile: Profile, budget_bytes: int | None, mode: str, cost: _Cost) ->
         peak_bytes=peak,
         seconds=cost.seconds,
         compute_seconds=_compute_seconds(profile),
-        copied_in_bytes=cost.copied_in_bytes,
-        copied_out_bytes=cost.copied_out_bytes,
+        moved_bytes=cost.moved_bytes,
+        moved_back_bytes=cost.moved_back_bytes,
     )
 
 
@@ -277,8 +266,8 @@ def _in_shells(device: Device, component: Component, activity: Activity, blocks_
         total = _Cost(
             total.seconds + cost.seconds + _pageable_in(device, root) + _readback(device, root),
             max(total.peak_bytes, cost.peak_bytes + root.allocated_bytes),
-            total.copied_in_bytes + cost.copied_in_bytes + root.num_bytes,
-            total.copied_out_bytes + cost.copied_out_bytes + root.num_bytes,
+            total.moved_bytes + cost.moved_bytes + root.num_bytes,
+            total.moved_back_bytes + cost.moved_back_bytes + root.num_bytes,
         )
     return total
 
