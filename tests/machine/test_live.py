@@ -9,45 +9,26 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.machine.conftest import TRUTH
 from tests.simgpu.fixtures import restore
 from vramtune.errors import NoAcceleratorError, UsageError
-from vramtune.machine import live
+from vramtune.machine import live, rates
+from vramtune.machine.gpus import CONTEXT_BYTES
 from vramtune.machine.live import holders, live_device
-from vramtune.machine.nvml import Holder
 from vramtune.machine.rates import Rates, measure_rates
-from vramtune.profiler.roofline import Work, work_seconds
-from vramtune.schema import Device
+from vramtune.profiler.roofline import Work, attention_flops, work_seconds
+from vramtune.schema import Device, Holder
 from vramtune.units import GIB, MIB
-
-# Slow, so that a probe has seen enough after little work of the host; every figure is another.
-TRUTH = {
-    "flops_per_second": 40e9,
-    "memory_bytes_per_second": 600e6,
-    "launch_seconds": 4e-6,
-    "pinned_copy_bytes_per_second": 25e6,
-    "pageable_copy_bytes_per_second": 6e6,
-    "readback_bytes_per_second": 3e6,
-    "copy_latency_seconds": 12e-6,
-}
 
 
 def sim_facts(index: int | None = None) -> Device:
-    """Of `sim`, which PyTorch knows by that name only once it is built."""
+    """The facts of `sim`, a name that PyTorch knows only once it is built."""
     return live_device(torch.device("sim") if index is None else torch.device("sim", index))
-
-
-@pytest.fixture
-def slow(sim: ModuleType) -> Iterator[ModuleType]:
-    """The simulated accelerator at `TRUTH`, not probed yet."""
-    sim.set_rates(**TRUTH)
-    live.probe.cache_clear()
-    yield sim
-    live.probe.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def measured(built_sim: ModuleType) -> Device:
-    """What is measured of it."""
+    """What is measured of the simulated accelerator."""
     built_sim.set_rates(**TRUTH)
     live.probe.cache_clear()
     device = sim_facts()
@@ -57,12 +38,14 @@ def measured(built_sim: ModuleType) -> Device:
 
 
 @pytest.mark.parametrize("fact", sorted(TRUTH.keys() - {"flops_per_second"}))
-def test_rates_are_measured(measured: Device, fact: str) -> None:
+def test_copy_rates_and_latencies_are_measured_within_two_percent(measured: Device, fact: str) -> None:
     assert getattr(measured, fact) == pytest.approx(TRUTH[fact], rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_arithmetic_is_measured_by_dtype(measured: Device, dtype: str) -> None:
+def test_the_arithmetic_rate_of_each_dtype_is_measured_within_two_percent(
+    measured: Device, dtype: str
+) -> None:
     assert measured.flops_per_second[dtype] == pytest.approx(TRUTH["flops_per_second"], rel=0.02)
 
 
@@ -71,25 +54,38 @@ def test_every_kind_of_kernel_reaches_what_the_simulation_grants_it(measured: De
     assert measured.efficiency_fraction[kind] == pytest.approx(1, rel=0.02)
 
 
-def test_the_rest_is_said_as_it_is(measured: Device) -> None:
+def test_an_accelerator_without_context_and_workspaces_is_measured_to_have_none(measured: Device) -> None:
     assert measured.name == "simulated accelerator"
     assert measured.overlap_fraction == 1
     assert measured.context_bytes == measured.workspace_bytes == 0
+    assert measured.is_context_measured
     assert measured.source == "measured"
 
 
-def test_a_fast_accelerator_is_measured_as_well(sim: ModuleType) -> None:
-    rates = measure_rates(torch.device("sim", 0))
-    truth = sim.rates()
-    assert rates.flops_per_second["float16"] == pytest.approx(truth.flops_per_second, rel=0.02)
-    assert rates.memory_bytes_per_second == pytest.approx(truth.memory_bytes_per_second, rel=0.02)
-    assert rates.pinned_copy_bytes_per_second == pytest.approx(truth.pinned_copy_bytes_per_second, rel=0.02)
-    assert rates.launch_seconds == pytest.approx(truth.launch_seconds, rel=0.02)
+def test_the_rates_of_a_fast_accelerator_are_measured_within_two_percent(sim: ModuleType) -> None:
+    fast, truth = measure_rates(torch.device("sim", 0)), sim.rates()
+    assert fast.flops_per_second["float16"] == pytest.approx(truth.flops_per_second, rel=0.02)
+    assert fast.memory_bytes_per_second == pytest.approx(truth.memory_bytes_per_second, rel=0.02)
+    assert fast.pinned_copy_bytes_per_second == pytest.approx(truth.pinned_copy_bytes_per_second, rel=0.02)
+    assert fast.launch_seconds == pytest.approx(truth.launch_seconds, rel=0.02)
 
 
-def test_the_roofline_foretells_other_sizes_from_what_was_measured(
-    slow: ModuleType, measured: Device
-) -> None:
+def test_the_attention_trial_counts_the_flops_that_the_roofline_counts() -> None:
+    counted_flops = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "scaled_dot_product" in function.overloadpacket.__name__:
+                counted_flops.append(attention_flops(*args[:3]))
+            return function(*args, **(kwargs or {}))
+
+    call, flops = rates._attention(24, device=torch.device("cpu"), dtype=torch.float32)
+    with Seen():
+        call()
+    assert counted_flops == [flops]
+
+
+def test_measured_rates_predict_the_seconds_of_other_sizes(slow: ModuleType, measured: Device) -> None:
     x, image = torch.ones(300, 700, device="sim"), torch.ones(1, 64, 32, 32, device="sim")
     weight = torch.ones(64, 64, 3, 3, device="sim")
     slow.reset()
@@ -101,12 +97,12 @@ def test_the_roofline_foretells_other_sizes_from_what_was_measured(
         Work("convolution", "float32", 2 * 9 * 64 * 64 * 32 * 32, 2 * image.nbytes + weight.nbytes),
         Work("pointwise", "float32", 0, 3 * x.nbytes),
     )
-    foretold = [work_seconds(work, measured) for work in works]
+    predicted = [work_seconds(work, measured) for work in works]
     counted = [row.end_seconds - row.start_seconds for row in slow.timeline()]
-    assert foretold == pytest.approx(counted, rel=0.02)
+    assert predicted == pytest.approx(counted, rel=0.02)
 
 
-def test_what_a_probe_takes_is_little_and_given_back(slow: ModuleType) -> None:
+def test_a_measurement_takes_little_memory_and_gives_it_back(slow: ModuleType) -> None:
     slow.set_capacity(100 * MIB)
     before = slow.memory_allocated(), slow.memory_reserved(), slow.pinned_memory_allocated()
     slow.reset()
@@ -116,7 +112,7 @@ def test_what_a_probe_takes_is_little_and_given_back(slow: ModuleType) -> None:
     assert slow.max_pinned_memory_allocated() - before[2] <= 64 * MIB
 
 
-def test_usable_is_what_this_process_may_hold_in_all(slow: ModuleType) -> None:
+def test_usable_bytes_are_free_and_own_ones(slow: ModuleType) -> None:
     slow.set_capacity(3 * GIB)
     held = torch.empty(100 * MIB, dtype=torch.uint8, device="sim")
     device = sim_facts()
@@ -125,7 +121,7 @@ def test_usable_is_what_this_process_may_hold_in_all(slow: ModuleType) -> None:
     assert slow.mem_get_info()[0] <= device.usable_bytes - held.nbytes
 
 
-def test_usable_is_no_more_than_the_limit_set_for_this_process(
+def test_usable_bytes_stay_within_the_limit_set_for_this_process(
     slow: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow.set_capacity(4 * GIB)
@@ -133,7 +129,7 @@ def test_usable_is_no_more_than_the_limit_set_for_this_process(
     assert sim_facts().usable_bytes == GIB
 
 
-def test_a_second_look_measures_only_memory(slow: ModuleType) -> None:
+def test_a_second_call_for_a_device_reads_only_its_memory(slow: ModuleType) -> None:
     first = sim_facts()
     slow.reset()
     slow.set_capacity(2 * GIB)
@@ -143,7 +139,7 @@ def test_a_second_look_measures_only_memory(slow: ModuleType) -> None:
     assert slow.timeline() == []
 
 
-def test_the_device_that_is_asked_for_is_measured(slow: ModuleType) -> None:
+def test_of_two_devices_only_the_one_asked_for_is_measured(slow: ModuleType) -> None:
     slow.set_capacity(5 * GIB, 1)
     device = sim_facts(1)
     assert device.total_bytes == 5 * GIB
@@ -152,7 +148,7 @@ def test_the_device_that_is_asked_for_is_measured(slow: ModuleType) -> None:
     assert slow.current_device() == 0
 
 
-def test_random_numbers_of_the_caller_stay_the_same(slow: ModuleType) -> None:
+def test_a_measurement_keeps_the_caller_s_random_state(slow: ModuleType) -> None:
     state = torch.get_rng_state()
     sim_facts()
     assert torch.equal(torch.get_rng_state(), state)
@@ -179,7 +175,7 @@ def test_a_dtype_that_the_device_lacks_counts_as_float32(slow: ModuleType) -> No
     assert seconds[0] == seconds[1]
 
 
-def test_without_float32_there_is_no_measuring(slow: ModuleType) -> None:
+def test_a_device_without_float32_cannot_be_measured(slow: ModuleType) -> None:
     with Without(torch.float32), pytest.raises(NotImplementedError, match="float32"):
         sim_facts()
     assert sim_facts().flops_per_second.keys() == {"float32", "float16", "bfloat16"}
@@ -191,21 +187,21 @@ def test_a_device_that_is_not_there_is_refused(sim: ModuleType, name: str) -> No
         live_device(torch.device(name))
 
 
-def test_without_an_accelerator_the_error_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_accelerator_the_error_says_to_name_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
     with pytest.raises(NoAcceleratorError, match='gpu="RTX 4060"'):
         live_device(torch.device("cuda"))
 
 
 # ---------------------------------------------------------------------------------------------------
-# NVIDIA, as its driver and PyTorch tell it
+# NVIDIA, as its driver and PyTorch report it
 
 CUDA = torch.device("cuda", 1)
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, measured: Device) -> Iterator[SimpleNamespace]:
-    """A GPU whose driver and PyTorch are asked by the same names; probing it changes what `probing` says."""
+    """The second of two GPUs, as its driver and PyTorch report it; measuring it sets what `probing` holds."""
     gpu = SimpleNamespace(
         free=7000 * MIB, reserved=0, has_context=False, drawing=[], computing=[], asked=set(), num_open=0
     )
@@ -242,6 +238,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch, measured: Device) -> Iterator[SimpleNam
     monkeypatch.setattr(
         torch._C, "_cuda_hasPrimaryContext", lambda index: index == 1 and gpu.has_context, raising=False
     )
+    accelerator = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: accelerator)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (gpu.free, 8 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 4060")
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.accelerator, "memory_reserved", lambda device: gpu.reserved)
     live.probe.cache_clear()
@@ -250,11 +252,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch, measured: Device) -> Iterator[SimpleNam
     assert gpu.num_open == 0
 
 
+def context(device: Device) -> tuple[int, bool]:
+    return device.context_bytes, device.is_context_measured
+
+
 def process(pid: int, num_bytes: int | None) -> SimpleNamespace:
     return SimpleNamespace(pid=pid, usedGpuMemory=num_bytes)
 
 
-def test_the_others_are_named_and_the_largest_comes_first(gpu: SimpleNamespace) -> None:
+def test_holders_are_the_other_processes_by_name_and_the_largest_comes_first(gpu: SimpleNamespace) -> None:
     gpu.drawing = [process(7, 100 * MIB), process(11, 30 * MIB)]
     gpu.computing = [
         process(7, 100 * MIB),
@@ -273,7 +279,7 @@ def test_the_others_are_named_and_the_largest_comes_first(gpu: SimpleNamespace) 
     assert gpu.asked == {"GPU-0-1"}
 
 
-def test_where_no_driver_tells_there_are_no_others(
+def test_without_a_driver_that_reports_processes_there_are_no_holders(
     gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, sim: ModuleType
 ) -> None:
     gpu.computing = [process(7, GIB)]
@@ -287,47 +293,51 @@ def test_where_no_driver_tells_there_are_no_others(
         assert holders(CUDA) == ()
 
 
-def test_the_context_is_what_the_driver_counts_beyond_the_allocator(gpu: SimpleNamespace) -> None:
+def test_the_context_is_what_the_driver_counts_for_this_process_beyond_the_allocator(
+    gpu: SimpleNamespace,
+) -> None:
     gpu.probing["computing"] = [process(7, GIB), process(os.getpid(), 370 * MIB)]
-    assert live.probe(CUDA).context_bytes == 350 * MIB
+    assert context(live_device(CUDA)) == (350 * MIB, True)
 
 
 @pytest.mark.parametrize("listed", [[], [0], [None]], ids=["not", "with 0 bytes", "without bytes"])
-def test_where_this_process_is_not_counted_the_context_is_what_free_memory_fell_by(
+def test_without_the_driver_s_count_the_context_is_the_fall_of_free_memory(
     gpu: SimpleNamespace, listed: list[int | None]
 ) -> None:
     gpu.probing["computing"] = [process(os.getpid(), num_bytes) for num_bytes in listed]
-    assert live.probe(CUDA).context_bytes == 380 * MIB
+    assert context(live_device(CUDA)) == (380 * MIB, True)
 
 
-def test_a_context_that_was_there_before_and_is_not_counted_is_unknown(gpu: SimpleNamespace) -> None:
+def test_a_context_that_existed_before_and_is_not_counted_is_not_measured(gpu: SimpleNamespace) -> None:
     gpu.has_context = True
-    assert live.probe(CUDA).context_bytes is None
+    assert context(live_device(CUDA)) == (CONTEXT_BYTES, False)
 
 
-def test_another_process_that_gave_memory_back_meanwhile_makes_no_negative_context(
+def test_memory_freed_by_another_process_meanwhile_makes_no_negative_context(
     gpu: SimpleNamespace,
 ) -> None:
     gpu.probing["free"] = 7500 * MIB
-    assert live.probe(CUDA).context_bytes is None
+    assert context(live_device(CUDA)) == (CONTEXT_BYTES, False)
 
 
-def test_without_nvml_a_context_is_unknown(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvml_the_context_is_not_measured(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert live.probe(CUDA).context_bytes is None
+    assert context(live_device(CUDA)) == (CONTEXT_BYTES, False)
 
 
-def test_workspaces_are_what_stays_reserved_or_the_prior_where_they_were_there_before(
+def test_workspaces_are_what_stays_reserved_or_the_prior_where_nothing_does(
     gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu.reserved, gpu.probing["reserved"] = 6 * MIB, 38 * MIB
-    assert live.probe(CUDA).workspace_bytes == 32 * MIB
+    assert live_device(CUDA).workspace_bytes == 32 * MIB
     priors = []
     for capability in ((8, 9), (9, 0), (12, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         live.probe.cache_clear()
-        priors.append(live.probe(CUDA).workspace_bytes)
+        priors.append(live_device(CUDA).workspace_bytes)
     assert priors == [20 * MIB, 32 * MIB, 32 * MIB]

@@ -1,4 +1,4 @@
-"""What a machine has of all that autotune needs. Finds out without raising: what is broken is a finding here."""
+"""What a machine has of what autotune needs. Nothing here raises: whatever is broken is a finding."""
 
 import platform
 import re
@@ -11,8 +11,7 @@ from types import ModuleType
 from vramtune.errors import UsageError
 from vramtune.machine import nvml
 from vramtune.machine.gpus import find_gpu
-from vramtune.schema import Device
-from vramtune.schema.machine import Accelerator, Host, Machine, Package
+from vramtune.schema import Accelerator, Device, Host, Machine, Package
 
 PROC = Path("/proc")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -24,8 +23,8 @@ def examine() -> Machine:
     build, error, accelerator = None, None, None
     try:
         import torch
-    except (ImportError, OSError) as found:  # OSError: a shared library that it links is broken
-        error = str(found)
+    except (ImportError, OSError) as failure:  # OSError: a shared library that it links is broken
+        error = str(failure)
     else:
         build, accelerator = _build(torch), _accelerator()
     return Machine(
@@ -43,7 +42,7 @@ def examine() -> Machine:
 
 
 def installed_packages() -> Iterator[Package]:
-    """Python and what vramtune's own metadata requires, beside what is installed."""
+    """Python and what vramtune's own metadata requires, with the versions that are installed."""
     python = metadata.metadata("vramtune")["Requires-Python"]
     yield _package("Python", python, platform.python_version())
     for requirement in metadata.requires("vramtune") or ():
@@ -58,14 +57,14 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _package(name: str, required: str, found: str | None) -> Package:
+def _package(name: str, required: str, installed: str | None) -> Package:
     least = required.removeprefix(">=")
-    is_supported = found is not None and _release(found) >= _release(least)
-    return Package(name=name, required=required, found=found, is_supported=is_supported)
+    is_supported = installed is not None and _release(installed) >= _release(least)
+    return Package(name=name, required=required, found=installed, is_supported=is_supported)
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, without what marks builds: 2.13.0+cpu is (2, 13, 0)."""
+    """The numbers of a version, without its build: 2.13.0+cpu is (2, 13, 0)."""
     numbers = re.match(r"[\d.]*\d", version)
     return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
@@ -83,31 +82,29 @@ def _build(torch: ModuleType) -> str:
 
 
 def _accelerator() -> Accelerator | None:
-    """The accelerator that PyTorch would use, probed; what goes wrong with it is said in `error`."""
+    """The accelerator that PyTorch would use, measured; `error` says why where that fails."""
     import torch
 
     from vramtune.machine.live import holders, live_device
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
         return None
-    target = torch.device(found.type, torch.accelerator.current_device_index())
-    name = torch.get_device_module(target).get_device_name(target)
+    indexed = torch.device(accelerator.type, torch.accelerator.current_device_index())
+    name = torch.get_device_module(indexed).get_device_name(indexed)
     device, error = None, None
     try:
-        device = live_device(target)
-    except (
-        RuntimeError
-    ) as failure:  # PyTorch's for all that a device refuses: memory, kernels for its architecture
+        device = live_device(indexed)
+    except RuntimeError as failure:  # PyTorch's for whatever a device refuses: memory, kernels
         error = str(failure).splitlines()[0]
     return Accelerator(
-        label=str(target),
+        label=str(indexed),
         count=torch.accelerator.device_count(),
         name=name,
         device=device,
         error=error,
         listed=_listed(name),
-        holders=holders(target),
+        holders=holders(indexed),
     )
 
 
@@ -133,14 +130,14 @@ def _host() -> Host:
 
 
 def _memory() -> dict[str, int]:
-    """Linux's account of memory, in bytes; empty on other systems."""
-    account = PROC / "meminfo"
-    lines = account.read_text().splitlines() if account.exists() else []
+    """Linux's own figures for memory, in bytes; empty on other systems."""
+    meminfo = PROC / "meminfo"
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     return {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
 
 
 def _limits() -> Iterator[int]:
-    """Memory limits of this process's control group and of those that it is in, of both versions of the interface."""
+    """Memory limits of this process's control group and of the groups around it, in either version of the interface."""
     membership = PROC / "self" / "cgroup"
     for line in membership.read_text().splitlines() if membership.exists() else ():
         _, controllers, path = line.split(":", 2)
@@ -152,7 +149,7 @@ def _limits() -> Iterator[int]:
             continue
         group = Path(path)
         for place in (group, *group.parents):
-            # inside of a container the path is the host's, and only the root is there to read
+            # in a container the path is the host's, and only the root can be read
             limit = root / place.relative_to("/") / name
             text = limit.read_text().strip() if limit.exists() else "max"
             if text != "max" and int(text) < sys.maxsize // 2:  # version 1 writes "no limit" as a huge number

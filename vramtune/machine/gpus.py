@@ -1,27 +1,26 @@
-"""GPU facts by name, and for the GPU of this machine; rates that no data sheet gives are priors, listed here.
+"""Facts of GPUs by name, from a table; rates that no data sheet gives are priors, listed here.
 
-`gpus.csv` holds one card a line. `source` says where its facts were read, `derived` which columns were computed
+`gpus.csv` holds one GPU a line. `source` says where its facts were read, `derived` which columns were computed
 instead: `float16_tflops` (dense, accumulating in float32) is multiprocessors x boost clock x FLOP per clock, 512
-on GeForce cards, which meets the NVIDIA whitepapers' figures (RTX 2080 Ti, 3090, 4090, 5090) within 0.3%;
+on GeForce cards, which agrees with the NVIDIA whitepapers (RTX 2080 Ti, 3090, 4090, 5090) within 0.3%;
 `usable_gib` is the lowest "total capacity" in PyTorch's out-of-memory messages on Linux for cards of that size.
-`memory_gib` is the nominal size. `aliases` say which card a short name means: H100 is the 80 GB SXM one.
+`memory_gib` is the nominal size. `aliases` say which GPU a short name means: H100 is the 80 GB SXM one.
 """
 
 import csv
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from vramtune.errors import UnknownNameError, UsageError
-from vramtune.machine.nvml import first_gpu
 from vramtune.schema import Device
 from vramtune.units import GIB, MIB, format_bytes
 
-# Priors: what a card's data sheet does not say. A measurement replaces them.
+# Priors: what a data sheet does not say. A measurement replaces them.
 
 CONTEXT_BYTES = 500 * MIB
-"""CUDA context with lazily loaded kernels: 200 to 550 MiB are reported; the upper half is the safe one."""
+"""CUDA context with lazily loaded kernels: reports range from 200 to 550 MiB; a high guess is the safe one."""
 WORKSPACE_BYTES = {
     "Turing": 20 * MIB,
     "Ampere": 20 * MIB,
@@ -29,19 +28,19 @@ WORKSPACE_BYTES = {
     "Hopper": 32 * MIB,
     "Blackwell": 32 * MIB,
 }
-"""cuBLAS: 8.1 MiB, which opens a 20 MiB segment of PyTorch's allocator; 32 MiB from Hopper on."""
+"""cuBLAS workspace: 8.1 MiB, which opens a 20 MiB segment of PyTorch's allocator; 32 MiB from Hopper on."""
 LANE_BYTES_PER_SECOND = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
-"""By PCI Express generation, after encoding."""
+"""Rate of one lane by PCI Express generation, after encoding."""
 PINNED_FRACTION = 0.8
-"""Of the link, reached from page-locked memory: 11.5-12.3 of 15.8 GB/s (3.0 x16), 25 of 31.5 (4.0 x16)."""
+"""Share of the link that page-locked memory reaches: 11.5-12.3 of 15.8 GB/s (3.0 x16), 25 of 31.5 (4.0 x16)."""
 PAGEABLE_FRACTION = 0.5
-"""Of the pinned rate: 5-6 GB/s where pinned copies reach 11-12 (rapidsai/dask-cuda#98)."""
+"""Share of the pinned rate that ordinary memory reaches: 5-6 of 11-12 GB/s (rapidsai/dask-cuda#98)."""
 PAGEABLE_BYTES_PER_SECOND = 8e9
-"""At most: the driver's copy through its own pinned buffer; 63 GB in 7.5 s on an H20 (vllm-omni#5922)."""
+"""Upper limit of that, the driver's copy through its own pinned buffer: 63 GB in 7.5 s on an H20 (vllm-omni#5922)."""
 READBACK_BYTES_PER_SECOND = 3e9
-"""At most: fresh pages are faulted in as they are filled; 2.3 GB/s (vllm-omni#5922), 5 GB/s (dask-cuda#98)."""
+"""Upper limit of readback, which faults in fresh pages: 2.3 GB/s (vllm-omni#5922), 5 GB/s (dask-cuda#98)."""
 OVERLAP_FRACTION = 0.95
-"""Copies lose a little to kernels that read the same memory; no published figure."""
+"""Share of the pinned rate left beside kernels, which read the same memory; no published figure."""
 COPY_LATENCY_SECONDS = 10e-6
 """Launch and set-up of one asynchronous copy; no published figure."""
 EFFICIENCY_FRACTION = {
@@ -51,81 +50,86 @@ EFFICIENCY_FRACTION = {
     "pointwise": 0.50,
     "memory": 0.80,
 }
-"""Of the dense peak on shapes of a thousand and more: cuBLAS 60-80%, cuDNN's convolutions and FlashAttention-2 less."""
+"""Share of the dense peak on sizes of a thousand and more: cuBLAS 60-80%, cuDNN and FlashAttention-2 less."""
 LAUNCH_SECONDS = 4e-6
-"""Kernels shorter than this wait for the next launch: 3 to 5 microseconds."""
+"""Time from one launch to the next, 3 to 5 microseconds; no kernel takes less."""
 
-MEMORY_TOLERANCE = 0.1  # what NVML calls total is up to 6.3% below the nominal size (ECC on L4, A10, L40S)
+MEMORY_TOLERANCE = 0.1
+"""Share by which NVML's total may differ from the nominal size; it is up to 6.3% lower (ECC on L4, A10, L40S)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ListedGpu:
     """A line of the table: the device and what it is called."""
 
     device: Device
     names: frozenset[str]
-    """Bare: without case, punctuation and brand; they mean this card and no other."""
+    """Bare names (without case, punctuation and brand) that mean this GPU and no other."""
     model: str
-    """The bare name without the memory size, which several cards may share."""
+    """The bare name without the memory size, which several GPUs may share."""
 
 
 def gpu_names() -> tuple[str, ...]:
     """The names that `find_gpu` knows."""
-    return tuple(card.device.name for card in _cards())
+    return tuple(gpu.device.name for gpu in _table())
 
 
 def gpus() -> tuple[Device, ...]:
     """Every GPU of the table."""
-    return tuple(card.device for card in _cards())
+    return tuple(gpu.device for gpu in _table())
 
 
 def find_gpu(name: str) -> Device:
     """The GPU of that name: "4060", "rtx4060" and "NVIDIA GeForce RTX 4060" are one.
 
-    `UnknownNameError` lists near names; a `UsageError` lists the cards where memory sizes must be told apart.
+    Raises `UnknownNameError`, which lists near names, and `UsageError` for a name that GPUs with different memory
+    share.
     """
     if not isinstance(name, str):
         raise UsageError(f'A GPU is named by a string, such as "RTX 4060"; got {name!r}.')
     bare = _bare(name)
-    found = [card for card in _cards() if bare in card.names]
-    found = found or [card for card in _cards() if bare == card.model]
-    if not found:
+    matches = [gpu.device for gpu in _table() if bare in gpu.names]
+    matches = matches or [gpu.device for gpu in _table() if bare == gpu.model]
+    if not matches:
         raise UnknownNameError("GPU", name, gpu_names())
-    if len(found) > 1:
-        cards = " or ".join(repr(card.device.name) for card in found)
-        raise UsageError(f"GPU {name!r} is made with different memory sizes. Name {cards}.")
-    return found[0].device
+    if len(matches) > 1:
+        choice = " or ".join(repr(device.name) for device in matches)
+        raise UsageError(f"GPU {name!r} is made with different memory sizes. Name {choice}.")
+    return matches[0]
+
+
+def gpu_of_driver(name: str, total_bytes: int) -> Device:
+    """The GPU that a driver calls so and whose memory it gives; raises `UsageError` for one that is not listed."""
+    bare = _bare(name)
+    for gpu in _table():
+        nominal_bytes = gpu.device.total_bytes
+        is_as_large = abs(nominal_bytes - total_bytes) <= MEMORY_TOLERANCE * nominal_bytes
+        if bare in {*gpu.names, gpu.model} and is_as_large:
+            return gpu.device
+    raise UsageError(
+        f"This machine's GPU, {name!r} with {format_bytes(total_bytes)}, is not in the table: its arithmetic "
+        "rate, memory bandwidth and PCI Express link are unknown. Name the GPU most like it, such as "
+        'gpu="RTX 4060"; `vramtune gpus` lists them.'
+    )
 
 
 def this_gpu() -> Device:
-    """The first GPU that CUDA sees here, with no more usable bytes than are free now.
+    """See `vramtune.machine.live.this_gpu`."""
+    from vramtune.machine import live
 
-    Name and free memory come from NVML, the rest from the table. `NoAcceleratorError` where there is none.
-    """
-    name, total_bytes, free_bytes = first_gpu()
-    bare = _bare(name)
-    alike = [card.device for card in _cards() if bare in {*card.names, card.model}]
-    # cards of one name and different memory are told apart by it
-    fitting = [d for d in alike if abs(d.total_bytes - total_bytes) <= MEMORY_TOLERANCE * d.total_bytes]
-    if not fitting:
-        raise UsageError(
-            f"This machine's GPU, {name!r} with {format_bytes(total_bytes)}, is not in the table: its arithmetic "
-            "rate, memory bandwidth and PCI Express link are unknown. Name the GPU most like it, such as "
-            'gpu="RTX 4060"; `vramtune gpus` lists them.'
-        )
-    return replace(fitting[0], usable_bytes=min(fitting[0].usable_bytes, free_bytes))
+    return live.this_gpu()
 
 
 @cache
-def _cards() -> tuple[Card, ...]:
+def _table() -> tuple[ListedGpu, ...]:
     with (files("vramtune.machine") / "gpus.csv").open(encoding="utf-8") as file:
-        return tuple(_card(row) for row in csv.DictReader(file))
+        return tuple(_listed_gpu(row) for row in csv.DictReader(file))
 
 
-def _card(row: dict[str, str]) -> Card:
+def _listed_gpu(row: dict[str, str]) -> ListedGpu:
     model = re.sub(r" \d+GB$", "", row["name"])
     names = [row["name"], f"{model} {row['memory_gib']}GB", *filter(None, row["aliases"].split(";"))]
-    return Card(device=_device(row), names=frozenset(map(_bare, names)), model=_bare(model))
+    return ListedGpu(device=_device(row), names=frozenset(map(_bare, names)), model=_bare(model))
 
 
 def _device(row: dict[str, str]) -> Device:

@@ -1,11 +1,12 @@
 """The facts of this machine's accelerator: its memory as it is now, and how fast it is, measured.
 
-Facts by name, of a GPU that need not be here, are in `device.py`.
+Facts by name, of a GPU that need not be here, are in `gpus.py`.
 """
 
+import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TypeVar
 
@@ -14,31 +15,54 @@ import torch
 
 from vramtune.errors import NoAcceleratorError, UsageError
 from vramtune.machine import nvml
-from vramtune.machine.gpus import CONTEXT_BYTES, WORKSPACE_BYTES
+from vramtune.machine.gpus import CONTEXT_BYTES, WORKSPACE_BYTES, gpu_of_driver
 from vramtune.machine.rates import Rates, measure_rates
-from vramtune.schema import Device
-from vramtune.schema.machine import Holder
+from vramtune.schema import Device, Holder
 
 Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """What is measured once."""
+    """What is measured once in the life of a process."""
 
     rates: Rates
     context_bytes: int | None
-    """None where it was there before and the driver does not tell."""
+    """None where the context existed before and the driver does not report it."""
     workspace_bytes: int
+
+
+def this_gpu() -> Device:
+    """This machine's current accelerator.
+
+    Measured by `live_device` where PyTorch sees it. Where PyTorch sees none (a build for the CPU) but NVIDIA's driver
+    does: the table's facts for the first GPU that CUDA may use, with no more usable bytes than are free now. Raises
+    `NoAcceleratorError` where neither sees one or PyTorch cannot measure it, `UsageError` for one that is not listed.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        name, total_bytes, free_bytes = nvml.first_gpu()
+        listed = gpu_of_driver(name, total_bytes)
+        logger.debug("PyTorch sees no accelerator; facts of %s come from the table", listed.name)
+        return replace(listed, usable_bytes=min(listed.usable_bytes, free_bytes))
+    try:
+        return live_device(accelerator)
+    except RuntimeError as error:  # how PyTorch reports whatever a device refuses: memory, kernels, queries
+        raise NoAcceleratorError(
+            f"This machine's accelerator, {str(accelerator)!r}, cannot be measured ({str(error).splitlines()[0]}). "
+            'Free its memory, or name a GPU to predict for: gpu="RTX 4060".'
+        ) from error
 
 
 def live_device(device: torch.device) -> Device:
     """An accelerator of this machine, whatever its name: memory as it is now, all rates measured.
 
-    Usable is what is free and what PyTorch's allocator has reserved in this process, up to the limit that
-    `set_per_process_memory_fraction` put on the latter, and the context. The rates are
-    measured by the first call for a device (about half a second) and kept for the life of the process. `UsageError`
-    for a device that is not there, `NoAcceleratorError` where there is none.
+    Usable bytes are those that are free or reserved by PyTorch's allocator in this process, up to the limit that
+    `set_per_process_memory_fraction` put on the latter, plus the context. The first call for a device measures the
+    rates (about half a second); they are kept for the life of the process. Raises `UsageError` for a device that is
+    not there, `NoAcceleratorError` where there is none.
     """
     device = _indexed(device)
     probed = probe(device)
@@ -46,15 +70,15 @@ def live_device(device: torch.device) -> Device:
     free_bytes, total_bytes = torch.accelerator.get_memory_info(device)
     reserved_bytes = torch.accelerator.memory_reserved(device)
     module = torch.get_device_module(device)
-    fraction = getattr(
-        module, "get_per_process_memory_fraction", lambda _: 1.0
-    )  # not every accelerator has limits
+    # not every accelerator has limits
+    fraction = getattr(module, "get_per_process_memory_fraction", lambda _: 1.0)
     limit_bytes = int(fraction(device) * total_bytes)
     return Device(
         name=module.get_device_name(device),
         total_bytes=total_bytes,
         usable_bytes=min(free_bytes + reserved_bytes, limit_bytes) + context_bytes,
         context_bytes=context_bytes,
+        is_context_measured=probed.context_bytes is not None,
         workspace_bytes=probed.workspace_bytes,
         source="measured",
         **asdict(probed.rates),
@@ -62,7 +86,7 @@ def live_device(device: torch.device) -> Device:
 
 
 def holders(device: torch.device) -> tuple[Holder, ...]:
-    """The other processes that hold memory of a GPU, most first; empty where the driver does not tell."""
+    """The other processes that hold memory of a GPU, most first; empty where the driver does not report them."""
     others = [holder for holder in _ask(nvml.holders, device) or () if holder.pid != os.getpid()]
     return tuple(sorted(others, key=lambda holder: holder.num_bytes or 0, reverse=True))
 
@@ -75,19 +99,21 @@ def probe(device: torch.device) -> Probed:
     reserved_before = torch.accelerator.memory_reserved(device)
     rates = measure_rates(device)
     reserved_bytes = torch.accelerator.memory_reserved(device)
-    return Probed(
+    probed = Probed(
         rates=rates,
         context_bytes=_context_bytes(device, free_before=free_before, reserved_bytes=reserved_bytes),
         # what stays is the libraries'; where nothing stayed, they had it already
         workspace_bytes=reserved_bytes - reserved_before or _workspace_prior(device),
     )
+    logger.debug("measured %s: %s", device, probed)
+    return probed
 
 
 def _context_bytes(device: torch.device, *, free_before: int | None, reserved_bytes: int) -> int | None:
-    """What this process holds of an NVIDIA GPU beyond `reserved_bytes`; elsewhere no context is counted.
+    """What this process holds of an NVIDIA GPU beyond `reserved_bytes`; 0 on other accelerators.
 
-    NVML's figure for this process; in a container, where it has none, what is free less than `free_before`, before
-    the context was made; None if it was there already.
+    NVML's figure for this process; in a container, where NVML has none, the fall of free memory since `free_before`,
+    when there was no context; None if there was one already.
     """
     if device.type != "cuda":
         return 0
@@ -111,7 +137,7 @@ def _workspace_prior(device: torch.device) -> int:
 
 
 def _ask(question: Callable[[str], Answer], device: torch.device) -> Answer | None:
-    """NVML's answer about a device; None where there is no NVML (AMD's GPUs are `cuda` too) or it does not tell."""
+    """NVML's answer about a device; None where there is no NVML (AMD's GPUs are `cuda` too) or no answer."""
     if device.type != "cuda":
         return None
     try:
@@ -122,8 +148,8 @@ def _ask(question: Callable[[str], Answer], device: torch.device) -> Answer | No
 
 def _indexed(device: torch.device) -> torch.device:
     """The same device with its index."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
         raise NoAcceleratorError(
             f"Asked for the facts of {str(device)!r}, but PyTorch sees no accelerator on this machine. "
             'Name a GPU to predict for: gpu="RTX 4060".'
@@ -131,9 +157,9 @@ def _indexed(device: torch.device) -> torch.device:
     index = device.index
     if index is None:
         index = torch.accelerator.current_device_index()
-    if device.type != found.type or index >= torch.accelerator.device_count():
+    if device.type != accelerator.type or index >= torch.accelerator.device_count():
         raise UsageError(
             f"Asked for the facts of {str(device)!r}; this machine has {torch.accelerator.device_count()} "
-            f"accelerators, counted from '{found.type}:0'. Name one of them."
+            f"accelerators, counted from '{accelerator.type}:0'. Name one of them."
         )
     return torch.device(device.type, index)

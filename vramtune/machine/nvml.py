@@ -1,17 +1,26 @@
-"""What NVIDIA's driver says about a GPU and its memory, through NVML. Needs no torch and makes no CUDA context."""
+"""What NVIDIA's driver reports about a GPU and its memory, through NVML, without torch and without a CUDA context."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import pynvml
 
 from vramtune.errors import NoAcceleratorError
-from vramtune.schema.machine import Driver, Holder
+from vramtune.schema import Driver, Holder
 
 
-def first_gpu() -> tuple[str, int, int]:
-    """Name, total and free bytes of the first GPU that CUDA may use, counted as NVML does (by PCI bus)."""
+class VisibleGpu(NamedTuple):
+    """A GPU as the driver reports it."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+def first_gpu() -> VisibleGpu:
+    """The first GPU that CUDA may use, counted as NVML does (by PCI bus); raises `NoAcceleratorError`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
     try:
         with _session():
@@ -20,7 +29,7 @@ def first_gpu() -> tuple[str, int, int]:
             )
             handle = find(int(visible) if visible.isdigit() else visible)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            return pynvml.nvmlDeviceGetName(handle), memory.total, memory.free
+            return VisibleGpu(pynvml.nvmlDeviceGetName(handle), memory.total, memory.free)
     except pynvml.NVMLError as error:
         raise NoAcceleratorError(
             f"This machine has no NVIDIA GPU that CUDA may use (NVML: {error}). "
@@ -29,7 +38,7 @@ def first_gpu() -> tuple[str, int, int]:
 
 
 def driver() -> Driver | None:
-    """The driver and the first GPU that CUDA may use; None where there is no driver."""
+    """The driver and the name of the first GPU that CUDA may use; None where there is no driver."""
     try:
         with _session():
             cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -37,7 +46,7 @@ def driver() -> Driver | None:
     except pynvml.NVMLError:
         return None
     try:
-        card = first_gpu()[0]
+        card = first_gpu().name
     except NoAcceleratorError:
         card = None
     # 12080 is CUDA 12.8
@@ -52,10 +61,10 @@ def free_bytes(uuid: str) -> int:
 
 
 def holders(uuid: str) -> tuple[Holder, ...]:
-    """Every process that computes or draws on the GPU, this one among them; `uuid` as in `free_bytes`."""
+    """Every process that computes or draws on the GPU, this one included; `uuid` as in `free_bytes`."""
     with _session():
         handle = _handle(uuid)
-        found = {
+        processes = {
             process.pid: process
             for process in (
                 *pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
@@ -65,7 +74,7 @@ def holders(uuid: str) -> tuple[Holder, ...]:
         return tuple(
             # in a container the driver may list a process with 0 bytes
             Holder(pid=pid, name=_process_name(pid), num_bytes=process.usedGpuMemory or None)
-            for pid, process in found.items()
+            for pid, process in processes.items()
         )
 
 
@@ -79,7 +88,7 @@ def _session() -> Iterator[None]:
 
 
 def _handle(uuid: str) -> object:
-    # by UUID: NVML counts GPUs by PCI bus and knows no CUDA_VISIBLE_DEVICES, CUDA may count the fastest first
+    # by UUID: NVML counts GPUs by PCI bus and ignores CUDA_VISIBLE_DEVICES; CUDA may count the fastest first
     handle: object = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     return handle
 

@@ -1,9 +1,10 @@
 """How fast an accelerator copies and computes, timed by its own events in about half a second.
 
-What takes T seconds for an amount of FLOPs or bytes is read as `T = amount / rate + fixed`, which is how the planner
-adds it up again (`roofline.work_seconds`); `fixed` is the launch of a kernel or the latency of a copy.
+Every time is split as `seconds = amount / rate + fixed`, where the amount is FLOPs or bytes and `fixed` is the launch
+of a kernel or the latency of a copy: predictions add it up the same way (`roofline.work_seconds`).
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,28 +17,30 @@ from torch.nn import functional
 from vramtune.units import MIB
 
 ENOUGH_SECONDS = 1e-3
-"""Of device time, for one call: launches and the grain of the clock no longer count."""
+"""Device time of a call from which launches and the resolution of the clock no longer matter."""
 PATIENCE_SECONDS = 5e-3
-"""Of host time, for which a call is repeated; one that takes as long is not made larger."""
+"""Host time for which a call is repeated; one that takes as long is not made larger."""
 MOST_BYTES = 256 * MIB
 MOST_FRACTION = 0.05
-"""Of the device's memory at once: this much, or this much of what is free. The smallest sizes take up to 4 MiB."""
+"""What a trial holds at once: no more than `MOST_BYTES`, nor this share of what is free (the smallest up to 4 MiB)."""
 LEAST_COPIED_BYTES = 16 * MIB
 MOST_COPIED_BYTES = 64 * MIB
-"""From beyond the near caches of the host's processor on: weights come from further away."""
+"""A copy starts beyond the near caches of the host's processor, because weights do not lie in them."""
 LEAST_BESIDE_BYTES = 4096
-"""Copied beside matrix products: as much as should take half their time, but no less."""
+"""Least to copy beside matrix products; otherwise as much as should take half their time."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Trial = tuple[Callable[[], object], int]
-"""What is timed, and how many FLOPs or bytes one call of it is."""
+"""What is timed, and the FLOPs or bytes of one call."""
 Make = Callable[..., Trial]
-"""A trial of a size, on a `device` and in a `dtype`."""
+"""Makes the trial of a size, on a `device` and in a `dtype`."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What is found out, named as in `vramtune.schema.Device`."""
+    """What is measured, named as in `vramtune.schema.Device`."""
 
     pinned_copy_bytes_per_second: float
     pageable_copy_bytes_per_second: float
@@ -52,23 +55,23 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The best time of one call, at the size that it grew to."""
+    """The best time of one call, at the size to which it was made to grow."""
 
     size: int
     amount: float
     seconds: float
 
     def per_second(self, fixed_seconds: float) -> float:
-        """The rate beyond a fixed cost, of which a call that is too short to tell has nine tenths."""
+        """The rate once a fixed cost is taken off; the cost counts as at most nine tenths of the time."""
         return self.amount / max(self.seconds - fixed_seconds, self.seconds / 10)
 
 
 def measure_rates(device: torch.device) -> Rates:
-    """Time copies, kernels, and both at once; `device` has an index. What is allocated meanwhile is given back.
+    """Time copies, kernels, and both at once; `device` has an index. All memory is given back.
 
     The peak rate of a dtype is that of its matrix products under the settings in force (TF32); a dtype that the
-    device refuses is left out. Efficiencies are relative to the fastest dtype's peak. Pointwise operations are
-    billed by their traffic alone (`roofline.operation_flops`), and all traffic by what an addition reaches.
+    device refuses is left out. Efficiencies are relative to the fastest dtype's peak. Pointwise operations cost
+    their traffic alone (`roofline.operation_flops`), and all traffic runs at the bandwidth of an addition.
     """
     with torch.accelerator.device_index(device.index):
         most_bytes = min(MOST_BYTES, int(MOST_FRACTION * torch.accelerator.get_memory_info(device)[0]))
@@ -109,7 +112,7 @@ def measure_rates(device: torch.device) -> Rates:
 
 
 def _products(most_bytes: int, *, device: torch.device) -> dict[torch.dtype, Timing]:
-    """Matrix products by dtype."""
+    """The timing of matrix products by dtype."""
     products = {}
     for dtype in DTYPES:
         sizes = 512, isqrt(most_bytes // (3 * dtype.itemsize))
@@ -122,7 +125,7 @@ def _products(most_bytes: int, *, device: torch.device) -> dict[torch.dtype, Tim
 
 
 def _overlap_fraction(edge: int, copied_bytes: int, *, device: torch.device, dtype: torch.dtype) -> float:
-    """Seconds of a pinned copy alone, of those beside four matrix products; at most 1."""
+    """How long a pinned copy takes alone, as a share of how long it takes beside four matrix products; at most 1."""
     multiply, _ = _matmul(edge, device=device, dtype=dtype)
     copy, _ = _pinned_copy(copied_bytes, device=device, dtype=torch.uint8)
     main, side = torch.accelerator.current_stream(device), torch.Stream(device=device)
@@ -147,7 +150,7 @@ def _overlap_fraction(edge: int, copied_bytes: int, *, device: torch.device, dty
 def _give_back(device: torch.device) -> None:
     torch.accelerator.synchronize(device)
     torch.accelerator.empty_cache()
-    if device.type == "cuda":  # a backend that is no part of PyTorch may lack this cache: asking would crash
+    if device.type == "cuda":  # a backend outside PyTorch may lack this cache, and asking would crash
         torch._C._host_emptyCache()  # `torch.accelerator.empty_host_cache` is younger than PyTorch 2.11
 
 
@@ -156,7 +159,7 @@ def _give_back(device: torch.device) -> None:
 
 
 def _best(make: Make, *, sizes: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Timing:
-    """From the first of `sizes`, double up to the last until a call takes long enough; repeat it, keep the best."""
+    """Double the first of `sizes`, up to the last, until a call takes long enough; repeat that and keep the best."""
     size, largest = sizes
     while True:
         call, amount = make(size, device=device, dtype=dtype)
@@ -172,6 +175,7 @@ def _best(make: Make, *, sizes: tuple[int, int], device: torch.device, dtype: to
         batch_seconds, host_seconds = _elapsed(call, num_calls=num_calls, device=device)
         seconds = min(seconds, batch_seconds / num_calls)
         spent_seconds += host_seconds
+    logger.debug("%s of size %d, %s on %s: %.3g s", make.__name__.strip("_"), size, dtype, device, seconds)
     return Timing(size=size, amount=amount, seconds=seconds)
 
 
@@ -209,7 +213,7 @@ def _pageable_copy(size: int, *, device: torch.device, dtype: torch.dtype) -> Tr
 
 
 def _readback(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """Each time into fresh memory, whose pages come as they are filled: as in `module.to("cpu")`."""
+    """Copies into fresh memory each time, whose pages are mapped as they are filled, as in `module.to("cpu")`."""
     there, kept = torch.zeros(size, device=device, dtype=dtype), list[torch.Tensor]()
     return lambda: kept.append(there.cpu()), there.nbytes
 
@@ -240,6 +244,6 @@ def _addition(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
 
 
 def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Not constant: a GPU computes constants with less power, so faster. The caller's generators stay as they are."""
+    """Random, because a GPU computes constants with less power, so faster; the caller's generators stay untouched."""
     generator = torch.Generator(device).manual_seed(0)
     return torch.randn(shape, device=device, dtype=dtype, generator=generator)
