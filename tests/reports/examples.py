@@ -14,6 +14,7 @@ from vramtune.schema import (
     Plan,
     PlannedStage,
     Profile,
+    Reason,
     Segment,
     Stage,
     StageEstimate,
@@ -88,7 +89,11 @@ def activity(weights: Component, seconds: float, activation_mib: int, *, method:
 
 def stage(name: str, *activities: Activity, num_iterations: int = 1) -> Stage:
     return Stage(
-        name=name, num_iterations=num_iterations, activities=activities, glue_bytes=4 * MIB, glue_seconds=1e-4
+        name=name,
+        num_iterations=num_iterations,
+        activities=activities,
+        pipeline_bytes=4 * MIB,
+        pipeline_seconds=1e-4,
     )
 
 
@@ -149,17 +154,43 @@ def plan(costs: Profile, budget_gib: float, kept: dict[str, tuple[int, ...]]) ->
             moved_bytes=sum(e.moved_bytes for e in estimates),
             stages=estimates,
         ),
-        reasons=(
-            "The copy engine, not the GPU's arithmetic, sets the pace of the longest stage: what does not fit "
-            "is copied in once per iteration.",
-            "One more GiB would save 2.1 s per call.",
+        reasons=reasons(estimates, min(asked, costs.device.usable_bytes)),
+    )
+
+
+def reasons(estimates: tuple[StageEstimate, ...], budget_bytes: int) -> tuple[Reason, ...]:
+    """What limits the pace and the peak, and what more memory would save: as much as estimates alone tell."""
+    slowest = max(estimates, key=lambda e: e.exposed_copy_seconds)
+    highest = max(estimates, key=lambda e: e.peak_bytes)
+    weights = highest.kept_bytes + highest.slot_bytes
+    copies = slowest.moved_bytes / DEVICE.pinned_copy_bytes_per_second
+    pace = Reason(
+        kind="copy_bound",
+        stage=slowest.name,
+        num_bytes={"streamed": slowest.moved_bytes},
+        seconds={
+            "copies": copies,
+            "compute": slowest.compute_seconds,
+            "exposed": slowest.exposed_copy_seconds,
+        },
+    )
+    return (
+        pace if slowest.exposed_copy_seconds else Reason(kind="compute_bound"),
+        Reason(
+            kind="peak",
+            stage=highest.name,
+            num_bytes={
+                "weights": weights,
+                "others": highest.peak_bytes - weights,
+                "free": budget_bytes - highest.peak_bytes,
+            },
         ),
+        Reason(kind="more_memory", seconds={"one_gib": 0.106, "unlimited": 0.34}),
     )
 
 
 def stage_estimate(costs: Profile, placements: tuple[Placement, ...], index: int) -> StageEstimate:
     stage = costs.stages[index]
-    weights = sum(p.kept_bytes(index) + p.slot_bytes(index) for p in placements)
     absent = sum(
         sum(g.weight_bytes for g in p.groups) - p.kept_bytes(index) for p in placements if p.active[index]
     )
@@ -167,11 +198,11 @@ def stage_estimate(costs: Profile, placements: tuple[Placement, ...], index: int
     moved = stage.num_iterations * absent
     return StageEstimate(
         name=stage.name,
-        peak_bytes=weights
-        + stage.activation_bytes
-        + stage.glue_bytes
-        + DEVICE.context_bytes
-        + DEVICE.workspace_bytes,
+        num_iterations=stage.num_iterations,
+        kept_bytes=sum(p.kept_bytes(index) for p in placements),
+        slot_bytes=sum(p.slot_bytes(index) for p in placements),
+        activation_bytes=stage.activation_bytes + stage.pipeline_bytes,
+        fixed_bytes=DEVICE.context_bytes + DEVICE.workspace_bytes,
         seconds=max(compute, moved / DEVICE.pinned_copy_bytes_per_second),
         compute_seconds=compute,
         moved_bytes=moved,
@@ -182,24 +213,27 @@ def timeline(costs: Profile, made: Plan) -> Timeline:
     """A level per segment; every stage's seconds spread evenly over its segments."""
     levels, now = [], 0.0
     for index, (stage, estimate) in enumerate(zip(costs.stages, made.estimate.stages, strict=True)):
-        held = {p.component: p.kept_bytes(index) for p in made.placements}
         segments = [s for a in stage.activities for s in a.segments] * stage.num_iterations
         step = estimate.seconds / len(segments)
         for segment in segments:
-            owners = {
-                **held,
-                "slots": sum(p.slot_bytes(index) for p in made.placements),
-                "activations": segment.activation_bytes,
-                "pipeline": stage.glue_bytes,
-                "workspaces": DEVICE.workspace_bytes,
-                "context": DEVICE.context_bytes,
-            }
-            levels.append(MemoryLevel(start_seconds=now, end_seconds=now + step, stage=index, owners=owners))
+            level = MemoryLevel(
+                start_seconds=now,
+                end_seconds=now + step,
+                stage=index,
+                component_bytes={p.component: p.kept_bytes(index) for p in made.placements},
+                slot_bytes=sum(p.slot_bytes(index) for p in made.placements),
+                activation_bytes=segment.activation_bytes,
+                pipeline_bytes=stage.pipeline_bytes,
+                workspace_bytes=DEVICE.workspace_bytes,
+                context_bytes=DEVICE.context_bytes,
+            )
+            levels.append(level)
             now += step
-    return Timeline(spans=(), memory=tuple(levels))
+    names = tuple(c.name for c in costs.components_in_call_order)
+    return Timeline(plan=made, components=names, spans=(), memory=tuple(levels))
 
 
-def comparison(made: Plan) -> Comparison:
+def comparison(made: Plan, *, device: Device = DEVICE) -> Comparison:
     """Three stock modes beside the plan: one that does not fit, two that are slower."""
     seconds, budget = made.estimate.seconds, made.budget_bytes
 
@@ -211,21 +245,23 @@ def comparison(made: Plan) -> Comparison:
             peak_bytes=peak_bytes,
             seconds=slower * seconds,
             compute_seconds=0.9 * seconds,
-            copied_in_bytes=20 * GIB,
-            copied_out_bytes=0,
+            moved_bytes=20 * GIB,
+            moved_back_bytes=0,
         )
 
-    modes = (
+    stock = (
         mode("all resident", 1.4, 0.95),
         mode("model offload", 0.98, 1.7),
         mode("group offload, block, stream", 0.4, 9.5),
-        mode("vramtune", made.estimate.peak_bytes / budget, 1.0),
     )
     return Comparison(
+        pipeline_class=made.pipeline_class,
+        workload=made.workload,
+        device=device,
         asked_bytes=made.asked_bytes,
         budget_bytes=budget,
-        bound_seconds=made.estimate.bound_seconds,
-        modes=modes,
+        plan=made,
+        stock=stock,
     )
 
 
