@@ -1,8 +1,22 @@
-"""For all tests: the same examples every time, and the simulated accelerator as a fixture."""
+"""For all tests: the same examples every time, the simulated accelerator as a fixture, log lines for `caplog`."""
 
+import logging
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.simgpu.fixtures"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def log_lines_reach_caplog() -> Iterator[None]:
+    """pytest listens at the root logger; the package's own lines do not go there otherwise."""
+    logger = logging.getLogger("vramtune")
+    before = logger.propagate
+    logger.propagate = True
+    yield
+    logger.propagate = before

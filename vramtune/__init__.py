@@ -3,23 +3,11 @@
 Everything public is here and loads on first use: `import vramtune` imports neither torch nor diffusers.
 """
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vramtune.api import (
-        Tuned,
-        autotune,
-        compare,
-        frontier,
-        install,
-        plan,
-        profile,
-        report,
-        timeline,
-        to_frame,
-    )
+    from vramtune.api import autotune, compare, frontier, install, plan, profile, report, timeline
     from vramtune.errors import (
         BudgetError,
         FileError,
@@ -29,24 +17,15 @@ if TYPE_CHECKING:
         UsageError,
         VramtuneError,
     )
-    from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Timeline
+    from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Timeline
+    from vramtune.tuned import Tuned
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vramtune.api": (
-        "autotune",
-        "install",
-        "profile",
-        "plan",
-        "compare",
-        "frontier",
-        "timeline",
-        "report",
-        "to_frame",
-        "Tuned",
-    ),
-    "vramtune.schema": ("Profile", "Plan", "Comparison", "Frontier", "Timeline", "Measurement"),
+    "vramtune.api": ("autotune", "compare", "frontier", "install", "plan", "profile", "report", "timeline"),
+    "vramtune.tuned": ("Tuned",),
+    "vramtune.schema": ("Comparison", "Device", "Frontier", "Measurement", "Plan", "Profile", "Timeline"),
     "vramtune.errors": (
         "VramtuneError",
         "UsageError",
@@ -62,6 +41,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BudgetError",
     "Comparison",
+    "Device",
     "FileError",
     "Frontier",
     "Measurement",
@@ -83,7 +63,6 @@ __all__ = [
     "profile",
     "report",
     "timeline",
-    "to_frame",
 ]
 
 
@@ -95,7 +74,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
-    import_module("vramtune.reports.notebook").register(_shell)

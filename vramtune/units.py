@@ -8,12 +8,12 @@ GIB = 2**30
 MIB = 2**20
 
 
-def budget_bytes(vram_gb: object) -> int:
+def budget_bytes(vram_gb: object, *, name: str = "vram_gb") -> int:
     """Bytes of a budget given in GiB at the door; anything but a finite positive number is a `UsageError`."""
     if isinstance(vram_gb, bool) or not isinstance(vram_gb, int | float):
-        raise UsageError(f"vram_gb must be a number of GiB, such as 8 or 11.5; got {vram_gb!r}.")
+        raise UsageError(f"{name} must be a number of GiB, such as 8 or 11.5; got {vram_gb!r}.")
     if not math.isfinite(vram_gb) or vram_gb <= 0:
-        raise UsageError(f"vram_gb must be a finite number above 0 (GiB of GPU memory); got {vram_gb!r}.")
+        raise UsageError(f"{name} must be a finite number above 0 (GiB of GPU memory); got {vram_gb!r}.")
     return round(vram_gb * GIB)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vramtune import __version__
-from vramtune.cli import compare, doctor, frontier, lists, plan, profile
+from vramtune.cli import compare, doctor, frontier, gpus, models, plan, profile
 from vramtune.cli.options import examples
 
 app = typer.Typer(
@@ -49,5 +49,5 @@ def _before_a_command(
     """Make a diffusers pipeline fit a VRAM budget, as fast as the hardware allows."""
 
 
-for module in (plan, compare, frontier, profile, doctor, lists):
+for module in (plan, compare, frontier, profile, doctor, models, gpus):
     module.add_to(app)

@@ -1,4 +1,4 @@
-"""MODEL and the call's settings become a profile: predicted now, or read from a file."""
+"""MODEL, the budget and the call's settings become a profile and a plan."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vramtune.cli.options import Settings
-from vramtune.errors import UsageError
+from vramtune.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
-    from vramtune.schema import Device, Profile
+    from vramtune.schema import Comparison, Device, Plan, Profile
 
 ARGUMENTS = {
     "prompt": ("prompt",),
@@ -21,19 +21,29 @@ ARGUMENTS = {
 }
 """What a setting is called by the pipeline's `__call__`: the first of these names that it takes."""
 
-Check = Callable[["Device"], None]
-
 
 def profile_of(
-    model: str, *, gpu: str | None, settings: Settings, check: Check, show: Callable[[str], None]
+    model: str,
+    *,
+    gpu: str | None,
+    settings: Settings,
+    budget_bytes: int | None = None,
+    allow: Sequence[str] = (),
+    show: Callable[[str], None],
 ) -> "Profile":
-    """What one call costs. `check` may refuse the GPU before anything takes time."""
+    """What one call costs.
+
+    Raises `UsageError` before anything takes time for a budget above the GPU's memory and unknown permissions.
+    """
+
+    def check(device: "Device") -> None:
+        from vramtune.tuner import search
+
+        search.check(device, device.total_bytes if budget_bytes is None else budget_bytes, allow)
+
     if is_saved(model):
         return _saved(Path(model), given=["gpu"] * (gpu is not None) + [*settings], check=check, show=show)
-    from vramtune.machine import gpus
-
-    check(gpus.this_gpu() if gpu is None else gpus.find_gpu(gpu))
-    return _predicted(model, gpu=gpu, settings=settings, show=show)
+    return _predicted(model, device=_checked_device(gpu, check), settings=settings, show=show)
 
 
 def is_saved(model: str) -> bool:
@@ -42,7 +52,9 @@ def is_saved(model: str) -> bool:
     return path.suffix.lower() == ".json" and not path.is_dir()
 
 
-def _saved(path: Path, *, given: Sequence[str], check: Check, show: Callable[[str], None]) -> "Profile":
+def _saved(
+    path: Path, *, given: Sequence[str], check: Callable[["Device"], None], show: Callable[[str], None]
+) -> "Profile":
     from vramtune.schema import Profile
 
     if given:
@@ -56,17 +68,31 @@ def _saved(path: Path, *, given: Sequence[str], check: Check, show: Callable[[st
     return profile
 
 
-def _predicted(model: str, *, gpu: str | None, settings: Settings, show: Callable[[str], None]) -> "Profile":
+def _checked_device(gpu: str | None, check: Callable[["Device"], None]) -> "Device":
+    """The GPU that is named, without torch; else this machine's."""
+    if gpu is None:
+        from vramtune.machine import live
+
+        device = live.this_gpu()
+    else:
+        from vramtune.machine.gpus import find_gpu
+
+        device = find_gpu(gpu)
+    check(device)
+    return device
+
+
+def _predicted(model: str, *, device: "Device", settings: Settings, show: Callable[[str], None]) -> "Profile":
     """Build the pipeline and follow its call."""
-    from vramtune import api, catalog
+    from vramtune import catalog
+    from vramtune.profiler import predict
 
     show(f"Building {model}")
     pipe = catalog.load(model)
-    return api.profile(
+    return predict.predict_profile(
         pipe,
         call_kwargs=call_kwargs(pipe, settings),
-        gpu=gpu,
-        progress=False,
+        device=device,
         on_call=lambda name: show(f"Tracing {name}"),
     )
 
@@ -90,3 +116,22 @@ def _argument(setting: str, accepted: Iterable[str], *, pipeline_class: str) -> 
         f"--{setting}: {pipeline_class} takes no {' or '.join(ARGUMENTS[setting])}. "
         f"It takes {', '.join(possible)}."
     )
+
+
+def plan_or_error(profile: "Profile", budget_bytes: int, allow: Sequence[str]) -> "Plan | BudgetError":
+    """The fastest plan, or why there is none."""
+    from vramtune.tuner import search
+
+    try:
+        return search.choose_plan(profile, budget_bytes, allow=tuple(allow))
+    except BudgetError as error:
+        return error
+
+
+def comparison_of(profile: "Profile", plan: "Plan | BudgetError") -> "Comparison":
+    """The stock modes beside a plan, or where there is none."""
+    from vramtune.tuner import stock_modes
+
+    if isinstance(plan, BudgetError):
+        return stock_modes.compare_modes(profile, plan.budget_bytes)
+    return stock_modes.compare_plan(profile, plan)

@@ -1,14 +1,13 @@
 """Arguments and options that several commands share, and the names that a shell completes them with."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
-from vramtune.errors import UsageError
+from vramtune.units import budget_bytes
 
 
 def examples(*lines: str) -> str:
@@ -77,7 +76,7 @@ Allow = Annotated[
         "--allow",
         metavar="NAME",
         autocompletion=_permissions,
-        help="Permit what changes the output: vae_tiling. May be given again.",
+        help="Permit a change of the output: vae_tiling. May be repeated.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -88,15 +87,13 @@ def plot_option(what: str) -> Any:
     return typer.Option("--plot", metavar="FILE", help=f"Draw {what}: FILE.png, .svg or .pdf.")
 
 
-def budget(vram_gb: str) -> float:
-    """The number that was typed, refused here if no budget can be that."""
+def budget(vram_gb: str) -> int:
+    """Bytes of the number of GiB that was typed; a `UsageError` for what cannot be a budget."""
     try:
-        number = float(vram_gb)
+        number: object = float(vram_gb)
     except ValueError:
-        raise UsageError(f"--vram-gb must be a number of GiB, such as 8 or 11.5; got {vram_gb!r}.") from None
-    if not 0 < number < math.inf:
-        raise UsageError(f"--vram-gb must be a finite number above 0 (GiB of GPU memory); got {vram_gb!r}.")
-    return number
+        number = vram_gb
+    return budget_bytes(number, name="--vram-gb")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -108,10 +105,10 @@ def _number(option: str, metavar: str, meaning: str) -> Any:
 
 
 SETTINGS: dict[str, Any] = {
-    "height": _number("--height", "PIXELS", "Of the image or the video."),
-    "width": _number("--width", "PIXELS", "Of the image or the video."),
-    "frames": _number("--frames", "N", "num_frames, for video."),
-    "steps": _number("--steps", "N", "num_inference_steps."),
+    "height": _number("--height", "PIXELS", "Height of the image or video."),
+    "width": _number("--width", "PIXELS", "Width of the image or video."),
+    "frames": _number("--frames", "N", "Frames of a video (num_frames)."),
+    "steps": _number("--steps", "N", "Denoising steps (num_inference_steps)."),
     "batch": _number("--batch", "N", "Images or videos per prompt."),
     "prompt": Annotated[
         str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt; its length may matter.")
@@ -125,8 +122,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**given: Any) -> None:
-        found = {name: given.pop(name) for name in SETTINGS}
-        command(**given, settings={name: value for name, value in found.items() if value is not None})
+        values = {name: given.pop(name) for name in SETTINGS}
+        command(**given, settings={name: value for name, value in values.items() if value is not None})
 
     signature = inspect.signature(command)
     own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]

@@ -207,8 +207,8 @@ def _stage(
         name=" + ".join(dict.fromkeys(call_name(a.component, a.method) for a in active)),
         num_iterations=loop.num_iterations,
         activities=active,
-        glue_bytes=max(held_bytes, between_bytes),
-        glue_seconds=sum(interval.seconds for interval in around) / loop.num_iterations,
+        pipeline_bytes=max(held_bytes, between_bytes),
+        pipeline_seconds=sum(interval.seconds for interval in around) / loop.num_iterations,
     )
 
 
@@ -222,12 +222,12 @@ def _can_merge(first: Stage, second: Stage) -> bool:
 def _merged(first: Stage, second: Stage) -> Stage:
     costlier = max(first, second, key=lambda stage: (stage.activation_bytes, stage.seconds))
     num_iterations = first.num_iterations + second.num_iterations
-    glue_seconds = sum(stage.num_iterations * stage.glue_seconds for stage in (first, second))
+    pipeline_seconds = sum(stage.num_iterations * stage.pipeline_seconds for stage in (first, second))
     return replace(
         costlier,
         num_iterations=num_iterations,
-        glue_bytes=max(first.glue_bytes, second.glue_bytes),
-        glue_seconds=glue_seconds / num_iterations,
+        pipeline_bytes=max(first.pipeline_bytes, second.pipeline_bytes),
+        pipeline_seconds=pipeline_seconds / num_iterations,
     )
 
 
