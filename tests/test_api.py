@@ -1,5 +1,6 @@
-"""The front door on a real tiny pipeline."""
+"""The public functions on a real tiny pipeline."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -29,18 +30,17 @@ def test_a_profile_names_pipeline_device_and_call(profile) -> None:
     ]
 
 
-def test_progress_goes_to_standard_error_or_to_who_asks(capsys) -> None:
-    pipe, told = tiny_pipelines.build("sd15"), []
-    vramtune.profile(pipe, call_kwargs=tiny_pipelines.CALL["sd15"], gpu="4090", on_call=told.append)
-    assert told == ["text_encoder", "unet", "vae.decode"]
-    assert capsys.readouterr().err == ""
+def test_progress_goes_to_standard_error_or_nowhere(capsys) -> None:
+    pipe = tiny_pipelines.build("sd15")
+    vramtune.profile(pipe, call_kwargs=tiny_pipelines.CALL["sd15"], gpu="4090", progress=False)
+    assert capsys.readouterr() == ("", "")
     vramtune.profile(pipe, call_kwargs=tiny_pipelines.CALL["sd15"], gpu="4090")
     captured = capsys.readouterr()
     assert "Tracing" in captured.err
     assert captured.out == ""
 
 
-def test_everything_follows_from_the_profile(profile) -> None:
+def test_plan_comparison_frontier_and_timeline_agree(profile) -> None:
     plan = vramtune.plan(profile, 8)
     assert plan.estimate.peak_bytes <= plan.budget_bytes <= 8 * GIB
     assert vramtune.compare(profile, 8).modes[0].seconds == plan.estimate.seconds
@@ -50,11 +50,41 @@ def test_everything_follows_from_the_profile(profile) -> None:
     )
 
 
-def test_a_tuned_pipeline_is_a_table_of_stages_and_is_compared_as_it_is(profile) -> None:
-    plan = vramtune.plan(profile, 4)
-    tuned = vramtune.Tuned(profile, plan, SimpleNamespace(measured=None, overrun_bytes={}))
-    assert list(tuned.to_frame().stage) == [stage.name for stage in plan.stages]
-    assert tuned.compare().plan.seconds == plan.estimate.seconds
+@pytest.fixture
+def runtime(profile) -> SimpleNamespace:
+    """A plan as if it were installed."""
+    return SimpleNamespace(plan=vramtune.plan(profile, 4), measured=None, overrun_bytes={}, is_installed=True)
+
+
+def test_a_tuned_pipeline_is_a_table_of_stages_and_is_compared_as_it_is(profile, runtime) -> None:
+    tuned = vramtune.Tuned(runtime, profile)
+    assert list(tuned.to_frame().stage) == [stage.name for stage in runtime.plan.stages]
+    assert tuned.compare().plan is runtime.plan
+
+
+def test_out_of_memory_raises_the_activations_of_a_tuned_pipelines_profile(profile, runtime) -> None:
+    runtime.overrun_bytes = {"transformer": GIB}
+    known = {stage.name: stage.activation_bytes for stage in profile.stages}
+    raised = {stage.name: stage.activation_bytes for stage in vramtune.Tuned(runtime, profile).profile.stages}
+    assert raised == known | {"transformer": known["transformer"] + GIB}
+
+
+def test_a_tuned_pipeline_without_its_profile_says_how_to_give_it(runtime, tmp_path) -> None:
+    tuned = vramtune.Tuned(runtime, None)
+    for ask in (lambda: tuned.profile, tuned.compare, lambda: tuned.report(tmp_path / "report.html")):
+        with pytest.raises(UsageError, match="profile=profile"):
+            ask()
+    with pytest.raises(UsageError, match="Call the pipeline first"):
+        tuned.plot()
+
+
+def test_a_gpu_may_be_a_device_of_ones_own(profile) -> None:
+    device = replace(profile.device, name="my card", flops_per_second={"float32": 1e12})
+    costs = vramtune.profile(
+        tiny_pipelines.build("flux"), call_kwargs=tiny_pipelines.CALL["flux"], gpu=device, progress=False
+    )
+    assert costs.device is device
+    assert vramtune.plan(costs, 4).estimate.seconds > vramtune.plan(profile, 4).estimate.seconds
 
 
 def test_one_permission_may_be_given_by_its_name(profile) -> None:
@@ -78,7 +108,7 @@ def test_a_budget_below_the_context_says_what_would_do(profile) -> None:
     )
 
 
-def test_what_is_no_pipeline_is_refused() -> None:
+def test_a_string_is_refused_as_a_pipeline() -> None:
     with pytest.raises(UsageError, match="Expected a diffusers pipeline; got str"):
         vramtune.profile("sdxl", gpu="4090", progress=False)
 
@@ -91,7 +121,7 @@ def test_profiles_and_plans_print_as_one_line(profile) -> None:
     assert len(printed) < 120
 
 
-def test_what_is_no_profile_is_refused() -> None:
+def test_a_string_is_refused_as_a_profile() -> None:
     for ask in (vramtune.plan, vramtune.compare):
         with pytest.raises(UsageError, match=r"Expected a Profile; got str\. `vramtune\.profile` makes one"):
             ask("profile.json", 8)
@@ -99,7 +129,7 @@ def test_what_is_no_profile_is_refused() -> None:
         vramtune.frontier("profile.json")
 
 
-def test_what_is_no_plan_is_refused(profile) -> None:
+def test_a_profile_is_refused_as_a_plan(profile) -> None:
     expected = pytest.raises(UsageError, match=r"Expected a Plan; got Profile\.")
     with expected:
         vramtune.timeline(profile, profile)

@@ -1,6 +1,7 @@
-"""The front door on the simulated accelerator: facts measured there, profile, plan, installation."""
+"""`autotune` and its handle on the simulated accelerator: facts measured there, profile, plan, calls, removal."""
 
 import gc
+import logging
 
 import pytest
 import torch
@@ -13,78 +14,163 @@ from vramtune.units import GIB, MIB
 CALL = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL["flux"]}
 
 
-def test_autotune_plans_installs_says_so_and_gives_back(sim, no_garbage, capsys, tmp_path):
+@pytest.fixture
+def pipe(sim, no_garbage):
+    return tiny_pipelines.larger_flux()
+
+
+@pytest.fixture
+def tuned(pipe):
+    """The pipeline tuned for less than all of it; its transformer is streamed."""
+    with vramtune.autotune(pipe, call_kwargs=CALL, progress=False) as everything:
+        whole_bytes = everything.plan.estimate.peak_bytes
+    with vramtune.autotune(
+        pipe, (whole_bytes - 40 * MIB) / GIB, call_kwargs=CALL, device="sim", progress=False
+    ) as tuned:
+        yield tuned
+
+
+def roles(plan):
+    return {p.component: {p.role(s) for s in range(len(p.kept))} for p in plan.placements}
+
+
+def test_without_a_budget_everything_is_resident(pipe):
+    with vramtune.autotune(pipe, call_kwargs=CALL, progress=False) as tuned:
+        assert set.union(*roles(tuned.plan).values()) == {"resident"}
+
+
+def test_outputs_are_those_of_the_pipeline_resident_on_the_device(pipe, tuned):
     wanted = tiny_pipelines.run(tiny_pipelines.larger_flux().to("sim"), "flux").cpu()
     gc.collect()
-    pipe = tiny_pipelines.larger_flux()
-    everything = vramtune.autotune(pipe, call_kwargs=CALL, progress=False)
-    assert all(p.role(s) == "resident" for p in everything.plan.placements for s in range(len(p.kept)))
-    capsys.readouterr()
-    everything.remove()
-    budget_gb = (everything.plan.estimate.peak_bytes - 40 * MIB) / GIB
-    tuned = vramtune.autotune(pipe, budget_gb, call_kwargs=CALL, device="sim", progress=False)
-    line = capsys.readouterr().out
-    assert line.startswith("vramtune: ")
-    assert "transformer streamed" in line
-    assert line.count("\n") == 1
+    assert "streamed" in roles(tuned.plan)["transformer"]
+    assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), wanted)
+    assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), wanted)
+
+
+def test_a_second_call_keeps_to_the_budget_and_moves_what_was_planned(pipe, tuned):
     assert tuned.measured is None
-    assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), wanted)
-    assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), wanted)
-    measured = tuned.measured
-    assert measured is not None
-    assert measured.peak_bytes <= budget_gb * GIB
-    assert measured.moved_bytes == tuned.plan.estimate.moved_bytes
-    assert measured.num_out_of_memory == 0
+    tiny_pipelines.run(pipe, "flux")
+    tiny_pipelines.run(pipe, "flux")
+    assert tuned.measured.peak_bytes <= tuned.plan.asked_bytes
+    assert tuned.measured.moved_bytes == tuned.plan.estimate.moved_bytes
+    assert tuned.measured.num_out_of_memory == 0
+
+
+def test_its_profile_rests_on_the_devices_measured_rates(tuned):
     assert tuned.profile.device.source == "measured"
-    assert "Measured, last call" in repr(tuned)
+    assert vramtune.profile(tiny_pipelines.build("flux"), call_kwargs=CALL, progress=False).device.name == (
+        tuned.profile.device.name
+    )
+
+
+def test_profile_and_autotune_know_the_same_gpu(sim, pipe):
+    predicted = vramtune.profile(pipe, call_kwargs=CALL, progress=False)
+    with vramtune.autotune(pipe, call_kwargs=CALL, progress=False) as tuned:
+        assert tuned.profile.device == predicted.device
+
+
+def test_its_comparison_has_the_plan_beside_modes_that_do_not_fit(tuned):
     modes = {mode.mode: mode for mode in tuned.compare().modes}
     assert modes["vramtune"].fits
     assert modes["all resident"].fits is False
-    tuned.report(tmp_path / "report.html")
-    assert "measured" in (tmp_path / "report.html").read_text()
-    frame = vramtune.to_frame(measured)
-    assert list(frame["stage"])[2:] == ["transformer", "vae.decode"]
-    with pytest.raises(UsageError, match=r"remove_all_hooks\(\)"):
-        vramtune.autotune(pipe, progress=False)
-    with pytest.raises(UsageError, match="Cannot write"):
-        tuned.report(tmp_path)
+
+
+def test_it_prints_what_was_predicted_then_what_was_measured_then_that_it_is_removed(pipe, tuned):
+    assert "measured" not in repr(tuned)
+    tiny_pipelines.run(pipe, "flux")
+    assert "measured" in repr(tuned)
     tuned.remove()
     assert repr(tuned).endswith("Removed: the pipeline is as it was.")
+
+
+def test_its_report_shows_what_was_measured(pipe, tuned, tmp_path):
+    tiny_pipelines.run(pipe, "flux")
+    tuned.report(tmp_path / "report.html")
+    assert "measured" in (tmp_path / "report.html").read_text()
+    with pytest.raises(UsageError, match="Cannot write"):
+        tuned.report(tmp_path)
+
+
+def test_its_tables_and_its_plot_have_every_stage(pipe, tuned):
+    tiny_pipelines.run(pipe, "flux")
+    stages = ["text_encoder", "text_encoder_2", "transformer", "vae.decode"]
+    assert list(tuned.measured.to_frame()["stage"]) == stages
+    assert list(tuned.to_frame()["stage"]) == stages
+    assert tuned.plot().get_title(loc="left")
+
+
+def test_one_line_on_standard_error_says_what_to_expect(pipe, capsys, caplog):
+    caplog.set_level(logging.INFO, logger="vramtune")
+    vramtune.autotune(pipe, 0.2, call_kwargs=CALL).remove()
+    (record,) = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert "transformer streamed" in record.message
+    assert "predicted" in record.message
+    assert "bound" in record.message
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert record.message in captured.err
+
+
+def test_it_says_nothing_without_progress(pipe, capsys):
+    vramtune.autotune(pipe, 0.2, call_kwargs=CALL, progress=False).remove()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"vram_gb": -1}, "above 0"),
+        ({"vram_gb": 1, "device": "cpu"}, "CPU"),
+        ({"vram_gb": 1, "allow": "vae_tilling"}, "vae_tilling"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_changes(sim, no_garbage, arguments, said):
+    pipe = tiny_pipelines.build("flux")
+    with pytest.raises(UsageError, match=said):
+        vramtune.autotune(pipe, **arguments, progress=False)
+    assert not any(hasattr(part, "_hf_hook") for part in pipe.components.values())
+
+
+def test_a_string_is_refused_as_a_pipeline(sim):
+    with pytest.raises(UsageError, match="Expected a diffusers pipeline; got str"):
+        vramtune.autotune("flux.1-dev", 1, progress=False)
+
+
+def test_a_budget_that_nothing_fits_leaves_the_pipeline_as_it_was(sim, no_garbage):
+    pipe = tiny_pipelines.build("flux")
+    with pytest.raises(BudgetError, match="at least"):
+        vramtune.autotune(pipe, 0.0001, call_kwargs=CALL, progress=False)
+    assert not any(hasattr(part, "_hf_hook") for part in pipe.components.values())
+
+
+def test_a_tuned_pipeline_is_refused_until_it_is_removed(pipe, tuned):
+    for ask in (vramtune.autotune, vramtune.profile):
+        with pytest.raises(UsageError, match=r"already installed.*remove_all_hooks\(\)"):
+            ask(pipe, progress=False)
+
+
+def test_removal_gives_the_pipeline_back_as_it_was(pipe, tuned):
+    tiny_pipelines.run(pipe, "flux")
+    tuned.remove()
     assert {p.device.type for p in pipe.transformer.parameters()} == {"cpu"}
     assert type(pipe).__name__ == "FluxPipeline"
     assert not hasattr(pipe.transformer, "_hf_hook")
 
 
-def test_what_cannot_be_is_said_before_anything_changes(sim, no_garbage):
-    pipe = tiny_pipelines.build("flux")
-    with pytest.raises(UsageError, match="Expected a diffusers pipeline; got str"):
-        vramtune.autotune("flux.1-dev", 1, progress=False)
-    with pytest.raises(UsageError, match="above 0"):
-        vramtune.autotune(pipe, -1, progress=False)
-    with pytest.raises(BudgetError, match="at least"):
-        vramtune.autotune(pipe, 0.0001, call_kwargs=CALL, progress=False)
-    with pytest.raises(UsageError, match="CPU"):
-        vramtune.autotune(pipe, 1, device="cpu", progress=False)
-    with pytest.raises(UsageError, match="vae_tilling"):
-        vramtune.autotune(pipe, 1, allow="vae_tilling", progress=False)
-    assert not any(hasattr(part, "_hf_hook") for part in pipe.components.values())
-    tuned = vramtune.autotune(pipe, 1, call_kwargs=CALL, progress=False)
-    with pytest.raises(UsageError, match="already"):
-        vramtune.autotune(pipe, 1, progress=False)
-    with pytest.raises(UsageError, match="already"):
-        vramtune.profile(pipe, gpu="RTX 4060", progress=False)
-    tuned.remove()
-
-
-def test_a_saved_plan_installs_alone(sim, no_garbage, tmp_path):
-    pipe = tiny_pipelines.larger_flux()
-    tuned = vramtune.autotune(pipe, 0.2, call_kwargs=CALL, progress=False)
-    tuned.plan.save(tmp_path / "plan.json")
-    tuned.remove()
+def test_a_saved_plan_installs_alone_and_ends_with_its_block(pipe, tmp_path):
+    with vramtune.autotune(pipe, 0.2, call_kwargs=CALL, progress=False) as tuned:
+        tuned.plan.save(tmp_path / "plan.json")
     plan = vramtune.Plan.load(tmp_path / "plan.json")
     assert plan == tuned.plan
-    with vramtune.install(pipe, plan) as installation:
+    with vramtune.install(pipe, plan) as again:
         tiny_pipelines.run(pipe, "flux")
-        assert installation.measured is not None
+        assert again.measured is not None
+        assert again.is_installed
+    assert not again.is_installed
+
+
+def test_a_plan_for_other_weights_is_refused(pipe):
+    with vramtune.autotune(pipe, 0.2, call_kwargs=CALL, progress=False) as tuned:
+        plan = tuned.plan
     with pytest.raises(UsageError, match="does not fit the pipeline: transformer"):
         vramtune.install(tiny_pipelines.build("flux"), plan)

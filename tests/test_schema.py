@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.profiles import MIB, profiles
+from tests.profiles import MIB, component, profiles
 from tests.tuner.test_search import budget_between, small
 from vramtune.errors import FileError
 from vramtune.schema import (
@@ -40,7 +41,7 @@ class TestJson:
         assert from_json(Profile, to_json(profile)) == profile
         assert from_json(Plan, to_json(plan)) == plan
 
-    def test_so_do_comparisons_frontiers_and_timelines(self) -> None:
+    def test_comparisons_frontiers_and_timelines_come_back_equal(self) -> None:
         plan = choose_plan(small(), 250 * MIB)
         for noun in (compare_modes(small(), 250 * MIB), trace_frontier(small()), timeline(small(), plan)):
             assert from_json(type(noun), to_json(noun)) == noun
@@ -50,7 +51,7 @@ class TestJson:
         plan.save(tmp_path / "plan.json")
         assert Plan.load(tmp_path / "plan.json") == plan
 
-    def test_so_is_a_profile(self, tmp_path: Path) -> None:
+    def test_a_profile_is_saved_and_loaded_and_is_not_taken_for_a_plan(self, tmp_path: Path) -> None:
         small().save(tmp_path / "profile.json")
         assert Profile.load(tmp_path / "profile.json") == small()
         with pytest.raises(FileError, match="holds a Profile"):
@@ -63,26 +64,32 @@ class TestForeignFiles:
         return json.loads(to_json(choose_plan(small(), 250 * MIB)))
 
     @pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"[]", b"{}", b'{"kind": 3}', b"not json"])
-    def test_what_is_no_file_of_ours(self, text: bytes) -> None:
-        with pytest.raises(FileError, match=r"Expected a vramtune Plan; this is no file"):
+    def test_a_file_that_vramtune_did_not_write_is_refused(self, text: bytes) -> None:
+        with pytest.raises(FileError, match=r"Expected a vramtune Plan; this is not a vramtune file: "):
             from_json(Plan, text)
 
-    def test_another_kind(self, envelope: dict) -> None:
+    def test_a_file_of_another_kind_is_refused(self, envelope: dict) -> None:
         with pytest.raises(FileError, match=r"Expected a vramtune Profile; this file holds a Plan"):
             from_json(Profile, json.dumps(envelope))
 
-    def test_another_version(self, envelope: dict) -> None:
-        envelope["schema_version"] = SCHEMA_VERSION + 1
-        expected = f"Expected schema version {SCHEMA_VERSION}; this Plan has version {SCHEMA_VERSION + 1}"
-        with pytest.raises(FileError, match=expected):
-            from_json(Plan, json.dumps(envelope))
+    @pytest.mark.parametrize("version", [2, SCHEMA_VERSION + 1])
+    def test_a_file_of_another_version_is_refused_with_what_to_do(
+        self, envelope: dict, version: int, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "plan.json"
+        path.write_text(json.dumps(envelope | {"schema_version": version}))
+        expected = (
+            f"has schema version {version}; this vramtune reads version {SCHEMA_VERSION}. Make a new one. "
+        )
+        with pytest.raises(FileError, match=expected + "`vramtune plan --save` writes a Plan"):
+            Plan.load(path)
 
-    def test_a_missing_field(self, envelope: dict) -> None:
+    def test_a_file_with_a_missing_field_is_refused(self, envelope: dict) -> None:
         del envelope["body"]["stages"]
         with pytest.raises(FileError, match="This Plan is damaged"):
             from_json(Plan, json.dumps(envelope))
 
-    def test_a_count_that_no_pipeline_could_follow(self, envelope: dict) -> None:
+    def test_a_file_with_a_count_that_no_pipeline_could_follow_is_refused(self, envelope: dict) -> None:
         envelope["body"]["placements"][0]["kept"][0] = 99
         with pytest.raises(FileError, match="99"):
             from_json(Plan, json.dumps(envelope))
@@ -96,7 +103,7 @@ class TestForeignFiles:
         with pytest.raises(FileError, match=r"profile\.json.*holds a Profile.*`vramtune plan --save`"):
             Plan.load(tmp_path / "profile.json")
 
-    def test_segments_and_layers_that_point_nowhere(self) -> None:
+    def test_a_profile_whose_segments_point_nowhere_is_refused(self) -> None:
         text = json.loads(to_json(small()))
         text["body"]["stages"][0]["activities"][0]["segments"][0]["layer"] = 77
         with pytest.raises(FileError, match="names no layer"):
@@ -104,7 +111,7 @@ class TestForeignFiles:
 
 
 class TestPlacement:
-    def test_roles(self) -> None:
+    def test_its_role_follows_from_what_is_kept_and_whether_it_runs(self) -> None:
         assert placement((4, 4), (True, False)).role(0) == "resident"
         assert placement((4, 1), (True, False)).role(0) == "offloaded"
         assert placement((4, 1), (True, False)).role(1) == "idle"
@@ -129,13 +136,38 @@ class TestPlacement:
             placement(kept, active)
 
 
-def test_comparison_and_frontier_are_nouns_of_their_own() -> None:
+def test_a_comparison_is_not_taken_for_a_frontier() -> None:
     with pytest.raises(FileError):
         from_json(Frontier, to_json(compare_modes(small(), 250 * MIB)))
     assert isinstance(compare_modes(small(), 250 * MIB), Comparison)
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere" / "profile.json"):
         with pytest.raises(FileError, match=f"Cannot write .*{path.name}"):
             small().save(path)
+
+
+class TestStageEstimate:
+    def test_its_parts_are_its_peak(self) -> None:
+        for stage in choose_plan(small(), 250 * MIB).estimate.stages:
+            parts = stage.kept_bytes + stage.slot_bytes + stage.activation_bytes + stage.fixed_bytes
+            assert stage.peak_bytes == parts
+
+    def test_its_weights_are_those_of_the_placements_and_what_else_is_excluded(self) -> None:
+        extra = component("image_encoder", [30 * MIB])
+        profile = replace(small(), components=(*small().components, extra), excluded=("image_encoder",))
+        plan = choose_plan(profile, 250 * MIB)
+        for index, stage in enumerate(plan.estimate.stages):
+            placed = sum(placement.kept_bytes(index) for placement in plan.placements)
+            assert stage.kept_bytes == placed + 30 * MIB
+            assert stage.slot_bytes == sum(placement.slot_bytes(index) for placement in plan.placements)
+
+
+class TestComparison:
+    def test_it_knows_whose_it_is(self) -> None:
+        comparison = compare_modes(small(), 250 * MIB)
+        assert comparison.pipeline_class == small().pipeline_class
+        assert (comparison.device, comparison.workload) == (small().device, small().workload)
+        assert comparison.plan == choose_plan(small(), 250 * MIB)
+        assert comparison.modes == (comparison.plan_mode, *comparison.stock)

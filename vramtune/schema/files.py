@@ -21,30 +21,29 @@ def to_json(noun: object) -> bytes:
 
 def from_json(kind: type[Noun], text: bytes | str) -> Noun:
     """The noun of that kind that `to_json` wrote; `FileError` says what else the text is."""
+    name = kind.__name__
     try:
         envelope = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        found = msgspec.json.decode(envelope["kind"], type=str)
+        written = msgspec.json.decode(envelope["kind"], type=str)
         version = msgspec.json.decode(envelope["schema_version"], type=int)
         body = envelope["body"]
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
-        reason = f"no {error} in it" if isinstance(error, KeyError) else error
-        raise FileError(
-            f"Expected a vramtune {kind.__name__}; this is no file of vramtune's ({reason})."
-        ) from error
-    if found != kind.__name__:
-        raise FileError(f"Expected a vramtune {kind.__name__}; this file holds a {found}.")
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise FileError(f"Expected a vramtune {name}; this is not a vramtune file: {reason}.") from error
+    if written != name:
+        raise FileError(f"Expected a vramtune {name}; this file holds a {written}.")
     if version != SCHEMA_VERSION:
         raise FileError(
-            f"Expected schema version {SCHEMA_VERSION}; this {found} has version {version}. Make it anew."
+            f"This {name} has schema version {version}; this vramtune reads version {SCHEMA_VERSION}. Make a new one."
         )
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as error:
-        raise FileError(f"This {found} is damaged: {error}.") from error
+        raise FileError(f"This {name} is damaged: {error}.") from error
 
 
 def read_file(path: str | Path) -> bytes:
-    """The file's bytes; a `FileError` that names it where it cannot be read."""
+    """Bytes of a file; raises a `FileError` that names it where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -52,7 +51,7 @@ def read_file(path: str | Path) -> bytes:
 
 
 def write_file(path: str | Path, content: bytes) -> None:
-    """Write a file; a `FileError` that names it where that cannot be."""
+    """Write a file; raises a `FileError` that names it where that cannot be done."""
     try:
         Path(path).write_bytes(content)
     except OSError as error:
@@ -60,17 +59,17 @@ def write_file(path: str | Path, content: bytes) -> None:
 
 
 class Saved:
-    """A noun that is kept in a file of its own."""
+    """A noun that can be kept in a file."""
 
     __slots__ = ()
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON; a `FileError` that names the file where that cannot be."""
+        """Write it as JSON; raises a `FileError` that names the file where that cannot be done."""
         write_file(path, to_json(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; a `FileError` that names the file if it is anything else."""
+        """Read what `save` wrote; raises a `FileError` that names the file if it is anything else."""
         text, name = read_file(path), cls.__name__
         try:
             return from_json(cls, text)
