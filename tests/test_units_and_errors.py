@@ -66,4 +66,4 @@ class TestTree:
     def test_near_names_are_offered_and_all_where_none_is_near(self) -> None:
         assert "sdxl" in str(UnknownNameError("model", "sdxll", ["sdxl", "flux"]))
         assert "flux" not in str(UnknownNameError("model", "sdxll", ["sdxl", "flux"]))
-        assert "Known are: sdxl, flux" in str(UnknownNameError("model", "qqq", ["sdxl", "flux"]))
+        assert "Known names: sdxl, flux" in str(UnknownNameError("model", "qqq", ["sdxl", "flux"]))

@@ -2,7 +2,7 @@
 
 VramtuneError
 ├── UsageError (ValueError)          an argument is wrong; nothing was changed
-│   ├── UnknownNameError             no such model, GPU or permission; lists the near ones
+│   ├── UnknownNameError             no model, GPU or permission has that name; lists the near ones
 │   └── FileError                    a plan or profile file that is damaged, foreign or of another version
 ├── BudgetError                      nothing fits; carries the smallest budget that would
 ├── TraceError (RuntimeError)        the pipeline's call could not be followed without running it
@@ -24,13 +24,13 @@ class UsageError(VramtuneError, ValueError):
 
 
 class UnknownNameError(UsageError):
-    """No such name of the kind asked for; the message lists the near ones, or all of them."""
+    """Nothing of the kind asked for has that name; the message lists the near ones, or all of them."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
         near = difflib.get_close_matches(name.lower(), [k.lower() for k in self.known], n=5, cutoff=0.4)
         shown = [k for k in self.known if k.lower() in near] or list(self.known)
-        lead = "Did you mean" if near else "Known are"
+        lead = "Did you mean" if near else "Known names"
         super().__init__(f"Unknown {kind} {name!r}. {lead}: {', '.join(shown)}.")
 
 

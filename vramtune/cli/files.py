@@ -13,7 +13,7 @@ HTML = ("html", "htm")
 
 
 def picture_formats() -> tuple[str, ...]:
-    """Of `--plot`."""
+    """Formats that `--plot` can write."""
     from vramtune.reports.plots import FORMATS
 
     return FORMATS
@@ -43,7 +43,7 @@ def check_apart(named: Mapping[str, Path | None]) -> None:
             continue
         first = first_of.setdefault(path.expanduser().resolve(), argument)
         if first != argument:
-            raise UsageError(f"{argument}: {str(path)!r} is what {first} names; name another file.")
+            raise UsageError(f"{argument}: {first} already names {str(path)!r}; name another file.")
 
 
 def check_plot(path: Path | None) -> None:
@@ -55,7 +55,7 @@ def check_plot(path: Path | None) -> None:
 def write(
     path: Path | None, writing: Callable[[Path], object], *, option: str, show: Callable[[str], None]
 ) -> None:
-    """Write a file, if it was asked for; what the system refuses is an error of ours."""
+    """Write a file, if it was asked for; a `UsageError` says what the system refuses."""
     if path is None:
         return
     show(f"Writing {path}")

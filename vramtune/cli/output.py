@@ -16,11 +16,11 @@ WRONG_USAGE = 2
 DOES_NOT_FIT = 3
 
 NUM_COLUMNS = 80
-"""For which tables are made."""
+"""Width that tables are made for."""
 
 
 def print_text(renderable: "RenderableType") -> None:
-    """To stdout: as wide as the terminal, or 80 columns of plain text without trailing blanks into a pipe.
+    """Print to stdout: as wide as the terminal, or 80 columns of plain text without trailing blanks into a pipe.
 
     Never narrower: a small terminal wraps lines, where a table would have to leave out letters and columns.
     """
@@ -39,7 +39,7 @@ def print_text(renderable: "RenderableType") -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr and what it says now; nothing where stderr is no terminal."""
+    """Show a spinner and what is being done on stderr; nothing where stderr is not a terminal."""
     from rich.console import Console
     from rich.text import Text
 

@@ -21,14 +21,14 @@ class ModeEstimate:
 
     mode: str
     fits: bool | None
-    """Under the budget; None where no budget was given."""
+    """Whether the peak is within the budget; None where no budget was given."""
     peak_bytes: int
     seconds: float
     compute_seconds: float
     moved_bytes: int
-    """Host to device, per call."""
+    """Bytes copied from host to device per call."""
     moved_back_bytes: int
-    """Device to host, per call."""
+    """Bytes copied from device to host per call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,78 +43,78 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """Something that vramtune needs, and what is installed of it."""
+    """A package that vramtune needs, and the version that is installed."""
 
     name: str
     required: str
-    """As in the package's own metadata: `>=2.11`."""
+    """Versions that vramtune's own metadata asks for: `>=2.11`."""
     found: str | None
-    """The version that is installed, or None."""
+    """The installed version, or None."""
     is_supported: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process that holds memory of a GPU; None is what the driver does not tell."""
+    """A process that holds memory of a GPU; None where the driver does not tell."""
 
     pid: int
     name: str | None
     num_bytes: int | None
-    """All of its share, CUDA context included; unknown on Windows and inside of some containers."""
+    """Its whole share, CUDA context included; unknown on Windows and inside some containers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driver:
-    """NVIDIA's driver, as NVML tells."""
+    """NVIDIA's driver, as NVML reports it."""
 
     version: str
     cuda_version: str
-    """The newest CUDA that it runs."""
+    """The newest CUDA version that it runs."""
     card: str | None
-    """Name of the first GPU that CUDA may use; None where there is none."""
+    """Name of the first GPU that CUDA may use, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
-    """The accelerator that PyTorch would use, and what a probe measured of it."""
+    """The accelerator that PyTorch would use, and its measured rates."""
 
     label: str
-    """As PyTorch calls it: `cuda:0`."""
+    """PyTorch's name for it: `cuda:0`."""
     count: int
-    """How many of its kind there are."""
+    """Number of accelerators of its kind."""
     name: str
     device: Device | None
-    """Measured; None where the probe failed."""
+    """Measured facts; None where measuring failed."""
     error: str | None
-    """Why the probe failed, or None."""
+    """Why measuring failed, or None."""
     listed: Device | None
-    """What the table of GPUs has for one of that name, or None."""
+    """The data sheet's facts for a GPU of that name, or None."""
     holders: tuple[Holder, ...]
-    """The other processes that hold its memory, most first."""
+    """Other processes that hold its memory, the largest share first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The host's memory; None is what the system does not tell, and a limit that is not set."""
+    """The host's memory; None where the system does not tell, or no limit is set."""
 
     total_bytes: int | None
     available_bytes: int | None
     control_group_limit_bytes: int | None
-    """Of the control group (a container, a job of a scheduler) that this process is in."""
+    """Limit of this process's control group: a container, or a scheduler's job."""
     locked_limit_bytes: int | None
-    """That one process may page-lock (`ulimit -l`). NVIDIA's driver does not count against it."""
+    """What one process may page-lock (`ulimit -l`); NVIDIA's driver does not count against it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """All that autotune needs of a machine, as it was found."""
+    """Everything that autotune needs from a machine, as it is now."""
 
     packages: tuple[Package, ...]
-    """Python itself first."""
+    """Python first."""
     torch_build: str | None
-    """What PyTorch is built for: `CUDA 12.8`, `ROCm 6.4`, `CPU only`; None where it does not import."""
+    """Platform of the PyTorch build: `CUDA 12.8`, `ROCm 6.4`, `CPU only`; None where torch does not import."""
     torch_error: str | None
-    """Why PyTorch does not import, or None."""
+    """Why torch does not import, or None."""
     driver: Driver | None
     accelerator: Accelerator | None
     host: Host

@@ -1,4 +1,4 @@
-"""What was seen to happen: the nouns of a `Measurement`. Nothing in here is ever an estimate."""
+"""What was seen to happen: the nouns of a `Measurement`. Nothing here is an estimate."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,13 +15,13 @@ class MeasuredStage:
     """One stage of a measured call, in the order in which they ran."""
 
     name: str
-    """As in the plan; a stage that the plan does not know is named after what ran."""
+    """Name as in the plan; a stage that the plan does not know is named after what ran."""
     seconds: float
-    """On the device, from the stage's first operation to the next stage's (events on the compute stream)."""
+    """Seconds on the device, from the stage's first operation to the next stage's (events on the compute stream)."""
     exposed_copy_seconds: float
     """Seconds of it in which the compute stream waited for copies."""
     moved_bytes: int
-    """Host to device."""
+    """Bytes copied from host to device."""
     peak_bytes: int
     """Highest reserved bytes of PyTorch's allocator, by its own counter."""
 
@@ -34,13 +34,13 @@ class Measurement(Shown):
     peak_bytes: int
     """Highest reserved bytes of PyTorch's allocator, plus `context_bytes` where that is known."""
     context_bytes: int | None
-    """What the process holds outside PyTorch's allocator, or None where nothing tells."""
+    """Bytes that the process holds outside PyTorch's allocator, or None where nothing tells."""
     seconds: float
-    """On the device, from the call's first stage to its last operation."""
+    """Seconds on the device, from the call's first stage to its last operation."""
     moved_bytes: int
-    """Host to device: weights, without prompts and latents."""
+    """Bytes of weights copied from host to device; prompts and latents are not counted."""
     num_out_of_memory: int
-    """Times a component's call ran out of memory and was run again with fewer groups kept."""
+    """Number of times a component's call ran out of memory and was run again with fewer groups kept."""
     stages: tuple[MeasuredStage, ...]
 
     def plot(self, plan: Plan, *, ax: "Axes | None" = None) -> "Axes":

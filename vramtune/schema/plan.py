@@ -16,7 +16,7 @@ PERMISSIONS: tuple[str, ...] = get_args(Permission)
 
 
 def placement_name(component: str, methods: tuple[str, ...]) -> str:
-    """What people read: `unet`, or `vae.decode` where other methods have a placement of their own."""
+    """A placement's name as people read it: `unet`, or `vae.decode` where other methods have one of their own."""
     return ".".join((component, "+".join(methods))) if methods else component
 
 
@@ -33,9 +33,9 @@ class Placement:
     methods: tuple[str, ...]
     groups: tuple[WeightGroup, ...]
     active: tuple[bool, ...]
-    """By stage: whether the component runs in it."""
+    """Whether the component runs, by stage."""
     kept: tuple[int, ...]
-    """By stage: number of groups on the GPU."""
+    """Number of groups on the GPU, by stage."""
     num_slots: int
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Placement:
         return ring_bytes(self.num_slots, largest_absent_bytes=max(absent), absent_bytes=sum(absent))
 
     def role(self, stage: int) -> Role:
-        """The label a user reads for one stage."""
+        """Role of the placement in one stage."""
         if self.num_resident == len(self.groups):
             return "resident"
         if not self.active[stage]:
@@ -84,9 +84,9 @@ class PlannedStage:
     name: str
     num_iterations: int
     calls: tuple[str, ...]
-    """What is called in it: `transformer`, `vae.decode`."""
+    """Calls made in it: `transformer`, `vae.decode`."""
     visits: tuple[tuple[int, int], ...]
-    """One iteration in execution order: index into the placements, and into that placement's groups."""
+    """One iteration in execution order, as pairs of indices: placement, and group of that placement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +126,13 @@ class Estimate:
     peak_bytes: int
     """Everything the process holds on the device at its worst moment, context included."""
     seconds: float
-    """A call that follows another one."""
+    """Seconds of a call that follows another one."""
     first_call_seconds: float
-    """The first call, when nothing is on the GPU yet."""
+    """Seconds of the first call, when nothing is on the GPU yet."""
     bound_seconds: float
-    """What no plan within the budget can beat, call after call, under the same model."""
+    """Seconds that no plan within the budget can beat, call after call, under the same model."""
     moved_bytes: int
-    """Host to device, per steady call."""
+    """Bytes copied from host to device per steady call."""
     stages: tuple[StageEstimate, ...]
 
     @property
@@ -193,11 +193,11 @@ class Plan(Saved, Shown):
     asked_bytes: int
     """The budget as the user gave it."""
     budget_bytes: int
-    """What the peak is held to: the asked budget, or what is usable on the device if that is less."""
+    """Limit of the peak: the asked budget, or what is usable on the device if that is less."""
     stages: tuple[PlannedStage, ...]
     placements: tuple[Placement, ...]
     permissions: tuple[str, ...]
-    """Permissions that the plan uses, of those the user gave."""
+    """Permissions that the plan uses, among those that the user gave."""
     estimate: Estimate
     reasons: tuple[Reason, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)

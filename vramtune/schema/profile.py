@@ -18,13 +18,13 @@ class Weights:
     """Parameters or buffers, tied ones once."""
 
     num_bytes: int = 0
-    """What a copy of them moves."""
+    """Bytes that a copy of them moves."""
     allocated_bytes: int = 0
-    """What they take on the device: each tensor rounded up to 512 bytes."""
+    """Bytes on the device: each tensor rounded up to 512."""
     num_tensors: int = 0
 
     def __add__(self, other: "Weights") -> "Weights":
-        """Both."""
+        """The sum of both."""
         return Weights(
             num_bytes=self.num_bytes + other.num_bytes,
             allocated_bytes=self.allocated_bytes + other.allocated_bytes,
@@ -58,10 +58,10 @@ class WeightGroup:
 
     name: str
     weight_bytes: int
-    """Of its flat buffer, in which each tensor starts at a multiple of 512 bytes."""
+    """Bytes of the group's flat buffer, in which each tensor starts at a multiple of 512 bytes."""
     modules: tuple[str, ...]
-    """Paths, inside the component: of the modules whose `forward` needs this group, with all that they contain. Of
-    the root group: of the modules whose own weights it holds, without what these contain."""
+    """Paths inside the component of the modules whose `forward` needs this group, with all that they contain; for the
+    root group, of the modules whose own weights it holds, without what they contain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Segment:
     layer_activation_bytes: int
     """Highest allocated bytes (no weights) during it."""
     after_seconds: float = 0.0
-    """The same for what follows it."""
+    """Compute seconds of what follows it."""
     after_activation_bytes: int = 0
 
     @property
@@ -124,7 +124,7 @@ class Segment:
 
 
 def call_name(component: str, method: str) -> str:
-    """What people read: `transformer`, `vae.decode`."""
+    """A call's name as people read it: `transformer`, `vae.decode`."""
     return component if method == "forward" else f"{component}.{method}"
 
 
@@ -151,14 +151,14 @@ class Stage:
     """A maximal run of the pipeline's call with one set of active components."""
 
     name: str
-    """Its calls, and a number where they come again: `vae.encode`, `unet (2)`. Unique in the profile."""
+    """Name made of its calls, unique in the profile: `vae.encode`, and `unet (2)` where the same calls come again."""
     num_iterations: int
     activities: tuple[Activity, ...]
     """In call order within one iteration."""
     pipeline_bytes: int
     """What the pipeline itself holds meanwhile: latents, embeddings."""
     pipeline_seconds: float
-    """Its own work per iteration: scheduler step, guidance."""
+    """Seconds of the pipeline's own work per iteration: scheduler step, guidance."""
 
     @property
     def activation_bytes(self) -> int:
@@ -191,7 +191,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The call that was profiled, as the user gave it; of values that JSON cannot hold the type."""
+    """The call that was profiled, as the user gave it; values that JSON cannot hold are named by their type."""
 
     call_kwargs: dict[str, Scalar | list[Scalar]]
 
@@ -210,7 +210,7 @@ class Profile(Saved, Shown):
     offload_sequence: tuple[str, ...] = ()
     """The pipeline's `model_cpu_offload_seq`, which the stock modes follow."""
     excluded: tuple[str, ...] = ()
-    """Its `_exclude_from_cpu_offload`."""
+    """Components that the pipeline excludes from offload (`_exclude_from_cpu_offload`)."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -240,7 +240,7 @@ class Profile(Saved, Shown):
         return next(component for component in self.components if component.name == name)
 
     def stages_with(self, permissions: tuple[str, ...]) -> tuple[Stage, ...]:
-        """The stages under the permissions that are used (at most one is known so far)."""
+        """The stages under these permissions (at most one exists so far)."""
         return next((v.stages for v in self.variants if v.permission in permissions), self.stages)
 
     def plot(self, *, permissions: tuple[str, ...] = (), ax: "Axes | None" = None) -> "Axes":

@@ -22,7 +22,7 @@ class Span:
     stage: int
     """Index into the plan's stages."""
     iteration: int
-    """Of the stage, counted from 0."""
+    """Iteration of the stage, counted from 0."""
     is_kept: bool
     """Whether the group stays on the device throughout the stage; the others are streamed, copied at every visit."""
     start_seconds: float

@@ -7,7 +7,7 @@ from vramtune.tuner.problem import Problem
 from vramtune.units import GIB
 
 HIDDEN_FRACTION = 0.005
-"""Of a call's seconds: a plan that waits for copies for less is limited by compute."""
+"""Share of a call's seconds: a plan that waits for copies for less is limited by compute."""
 SATURATED_GAP = 1e-3
 """A plan that moves nothing and is no further above its bound gains nothing from more memory."""
 
