@@ -18,6 +18,7 @@ from vramtune import BudgetError, Plan, Profile, catalog
 
 BUDGETS = (6, 8, 12, 24)
 GPUS = ("RTX 4060", "RTX 4090", "H100")
+MODELS = ("sd15", "sdxl", "sd3.5-medium", "sd3.5-large", "flux.1-dev", "wan2.1-14b")
 FILE = RESULTS / "exact_plans.jsonl"
 
 
@@ -37,7 +38,7 @@ def main() -> int:
 
 
 def every_line() -> Iterator[str]:
-    for name in tqdm(catalog.names(), unit="model"):
+    for name in tqdm(MODELS, unit="model"):
         for gpu in GPUS:
             profile = vramtune.profile(catalog.load(name), gpu=gpu, progress=False)
             for budget in BUDGETS:
