@@ -1,4 +1,4 @@
-"""Where words end up on a drawn figure: which are cut off, and which lie on one another."""
+"""Finds words on a drawn figure that are cut off or lie on one another."""
 
 import itertools
 from unittest.mock import patch
@@ -9,11 +9,11 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.text import Text
 
 TOUCH = 1.0
-"""Pixels by which boxes may overlap: they are a little larger than the ink in them."""
+"""Pixels by which boxes of words may overlap: a box is a little larger than the ink in it."""
 
 
 def faults(axes: Axes) -> list[str]:
-    """What is wrong with the figure that `axes` are on; empty if it is right."""
+    """Faults of the figure that `axes` are on, in words."""
     figure = axes.figure
     renderer = RendererAgg(figure.bbox.width, figure.bbox.height, figure.dpi)
     with patch.object(Text, "draw", autospec=True, side_effect=Text.draw) as draw:
@@ -53,10 +53,10 @@ def _corners(text: Text, renderer: RendererAgg) -> np.ndarray:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether they overlap as seen along each of the edges of `a`; boxes are apart if along any they are not."""
+    """Whether the boxes overlap when projected on each of the edges of `a`: one gap is enough to be apart."""
     for edge in (a[1] - a[0], a[2] - a[1]):
         direction = edge / np.linalg.norm(edge)
-        seen_a, seen_b = a @ direction, b @ direction
-        if seen_a.max() - TOUCH <= seen_b.min() or seen_b.max() - TOUCH <= seen_a.min():
+        along_a, along_b = a @ direction, b @ direction
+        if along_a.max() - TOUCH <= along_b.min() or along_b.max() - TOUCH <= along_a.min():
             return False
     return True

@@ -1,5 +1,3 @@
-import dataclasses
-
 from matplotlib.colors import to_hex
 
 from tests.reports import examples
@@ -14,37 +12,37 @@ def words(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_the_rows_are_those_of_the_table():
+def test_the_plot_has_the_rows_of_the_table():
     assert plots.component_costs(PROFILE).rows == component_rows(PROFILE)
 
 
-def test_it_says_whether_it_was_predicted_or_measured():
-    assert plots.component_costs(PROFILE).title.endswith("in one call, predicted")
-    measured = dataclasses.replace(PROFILE, source="measured")
-    assert plots.component_costs(measured).title.endswith("in one call, measured")
+def test_the_title_says_that_the_costs_are_predicted():
+    assert plots.component_costs(PROFILE).title == (
+        "StableDiffusionXLPipeline on GeForce RTX 4060:\nwhat each component costs in one call, predicted"
+    )
 
 
-def test_three_panels_with_units_in_every_bar():
-    found = words(plots.draw_components(plots.component_costs(PROFILE)))
-    assert {"weights", "highest activations", "copy to the GPU, once"} <= set(found)
-    assert {"unet: TinyUnet, bfloat16", "4.78 GiB", "0.86 GiB", "399 ms"} <= set(found)
+def test_each_panel_has_a_heading_and_each_bar_its_value_with_a_unit():
+    written = words(plots.draw_components(plots.component_costs(PROFILE)))
+    assert {"weights", "peak activations", "time to copy to the GPU"} <= set(written)
+    assert {"unet: TinyUnet, bfloat16", "4.78 GiB", "0.86 GiB", "399 ms"} <= set(written)
 
 
-def test_weights_that_the_call_does_not_use_are_said():
-    found = words(plots.draw_components(plots.component_costs(PROFILE)))
-    assert "vae: TinyVae, bfloat16, 95 MiB of its weights used" in found
-    assert "safety_checker: TinySafetyChecker, bfloat16, none of its weights used" in found
-    assert {"never called", "nothing to copy"} <= set(found)
+def test_a_component_whose_weights_are_partly_or_never_used_says_so():
+    written = words(plots.draw_components(plots.component_costs(PROFILE)))
+    assert "vae: TinyVae, bfloat16, 95 MiB of its weights used" in written
+    assert "safety_checker: TinySafetyChecker, bfloat16, none of its weights used" in written
+    assert {"never called", "nothing to copy"} <= set(written)
 
 
-def test_bars_are_as_long_as_what_they_stand_for_and_coloured_by_component():
+def test_bars_are_proportional_to_bytes_and_coloured_by_component():
     axes = plots.draw_components(plots.component_costs(PROFILE))
     bars = [bar for container in axes.containers for bar in container]
     rows = component_rows(PROFILE)
     weights = bars[: len(rows)]
-    longest = max(row.weight_bytes for row in rows)
-    scale = max(bar.get_width() for bar in weights)
+    most = max(row.weight_bytes for row in rows)
+    longest = max(bar.get_width() for bar in weights)
     looks = component_looks(row.component for row in rows)
     for bar, row in zip(weights, rows, strict=True):
-        assert abs(bar.get_width() - scale * row.weight_bytes / longest) < 1e-9
+        assert abs(bar.get_width() - longest * row.weight_bytes / most) < 1e-9
         assert to_hex(bar.get_facecolor()) == looks[row.component].color.lower()

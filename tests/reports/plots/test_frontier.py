@@ -6,36 +6,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reports import examples
-from tests.reports.plots import nouns
+from tests.reports.plots import factories
 from vramtune.reports import plots
 from vramtune.reports.plots.frontier import FEWEST_TICKS, gib_ticks, round_ticks, spread
 from vramtune.units import GIB
 
-PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
+FRONTIER = factories.frontier(examples.sdxl_plan())
 
 
 @pytest.fixture(scope="module")
 def plot():
-    return plots.latency_frontier(nouns.frontier(PLAN), profile=PROFILE)
+    return plots.latency_frontier(FRONTIER)
 
 
 def test_the_curves_begin_at_the_smallest_budget_and_end_where_the_card_does(plot):
-    points = nouns.frontier(PLAN).points
-    assert plot.budgets_gib == (*(point.budget_bytes / GIB for point in points), plot.usable_gib)
-    assert plot.usable_gib == PROFILE.device.usable_bytes / GIB
+    budgets = (point.budget_bytes / GIB for point in FRONTIER.points)
+    assert plot.budgets_gib == (*budgets, plot.usable_gib)
+    assert plot.usable_gib == FRONTIER.device.usable_bytes / GIB
     assert plot.plan_seconds[-1] == plot.plan_seconds[-2]
 
 
-def test_beyond_the_last_point_the_bound_is_the_compute(plot):
-    compute = sum(stage.num_iterations * stage.seconds for stage in PROFILE.stages)
-    assert plot.bound_seconds[-1] == pytest.approx(compute)
+def test_past_the_last_budget_the_bound_is_the_least_compute_of_all_points():
+    *others, last = FRONTIER.points
+    stages = tuple(
+        dataclasses.replace(stage, compute_seconds=0.9 * stage.compute_seconds)
+        for stage in last.estimate.stages
+    )
+    faster = dataclasses.replace(last, estimate=dataclasses.replace(last.estimate, stages=stages))
+    for points in ((*others, faster), (faster, *others)):
+        plot = plots.latency_frontier(dataclasses.replace(FRONTIER, points=points))
+        assert plot.bound_seconds[:-1] == tuple(point.estimate.bound_seconds for point in points)
+        assert plot.bound_seconds[-1] == faster.estimate.compute_seconds < last.estimate.compute_seconds
 
 
-def test_modes_that_need_more_than_the_card_gives_do_not_fit(plot):
+def test_the_title_names_the_pipeline_and_the_card(plot):
+    assert plot.title == (
+        "StableDiffusionXLPipeline on GeForce RTX 4060:\nseconds per call against GPU memory, predicted"
+    )
+
+
+def test_a_mode_fits_unless_it_needs_more_than_the_card_has(plot):
     assert [mode.mode for mode in plot.modes if not mode.fits] == ["all resident"]
 
 
-def test_every_mode_is_named_and_those_that_do_not_fit_are_hollow(plot):
+def test_every_mode_is_named_and_only_modes_that_do_not_fit_are_hollow(plot):
     axes = plots.draw_frontier(plot)
     names = [text.get_text() for text in axes.texts if text.get_text()]
     assert names == [mode.mode for mode in plot.modes]
@@ -45,12 +59,12 @@ def test_every_mode_is_named_and_those_that_do_not_fit_are_hollow(plot):
     assert all(fills[mode.gib] == ("black" if mode.fits else "white") for mode in plot.modes)
 
 
-def test_the_legend_explains_what_is_drawn_and_nothing_else(plot):
+def test_the_legend_names_everything_that_is_drawn_and_nothing_else(plot):
     def legend(drawn):
         return [text.get_text() for text in plots.draw_frontier(drawn).get_legend().get_texts()]
 
-    lines = ["vramtune's plan", "bound: no plan is faster", "the card gives 7.60 GiB", "stock mode"]
-    assert legend(plot) == [*lines, "stock mode that needs more than the card gives"]
+    lines = ["vramtune's plan", "bound: no plan is faster", "7.60 GiB usable on the card", "stock mode"]
+    assert legend(plot) == [*lines, "stock mode that does not fit the card"]
     fitting = dataclasses.replace(plot, modes=tuple(mode for mode in plot.modes if mode.fits))
     assert legend(fitting) == lines
 
@@ -65,7 +79,7 @@ def test_everything_drawn_is_inside_the_axes(plot):
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
-def test_labels_keep_their_order_and_their_distance(heights):
+def test_spread_labels_keep_their_order_and_their_distance(heights):
     gap = 0.05
     placed = spread(heights, gap=gap)
     order = sorted(range(len(heights)), key=heights.__getitem__)
@@ -74,20 +88,20 @@ def test_labels_keep_their_order_and_their_distance(heights):
 
 
 @given(st.lists(st.integers(0, 9), max_size=8, unique=True))
-def test_labels_that_have_room_stay_where_they_are(tenths):
+def test_labels_with_room_around_them_are_not_moved(tenths):
     heights = [tenth / 10 for tenth in tenths]
     assert spread(heights, gap=0.05) == heights
 
 
 @given(st.floats(1e-3, 1e5), st.floats(1.02, 1e4))
-def test_there_are_enough_ticks_and_all_are_in_sight(low, ratio):
+def test_any_range_gets_enough_ticks_in_order_and_all_inside_it(low, ratio):
     for ticks in (round_ticks(low, low * ratio), gib_ticks(low, low * ratio)):
         assert len(ticks) >= FEWEST_TICKS
         assert all(low <= tick <= low * ratio for tick in ticks)
         assert ticks == sorted(set(ticks))
 
 
-def test_ticks_are_numbers_that_people_use():
+def test_ticks_are_card_sizes_or_round_numbers():
     assert gib_ticks(5.2, 40) == [6, 8, 12, 16, 24, 32]
     assert round_ticks(7.5, 190) == [10, 20, 50, 100]
     assert round_ticks(1763, 3700) == [2000, 2400, 2800, 3200, 3600]

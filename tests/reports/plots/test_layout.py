@@ -1,59 +1,82 @@
-"""No words cut off, none on others, whatever the pipeline."""
+"""No words cut off, none on others, whatever the pipeline: each noun drawn by its own method."""
+
+import dataclasses
 
 import pytest
 from matplotlib.figure import Figure
 
 from tests.reports import examples
-from tests.reports.plots import nouns
+from tests.reports.plots import factories
 from tests.reports.plots.layout import faults
 from vramtune.reports import plots
+from vramtune.schema import Variant
+from vramtune.units import MIB
 
 
-def memory(profile, plan, **on):
-    timeline = nouns.timeline(profile, plan)
-    return plots.draw_memory(plots.memory_over_call(timeline, profile=profile, plan=plan), **on)
+def memory(profile, plan, **axes):
+    return factories.timeline(profile, plan).plot_memory(**axes)
 
 
-def peaks(profile, plan, **on):
-    timeline = nouns.timeline(profile, plan)
-    return plots.draw_peaks(plots.stage_peaks(timeline, profile=profile, plan=plan), **on)
+def peaks(profile, plan, **axes):
+    return factories.timeline(profile, plan).plot_peaks(**axes)
 
 
-def lanes(profile, plan, **on):
-    timeline = nouns.timeline(profile, plan)
-    return plots.draw_lanes(plots.step_lanes(timeline, profile=profile, plan=plan), **on)
+def lanes(profile, plan, **axes):
+    return factories.timeline(profile, plan).plot_lanes(**axes)
 
 
-def frontier(profile, plan, **on):
-    return plots.draw_frontier(plots.latency_frontier(nouns.frontier(plan), profile=profile), **on)
+def frontier(profile, plan, **axes):
+    return factories.frontier(plan).plot(**axes)
 
 
-def modes(profile, plan, **on):
-    return plots.draw_modes(plots.mode_seconds(examples.comparison(plan), profile=profile), **on)
+def modes(profile, plan, **axes):
+    return examples.comparison(plan).plot(**axes)
 
 
-def measured(profile, plan, **on):
-    return plots.draw_measured(plots.predicted_and_measured(nouns.measurement(plan), plan=plan), **on)
+def measured(profile, plan, **axes):
+    return factories.measurement(plan).plot(plan, **axes)
 
 
-def components(profile, plan, **on):
-    return plots.draw_components(plots.component_costs(profile), **on)
+def components(profile, plan, **axes):
+    return profile.plot(**axes)
 
 
 PLOTS = (memory, peaks, lanes, frontier, modes, measured, components)
 
 
-@pytest.mark.parametrize("draw", PLOTS)
-@pytest.mark.parametrize("case", nouns.CASES)
-def test_no_words_are_cut_off_or_lie_on_others(draw, case):
-    assert faults(draw(*nouns.CASES[case])) == []
+@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("case", factories.CASES)
+def test_no_words_are_cut_off_or_lie_on_others(plot, case):
+    assert faults(plot(*factories.CASES[case])) == []
 
 
-@pytest.mark.parametrize("draw", PLOTS)
-def test_drawing_uses_the_axes_it_is_given(draw):
+@pytest.mark.parametrize("plot", PLOTS)
+def test_a_nouns_method_draws_on_the_axes_that_it_is_given(plot):
     axes = Figure().subplots()
-    assert draw(*nouns.CASES["flux"], ax=axes) is axes
+    assert plot(*factories.CASES["flux"], ax=axes) is axes
     assert axes.get_title(loc="left").startswith("FluxPipeline ")
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_a_nouns_method_without_axes_makes_a_figure_for_each_call(plot):
+    first, second = (plot(*factories.CASES["flux"]) for _ in range(2))
+    assert first.figure is not second.figure
+    assert first.figure.axes == [first]
+    assert first.get_title(loc="left") == second.get_title(loc="left")
+
+
+@pytest.mark.parametrize("permissions", [(), ("vae_tiling",)])
+def test_a_profiles_method_draws_the_costs_under_the_permissions(permissions):
+    profile = examples.sdxl()
+    *others, decode = profile.stages
+    tiled = dataclasses.replace(decode.activities[0], activation_bytes=700 * MIB)
+    stages = (*others, dataclasses.replace(decode, activities=(tiled,)))
+    variant = Variant(permission="vae_tiling", stages=stages)
+    profile = dataclasses.replace(profile, variants=(variant,))
+    drawn = [text.get_text() for text in profile.plot(permissions=permissions).texts]
+    costs = plots.component_costs(profile, permissions=permissions)
+    assert drawn == [text.get_text() for text in plots.draw_components(costs).texts]
+    assert ("0.68 GiB" in drawn, "3.22 GiB" in drawn) == (bool(permissions), not permissions)
 
 
 def test_words_that_overlap_or_are_cut_off_are_found():

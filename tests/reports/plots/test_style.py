@@ -20,14 +20,14 @@ def test_familiar_components_look_the_same_in_every_pipeline(names):
 
 
 @given(NAMES)
-def test_as_long_as_there_are_looks_left_no_two_components_share_one(names):
+def test_no_two_components_share_a_look_while_there_are_looks_left(names):
     drawn = ["transformer" if name == "unet" else name for name in names]
     looks = component_looks(dict.fromkeys(drawn))
     if len(looks) <= len(COMPONENT_LOOKS):
         assert len(set(looks.values())) == len(looks)
 
 
-def test_everything_that_holds_memory_can_be_told_apart_in_colour_and_in_grey():
+def test_owners_of_memory_differ_in_colour_and_also_in_grey():
     looks = [*COMPONENT_LOOKS, *OWNER_LOOKS.values()]
     assert len({look.color for look in looks}) == len(looks)
     plain = [_lightness(look.color) for look in looks if not look.hatch]
@@ -42,7 +42,7 @@ def _lightness(color: str) -> float:
 
 
 @given(st.floats(0.1, 100), st.floats(0.1, 100))
-def test_all_bars_are_in_sight_and_a_far_budget_does_not_dwarf_them(peak, budget):
+def test_the_axis_shows_the_whole_peak_and_a_far_budget_does_not_dwarf_it(peak, budget):
     highest = highest_drawn(peak, budget)
     assert peak <= highest <= 1.5 * peak
     assert highest in (peak, budget)

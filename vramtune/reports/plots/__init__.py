@@ -1,28 +1,20 @@
 """Plots: for each, one function that computes what is drawn, and one that draws it.
 
-Each drawing function takes an `ax`, makes a figure of its own without one, and returns the axes.
+Each drawing function takes an `ax`, makes a figure of its own without one, and returns the axes. The nouns' own
+methods (`profile.plot()`, `timeline.plot_memory()`) call both; `save` writes the axes' figure to a file.
 """
 
 from vramtune.reports.plots.components import ComponentsPlot, component_costs, draw_components
 from vramtune.reports.plots.frontier import FrontierPlot, draw_frontier, latency_frontier
 from vramtune.reports.plots.lanes import LanesPlot, draw_lanes, step_lanes
 from vramtune.reports.plots.measured import MeasuredPlot, draw_measured, predicted_and_measured
-from vramtune.reports.plots.memory import (
-    LEVELS_PER_STAGE,
-    NARROWEST_STAGE,
-    MemoryPlot,
-    draw_memory,
-    memory_over_call,
-    save_memory,
-)
+from vramtune.reports.plots.memory import MemoryPlot, draw_memory, memory_over_call
 from vramtune.reports.plots.modes import ModesPlot, draw_modes, mode_seconds
 from vramtune.reports.plots.peaks import PeaksPlot, draw_peaks, stage_peaks
 from vramtune.reports.plots.style import FORMATS, save
 
 __all__ = [
     "FORMATS",
-    "LEVELS_PER_STAGE",
-    "NARROWEST_STAGE",
     "ComponentsPlot",
     "FrontierPlot",
     "LanesPlot",
@@ -43,7 +35,6 @@ __all__ = [
     "mode_seconds",
     "predicted_and_measured",
     "save",
-    "save_memory",
     "stage_peaks",
     "step_lanes",
 ]

@@ -11,23 +11,24 @@ from matplotlib.axes import Axes
 from vramtune.reports.plots.style import SMALL, WORDS_BOX, Look, Properties
 
 NAME_HEIGHT = 0.42
-"""Share of a row that its name takes; its bars share the rest."""
+"""Share of a row that its name takes; its bars share what is left."""
 GAP_HEIGHT = 0.1
 """Share of a row under its bars."""
 HEADING_HEIGHT = 0.6
-"""Of a panel, in rows."""
+"""Height of a panel's heading, in rows."""
 EDGE: Properties = {"edgecolor": "white", "linewidth": 0.4}
 
 PANEL_GAP = 0.06
-"""Between panels, as a share of one."""
+"""Space between panels, as a share of a panel's width."""
 BAR_ROOM = 0.6
-"""Share of a panel that its longest bar takes; behind it stand words."""
+"""Share of a panel that its longest bar takes; words stand behind it."""
 WORDS_GAP = 0.02
+"""Space between a bar and its words, as a share of a panel's width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A bar and the words behind it; without a length only the words."""
+    """A bar and the words behind it, or without a length only the words."""
 
     length: float | None
     words: str
@@ -36,10 +37,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """Bars of one unit: for each row those that share it, from the top down."""
+    """Bars in one unit, under a heading."""
 
     heading: str
     rows: tuple[tuple[Bar, ...], ...]
+    """The bars that share each row, from the top down."""
 
 
 def bar_height(num_bars: int = 1) -> float:
@@ -48,7 +50,7 @@ def bar_height(num_bars: int = 1) -> float:
 
 
 def bar_middle(row: int, *, bar: int = 0, num_bars: int = 1) -> float:
-    """Where the middle of a bar is on the vertical axis."""
+    """Position of the middle of a bar on the vertical axis."""
     return row + NAME_HEIGHT + (bar + 0.5) * bar_height(num_bars)
 
 
@@ -69,7 +71,7 @@ def name_rows(ax: Axes, names: Sequence[str]) -> None:
 
 
 def draw_panels(ax: Axes, panels: Sequence[Panel], *, names: Sequence[str]) -> None:
-    """Draw panels from left to right, each on a scale of its own that its words spell out."""
+    """Draw panels from left to right, each on a scale of its own, with the values in words."""
     name_rows(ax, names)
     ax.set_ylim(len(names), -HEADING_HEIGHT)
     for index, panel in enumerate(panels):
@@ -84,9 +86,9 @@ def draw_panels(ax: Axes, panels: Sequence[Panel], *, names: Sequence[str]) -> N
         )
         longest = max((bar.length or 0.0 for row in panel.rows for bar in row), default=0.0)
         for row, bars in enumerate(panel.rows):
-            for bar, drawn in enumerate(bars):
-                middle = bar_middle(row, bar=bar, num_bars=len(bars))
-                _draw_bar(ax, drawn, left=left, middle=middle, height=bar_height(len(bars)), longest=longest)
+            for number, bar in enumerate(bars):
+                middle = bar_middle(row, bar=number, num_bars=len(bars))
+                _draw_bar(ax, bar, left=left, middle=middle, height=bar_height(len(bars)), longest=longest)
     ax.set_xlim(0, len(panels) * (1 + PANEL_GAP) - PANEL_GAP)
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)

@@ -10,7 +10,7 @@ from vramtune.reports.rows import ComponentRow, component_rows
 from vramtune.schema import Profile
 from vramtune.units import format_bytes, format_seconds
 
-HEADINGS = ("weights", "highest activations", "copy to the GPU, once")
+HEADINGS = ("weights", "peak activations", "time to copy to the GPU")
 ROW_INCHES = 0.5
 TITLE_INCHES = 0.6
 
@@ -21,14 +21,14 @@ class ComponentsPlot:
 
     title: str
     rows: tuple[ComponentRow, ...]
-    """By first use."""
+    """One per component, in order of first use."""
 
 
 def component_costs(profile: Profile, *, permissions: tuple[str, ...] = ()) -> ComponentsPlot:
     """Each component's weights, activations and copy seconds in one call made under the permissions."""
     return ComponentsPlot(
         title=f"{profile.pipeline_class} on {profile.device.name}:\n"
-        f"what each component costs in one call, {profile.source}",
+        "what each component costs in one call, predicted",
         rows=component_rows(profile, permissions=permissions),
     )
 
@@ -55,8 +55,8 @@ def draw_components(plot: ComponentsPlot, *, ax: Axes | None = None) -> Axes:
 
 def _name(row: ComponentRow) -> str:
     used, owned = format_bytes(row.used_bytes), format_bytes(row.weight_bytes)
-    part = "" if used == owned else f", {used if row.used_bytes else 'none'} of its weights used"
-    return f"{row.component}: {row.class_name}, {row.dtype}{part}"
+    usage = "" if used == owned else f", {used if row.used_bytes else 'none'} of its weights used"
+    return f"{row.component}: {row.class_name}, {row.dtype}{usage}"
 
 
 def _weights(row: ComponentRow) -> tuple[float, str]:

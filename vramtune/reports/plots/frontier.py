@@ -9,22 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from vramtune.reports.plots.style import BOUND_LINE, SMALL, Properties, legend_below, own_axes, write_title
-from vramtune.schema import Frontier, Profile
+from vramtune.schema import Frontier
 from vramtune.units import GIB
 
 MARKERS = ("s", "D", "^", "v", "P", "X", "*")
-"""By mode, in the order in which they come; an eighth starts over."""
+"""Markers of the stock modes, in their order; an eighth mode starts over."""
 MARKER_FILL = {True: "black", False: "white"}
-MARKER_LABEL = {True: "stock mode", False: "stock mode that needs more than the card gives"}
-"""By whether it fits the card."""
+"""Colour inside a marker, by whether the mode fits the card."""
+MARKER_LABEL = {True: "stock mode", False: "stock mode that does not fit the card"}
 LEADER: Properties = {"arrowstyle": "-", "color": "#AAAAAA", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
 NAMES_BEGIN = 1.03
-"""Where the names of the modes stand beside the axes, as a share of their width."""
+"""Left edge of the modes' names beside the axes, as a share of the axes' width."""
 MARKER_WIDTH = 0.025
 MARGIN = 1.12
-"""Factor between what is drawn and the ends of an axis."""
+"""Factor between the outermost values and the ends of an axis."""
 LINE_SPACING = 1.4
-"""Between the names beside the axes, in heights of a letter."""
+"""Distance between the names beside the axes, in heights of a letter."""
 FEWEST_TICKS = 3
 CARD_GIB = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 80.0, 141.0, 192.0)
 TICK_STEPS = (
@@ -32,7 +32,7 @@ TICK_STEPS = (
     (1.0, 2.0, 5.0),
     (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
 )
-"""Of a decade, the coarsest first."""
+"""Ticks within a decade, the coarsest steps first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class ModePoint:
     gib: float
     seconds: float
     fits: bool
-    """The card."""
+    """Whether the card has that much memory to give."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,25 +52,28 @@ class FrontierPlot:
 
     title: str
     budgets_gib: tuple[float, ...]
-    """From the smallest that works to all that the card gives."""
+    """From the smallest that works to all that is usable on the card."""
     plan_seconds: tuple[float, ...]
     bound_seconds: tuple[float, ...]
     modes: tuple[ModePoint, ...]
     usable_gib: float
-    """Of the card."""
+    """Memory that is usable on the card."""
 
 
-def latency_frontier(frontier: Frontier, *, profile: Profile) -> FrontierPlot:
-    """Seconds of the fastest plan at each budget, of the bound there, and of the stock modes at what they need."""
-    usable_bytes = profile.device.usable_bytes
-    plan_seconds = [point.seconds for point in frontier.points]
-    bound_seconds = [point.bound_seconds for point in frontier.points]
+def latency_frontier(frontier: Frontier) -> FrontierPlot:
+    """Seconds of the fastest plan and of the bound at each budget, and of the stock modes at their peaks.
+
+    Past the last budget more memory buys nothing: the plan stays as fast, and the bound is compute alone.
+    """
+    usable_bytes = frontier.device.usable_bytes
+    estimates = [point.estimate for point in frontier.points]
+    compute_seconds = min(estimate.compute_seconds for estimate in estimates)
     return FrontierPlot(
-        title=f"{profile.pipeline_class} on {profile.device.name}:\n"
-        "seconds of one call against GPU memory, predicted",
+        title=f"{frontier.pipeline_class} on {frontier.device.name}:\n"
+        "seconds per call against GPU memory, predicted",
         budgets_gib=(*(point.budget_bytes / GIB for point in frontier.points), usable_bytes / GIB),
-        plan_seconds=(*plan_seconds, plan_seconds[-1]),
-        bound_seconds=(*bound_seconds, _compute_seconds(profile)),
+        plan_seconds=(*(estimate.seconds for estimate in estimates), estimates[-1].seconds),
+        bound_seconds=(*(estimate.bound_seconds for estimate in estimates), compute_seconds),
         modes=tuple(
             ModePoint(
                 mode=mode.mode,
@@ -78,16 +81,10 @@ def latency_frontier(frontier: Frontier, *, profile: Profile) -> FrontierPlot:
                 seconds=mode.seconds,
                 fits=mode.peak_bytes <= usable_bytes,
             )
-            for mode in frontier.modes
+            for mode in frontier.stock
         ),
         usable_gib=usable_bytes / GIB,
     )
-
-
-def _compute_seconds(profile: Profile) -> float:
-    """The least compute of a call, with or without permissions: no amount of memory makes it faster."""
-    ways = (profile.stages, *(variant.stages for variant in profile.variants))
-    return min(sum(stage.num_iterations * stage.seconds for stage in stages) for stages in ways)
 
 
 def draw_frontier(plot: FrontierPlot, *, ax: Axes | None = None) -> Axes:
@@ -102,10 +99,10 @@ def draw_frontier(plot: FrontierPlot, *, ax: Axes | None = None) -> Axes:
 
 
 def _scale(plot: FrontierPlot, *, ax: Axes) -> None:
-    """Both axes logarithmic, with ticks that people use."""
+    """Make both axes logarithmic, with ticks at round numbers and usual card sizes."""
     gib = [*plot.budgets_gib, *(mode.gib for mode in plot.modes)]
     seconds = [*plot.plan_seconds, *plot.bound_seconds, *(mode.seconds for mode in plot.modes)]
-    ax.set(xscale="log", yscale="log", xlabel="GPU memory (GiB)", ylabel="seconds of one call")
+    ax.set(xscale="log", yscale="log", xlabel="GPU memory (GiB)", ylabel="seconds per call")
     ax.set_xlim(min(gib) / MARGIN, max(gib) * MARGIN)
     ax.set_ylim(min(seconds) / MARGIN, max(seconds) * MARGIN)
     for axis, ticks in ((ax.xaxis, gib_ticks(*ax.get_xlim())), (ax.yaxis, round_ticks(*ax.get_ylim()))):
@@ -115,24 +112,24 @@ def _scale(plot: FrontierPlot, *, ax: Axes) -> None:
 
 
 def gib_ticks(low: float, high: float) -> list[float]:
-    """The sizes that cards have; round numbers where too few of them are in sight."""
+    """Memory sizes of cards, or round numbers where too few of those are in the range."""
     sizes = [gib for gib in CARD_GIB if low <= gib <= high]
     return sizes if len(sizes) >= FEWEST_TICKS else round_ticks(low, high)
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Round numbers for a logarithmic axis: the fewest that are enough; on a short one as on a linear axis."""
+    """Round numbers for a logarithmic axis: the coarsest steps that give enough, evenly spaced on a short axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ladders = [[step * 10.0**decade for decade in decades for step in steps] for steps in TICK_STEPS]
-    for ticks in (*ladders, MaxNLocator(nbins=5).tick_values(low, high)):
-        shown = [float(tick) for tick in ticks if low <= tick <= high]
-        if len(shown) >= FEWEST_TICKS:
+    for ladder in (*ladders, MaxNLocator(nbins=5).tick_values(low, high)):
+        ticks = [float(tick) for tick in ladder if low <= tick <= high]
+        if len(ticks) >= FEWEST_TICKS:
             break
-    return shown
+    return ticks
 
 
 def _draw_curves(plot: FrontierPlot, *, ax: Axes) -> None:
-    """The plan holds for more memory too, the bound for less: steps to the right, steps to the left."""
+    """Draw the plan and the bound as steps: a plan also works with more memory, a bound also holds with less."""
     ax.step(
         plot.budgets_gib,
         plot.plan_seconds,
@@ -150,14 +147,14 @@ def _draw_curves(plot: FrontierPlot, *, ax: Axes) -> None:
         color="#555555",
         linewidth=1,
         linestyle="-.",
-        label=f"the card gives {plot.usable_gib:.2f} GiB",
+        label=f"{plot.usable_gib:.2f} GiB usable on the card",
     )
     floor = ax.get_ylim()[0]
     ax.fill_between(plot.budgets_gib, floor, plot.bound_seconds, step="pre", facecolor="#EFEFEF", zorder=0)
 
 
 def _draw_modes(plot: FrontierPlot, *, ax: Axes) -> None:
-    """A marker for each stock mode, joined to its name beside the axes; hollow where the card is too small."""
+    """Draw a marker for each stock mode, joined to its name beside the axes; hollow where the card is too small."""
     low, high = map(math.log, ax.get_ylim())
     heights = [(math.log(mode.seconds) - low) / (high - low) for mode in plot.modes]
     letter = SMALL / 72 * ax.figure.dpi / ax.bbox.height
@@ -192,7 +189,7 @@ def _draw_modes(plot: FrontierPlot, *, ax: Axes) -> None:
 
 
 def spread(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Middles of labels, moved as far as it takes to keep them `gap` apart, and under 1 as long as all have room."""
+    """Middles of labels, moved just enough to be `gap` apart, and to stay between 0 and 1 if all have room there."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed = list(heights)
     for below, above in itertools.pairwise(order):

@@ -8,40 +8,21 @@ from matplotlib.patheffects import withStroke
 from vramtune.reports.plots.bars import EDGE, bar_height, bar_middle, name_rows
 from vramtune.reports.plots.style import BOUND_LINE, WORDS_BOX, Look, legend_below, own_axes, write_title
 from vramtune.reports.rows import ModeRow, mode_rows
-from vramtune.schema import PLAN_MODE, Comparison, Profile
+from vramtune.schema import PLAN_MODE, Comparison
 from vramtune.units import format_bytes, format_seconds
 
-COMPUTE, EXPOSED_COPY, UNFIT = "compute", "exposed copy", " (does not fit)"
+COMPUTE, WAITING, UNFIT = "compute", "waiting for copies", " (does not fit)"
 LOOKS = {
     COMPUTE: Look(color="#332288"),
-    EXPOSED_COPY: Look(color="#56B4E9", hatch="////"),
+    WAITING: Look(color="#56B4E9", hatch="////"),
     f"{COMPUTE}{UNFIT}": Look(color="#9A9A9A", hatch="xx"),
-    f"{EXPOSED_COPY}{UNFIT}": Look(color="#C9C9C9", hatch="xx"),
+    f"{WAITING}{UNFIT}": Look(color="#C9C9C9", hatch="xx"),
 }
 CUT = "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 LONGEST_BAR = 6.0
-"""Bars end at this many times the fastest mode's seconds; longer ones are cut off there."""
+"""Multiple of the fastest mode's seconds at which longer bars are cut off."""
 ROW_INCHES = 0.45
 OTHER_INCHES = 1.7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModeBar:
-    """One way to run the pipeline."""
-
-    mode: str
-    fits: bool
-    compute_seconds: float
-    exposed_copy_seconds: float
-    """For which the GPU's arithmetic waits for copies, in or out."""
-    peak_bytes: int
-    plan_ratio: float | None
-    """Its seconds over the plan's; None where there is no plan."""
-
-    @property
-    def seconds(self) -> float:
-        """Of the whole call."""
-        return self.compute_seconds + self.exposed_copy_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,41 +30,31 @@ class ModesPlot:
     """What `draw_modes` draws."""
 
     title: str
-    bars: tuple[ModeBar, ...]
-    """Those that fit first, the fastest first among them."""
+    rows: tuple[ModeRow, ...]
+    """The modes that fit, then the others, the fastest first among each."""
     bound_seconds: float | None
     longest_seconds: float
-    """Where the axis, and with it the longest bars, ends."""
+    """Right end of the axis, and of the bars that are cut off."""
 
 
-def mode_seconds(comparison: Comparison, *, profile: Profile) -> ModesPlot:
-    """Each mode's seconds, split into compute and the copies that nothing hides."""
+def mode_seconds(comparison: Comparison) -> ModesPlot:
+    """Each mode's seconds, split into compute and waiting for copies."""
     rows = mode_rows(comparison)
     seconds = [row.seconds for row in rows]
+    budget = format_bytes(comparison.budget_bytes)
     return ModesPlot(
-        title=f"{profile.pipeline_class} in {format_bytes(comparison.budget_bytes)} of {profile.device.name}:\n"
-        "seconds of one call in each mode, predicted",
-        bars=tuple(map(_bar, rows)),
+        title=f"{comparison.pipeline_class} in {budget} of {comparison.device.name}:\n"
+        "seconds per call in each mode, predicted",
+        rows=rows,
         bound_seconds=comparison.bound_seconds,
         longest_seconds=min(max(seconds), LONGEST_BAR * min(seconds)),
     )
 
 
-def _bar(row: ModeRow) -> ModeBar:
-    return ModeBar(
-        mode=row.mode,
-        fits=bool(row.fits),
-        compute_seconds=min(row.compute_seconds, row.seconds),
-        exposed_copy_seconds=row.exposed_copy_seconds,
-        peak_bytes=row.peak_bytes,
-        plan_ratio=row.plan_ratio,
-    )
-
-
 def draw_modes(plot: ModesPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or own_axes(OTHER_INCHES + ROW_INCHES * len(plot.bars))
-    name_rows(ax, [_name(bar) for bar in plot.bars])
+    ax = ax or own_axes(OTHER_INCHES + ROW_INCHES * len(plot.rows))
+    name_rows(ax, [_name(row) for row in plot.rows])
     _draw_bars(plot, ax=ax)
     _draw_bound(plot, ax=ax)
     _draw_cuts(plot, ax=ax)
@@ -93,34 +64,35 @@ def draw_modes(plot: ModesPlot, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _name(bar: ModeBar) -> str:
-    ratio = "" if bar.plan_ratio is None or bar.mode == PLAN_MODE else f", {bar.plan_ratio:.2f}x as long"
-    unfit = "" if bar.fits else f"; does not fit, needs {format_bytes(bar.peak_bytes)}"
-    return f"{bar.mode}: {format_seconds(bar.seconds)}{ratio}{unfit}"
+def _name(row: ModeRow) -> str:
+    ratio = "" if row.plan_ratio is None or row.mode == PLAN_MODE else f", {row.plan_ratio:.2f}x the plan's"
+    unfit = "" if row.fits else f"; does not fit, needs {format_bytes(row.peak_bytes)}"
+    return f"{row.mode}: {format_seconds(row.seconds)}{ratio}{unfit}"
 
 
 def _draw_bars(plot: ModesPlot, *, ax: Axes) -> None:
-    """Every mode's bar, up to where the axis ends."""
-    parts = [_parts(bar, plot.longest_seconds) for bar in plot.bars]
+    """Draw every mode's bar, up to the end of the axis."""
+    bars = [_parts(row, plot.longest_seconds) for row in plot.rows]
     for label, look in LOOKS.items():
-        shown = {row: found[label] for row, found in enumerate(parts) if label in found}
+        limits = {index: parts[label] for index, parts in enumerate(bars) if label in parts}
         ax.barh(
-            [bar_middle(row) for row in shown],
-            [end - start for start, end in shown.values()],
-            left=[start for start, _ in shown.values()],
+            [bar_middle(index) for index in limits],
+            [end - start for start, end in limits.values()],
+            left=[start for start, _ in limits.values()],
             height=bar_height(),
-            label=label if shown else None,
+            label=label if limits else None,
             facecolor=look.color,
             hatch=look.hatch,
             **EDGE,
         )
 
 
-def _parts(bar: ModeBar, longest_seconds: float) -> dict[str, tuple[float, float]]:
-    """Where the parts of a bar begin and end, without empty ones."""
-    compute, end = min(bar.compute_seconds, longest_seconds), min(bar.seconds, longest_seconds)
-    unfit = "" if bar.fits else UNFIT
-    parts = {f"{COMPUTE}{unfit}": (0.0, compute), f"{EXPOSED_COPY}{unfit}": (compute, end)}
+def _parts(row: ModeRow, longest_seconds: float) -> dict[str, tuple[float, float]]:
+    """Start and end of the parts of a bar, by label, without empty parts."""
+    end = min(row.seconds, longest_seconds)
+    compute = min(row.compute_seconds, end)
+    unfit = "" if row.fits else UNFIT
+    parts = {f"{COMPUTE}{unfit}": (0.0, compute), f"{WAITING}{unfit}": (compute, end)}
     return {label: (start, end) for label, (start, end) in parts.items() if end > start}
 
 
@@ -135,15 +107,15 @@ def _draw_bound(plot: ModesPlot, *, ax: Axes) -> None:
 
 
 def _draw_cuts(plot: ModesPlot, *, ax: Axes) -> None:
-    """Show which bars go on, and say so under the axis."""
-    cut = [row for row, bar in enumerate(plot.bars) if bar.seconds > plot.longest_seconds]
-    for row in cut:
+    """Mark the bars that are cut off, and explain the mark under the axis."""
+    cut = [index for index, row in enumerate(plot.rows) if row.seconds > plot.longest_seconds]
+    for index in cut:
         ax.annotate(
             CUT,
-            xy=(plot.longest_seconds, bar_middle(row)),
+            xy=(plot.longest_seconds, bar_middle(index)),
             horizontalalignment="right",
             verticalalignment="center",
             fontweight="bold",
             bbox=WORDS_BOX,
         )
-    ax.set_xlabel("seconds of one call" + (f" ({CUT}: the bar goes on)" if cut else ""))
+    ax.set_xlabel("seconds per call" + (f" ({CUT}: longer than the axis)" if cut else ""))

@@ -1,4 +1,4 @@
-"""What all plots share: who looks how, what they are drawn on, and the files that go out.
+"""What all plots share: colours and hatches, axes, titles, legends, and how a figure is saved.
 
 Colours are Okabe and Ito's (2008), told apart by every kind of colour vision; hatches, shapes and the order of
 the parts tell them apart in grey. Nothing here touches pyplot's global state, so that it works without a display.
@@ -7,7 +7,7 @@ the parts tell them apart in grey. Nothing here touches pyplot's global state, s
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from vramtune.reports.rows import components_in_call_order
-from vramtune.schema import Plan, Profile
+from vramtune.reports.plots.owners import (
+    ACTIVATIONS,
+    CONTEXT,
+    OTHER,
+    PIPELINE,
+    SLOTS,
+    WORKSPACES,
+    Owner,
+)
+from vramtune.schema import Plan
 from vramtune.units import format_bytes, format_seconds
 
 Properties = dict[str, Any]
-"""Of a matplotlib artist, by keyword."""
+"""Keyword arguments of a matplotlib artist."""
 
 FORMATS = ("png", "svg", "pdf")
-
-FIXED_OWNERS = ("context", "workspaces")
-WORKING_OWNERS = ("slots", "pipeline", "activations")
-OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +44,11 @@ class Look:
 
 
 OWNER_LOOKS = {
-    "context": Look(color="#404040"),
-    "workspaces": Look(color="#9E9E9E", hatch="..."),
-    "slots": Look(color="#56B4E9", hatch="////"),
-    "pipeline": Look(color="#F0E442", hatch="xxxx"),
-    "activations": Look(color="#D55E00", hatch="\\\\\\\\"),
+    CONTEXT: Look(color="#404040"),
+    WORKSPACES: Look(color="#9E9E9E", hatch="..."),
+    SLOTS: Look(color="#56B4E9", hatch="////"),
+    PIPELINE: Look(color="#F0E442", hatch="xxxx"),
+    ACTIVATIONS: Look(color="#D55E00", hatch="\\\\\\\\"),
     OTHER: Look(color="#C9C9C9"),
 }
 COMPONENT_LOOKS = (
@@ -55,29 +59,24 @@ COMPONENT_LOOKS = (
     Look(color="#000000", hatch="oo"),
 )
 FAMILIAR = {"text_encoder": 0, "text_encoder_2": 1, "transformer": 2, "unet": 2, "vae": 3}
-"""These look the same whatever the pipeline; others take the looks that are left, and start over after the last."""
+"""Indices of the looks that these components have in every pipeline; the others share out what is left."""
 
 BUDGET_LINE: Properties = {"color": "black", "linewidth": 1.6, "linestyle": (0, (5, 2))}
 BOUND_LINE: Properties = {"color": "black", "linewidth": 1.8, "linestyle": (0, (1, 1.2))}
 FARTHEST_BUDGET = 1.5
-"""A budget that is more than this many times the peak is named in the legend, not drawn."""
+"""A budget of more than this many times the peak is named in the legend and not drawn."""
 
 WORDS_BOX: Properties = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-"""Behind words that stand on hatches or lines."""
+"""The box behind words that stand on hatches or lines."""
 LEGEND_BESIDE: Properties = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 
 WIDTH_INCHES = 7.5
 DOTS_PER_INCH = 160
 TITLE_CHARACTERS = 72
-"""That many of the title's fit on a line."""
+"""Characters of a title that fit on one line."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 SMALL = 9
-"""Points: still read where the picture is 600 pixels wide."""
-
-
-def component_names(profile: Profile) -> tuple[str, ...]:
-    """All of a profile's components, by first use."""
-    return tuple(component.name for component in components_in_call_order(profile))
+"""Font size in points: legible where the picture is 600 pixels wide."""
 
 
 def component_looks(components: Iterable[str]) -> dict[str, Look]:
@@ -88,18 +87,14 @@ def component_looks(components: Iterable[str]) -> dict[str, Look]:
     return {name: taken.get(name) or next(free) for name in names}
 
 
-def owner_looks(components: Iterable[str]) -> dict[str, Look]:
+def owner_looks(components: Iterable[str]) -> dict[Owner, Look]:
     """How everything that holds memory looks."""
-    return {**component_looks(components), **OWNER_LOOKS}
-
-
-def owners_in_order(components: Iterable[str]) -> tuple[str, ...]:
-    """Everything that holds memory: what never changes, weights, what comes and goes."""
-    return (*FIXED_OWNERS, *components, *WORKING_OWNERS)
+    weights = component_looks(components).items()
+    return {Owner(name=name, is_component=True): look for name, look in weights} | OWNER_LOOKS
 
 
 def plan_title(plan: Plan, what: str) -> str:
-    """A title of three lines: for what the plan is, what is drawn of it, how long its call takes."""
+    """A title of three lines: the plan's pipeline and budget, what is drawn of it, how long its call takes."""
     allowed = f" with {', '.join(plan.permissions)}" if plan.permissions else ""
     where = f"{format_bytes(plan.budget_bytes)} of {plan.device_name}{allowed}"
     seconds, bound = format_seconds(plan.estimate.seconds), format_seconds(plan.estimate.bound_seconds)
@@ -107,8 +102,17 @@ def plan_title(plan: Plan, what: str) -> str:
 
 
 def highest_drawn(peak: float, budget: float) -> float:
-    """The highest of what is drawn: the budget, or the peak where the budget is so far off that it is only named."""
+    """The budget or the peak, whichever is higher; the peak where the budget is too far above it to be drawn."""
     return max(peak, budget) if budget <= FARTHEST_BUDGET * peak else peak
+
+
+def draw_budget(budget: float, *, peak: float, line: Callable[..., object], ax: Axes) -> None:
+    """Draw the budget (GiB) with `line`, `ax.axhline` or `ax.axvline`; one far above the peak is only named."""
+    label = f"budget {budget:.2f} GiB"
+    if budget <= highest_drawn(peak, budget):
+        line(budget, label=label, **BUDGET_LINE)
+    else:
+        ax.plot([], [], label=f"{label} (off the chart)", **BUDGET_LINE)
 
 
 def own_axes(height_inches: float = 4.8) -> Axes:
@@ -117,8 +121,8 @@ def own_axes(height_inches: float = 4.8) -> Axes:
 
 
 def write_title(ax: Axes, title: str) -> None:
-    """A title of as many lines as it needs, flush left; what stands in brackets stays together."""
-    whole = re.sub(r"\([^)]*\)", lambda found: found[0].replace(" ", NO_BREAK), title)
+    """Write a title of as many lines as it needs, flush left; no line breaks inside brackets."""
+    whole = re.sub(r"\([^)]*\)", lambda brackets: brackets[0].replace(" ", NO_BREAK), title)
     lines = [textwrap.fill(line, TITLE_CHARACTERS) for line in whole.splitlines()]
     ax.set_title("\n".join(lines), fontsize=11, fontweight="bold", loc="left")
 
@@ -126,7 +130,7 @@ def write_title(ax: Axes, title: str) -> None:
 def legend_below(
     ax: Axes, *, num_columns: int, below_inches: float = 0.5, handles: Sequence[Artist] | None = None
 ) -> None:
-    """A legend under the horizontal axis and its label; of the given handles, or of what is labelled on `ax`."""
+    """Put a legend under the horizontal axis and its label: of `handles`, or of what is labelled on `ax`."""
     down = ScaledTranslation(0, -below_inches, ax.figure.dpi_scale_trans)
     ax.legend(
         handles=handles,
@@ -141,5 +145,5 @@ def legend_below(
 
 
 def save(ax: Axes, path: str | Path) -> None:
-    """Write the whole figure that `ax` is on; the file's suffix, one of `FORMATS`, says how."""
+    """Write the whole figure that `ax` is on, in the format that the file's suffix names: one of `FORMATS`."""
     ax.figure.canvas.figure.savefig(path, dpi=DOTS_PER_INCH)

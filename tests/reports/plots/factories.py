@@ -1,7 +1,9 @@
-"""What the plots need beyond `tests.reports.examples`: spans, a frontier, a measurement, a crowded pipeline."""
+"""Nouns that plots need beyond `tests.reports.examples`: spans, a frontier, a measurement, a crowded pipeline."""
 
 import dataclasses
 import itertools
+
+from hypothesis import strategies as st
 
 from tests.reports import examples
 from vramtune.schema import (
@@ -9,6 +11,7 @@ from vramtune.schema import (
     FrontierPoint,
     MeasuredStage,
     Measurement,
+    MemoryLevel,
     ModeEstimate,
     Plan,
     Profile,
@@ -26,7 +29,7 @@ MODES = (
     ("group offload, leaf", 5.89, 15.0),
     ("sequential offload", 5.89, 2.0),
 )
-"""Name, peak in GiB, seconds over those of the plan."""
+"""Name, peak in GiB, seconds as a multiple of the plan's."""
 
 
 def crowded() -> tuple[Profile, Plan]:
@@ -66,53 +69,97 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
     """With spans: visits one after the other, each streamed group copied during the visit before."""
     spans: list[Span] = []
     bare = examples.timeline(profile, plan)
-    for index, run in itertools.groupby(bare.memory, key=lambda level: level.stage):
-        visits = itertools.cycle(plan.stages[index].visits)
-        for level, (place, group) in zip(run, visits, strict=False):
-            placed, length = plan.placements[place], level.end_seconds - level.start_seconds
+    for index, levels in itertools.groupby(bare.memory, key=lambda level: level.stage):
+        visits = plan.stages[index].visits
+        for number, level in enumerate(levels):
+            iteration, visit = divmod(number, len(visits))
+            placement, group = plan.placements[visits[visit][0]], visits[visit][1]
             span = Span(
                 engine="compute",
-                component=placed.component,
-                group=placed.groups[group].name,
+                component=placement.component,
+                group=placement.groups[group].name,
+                stage=index,
+                iteration=iteration,
+                is_kept=group < placement.kept[index],
                 start_seconds=level.start_seconds,
                 end_seconds=level.end_seconds,
             )
             spans.append(span)
-            if group >= placed.kept[index]:
-                early = max(level.start_seconds - length, 0.0)
-                spans.append(
-                    dataclasses.replace(
-                        span, engine="copy", start_seconds=early, end_seconds=early + length / 2
-                    )
+            if not span.is_kept:
+                length = level.end_seconds - level.start_seconds
+                start = max(level.start_seconds - length, 0.0)
+                copy = dataclasses.replace(
+                    span, engine="copy", start_seconds=start, end_seconds=start + length / 2
                 )
+                spans.append(copy)
     return dataclasses.replace(bare, spans=tuple(spans))
 
 
+@st.composite
+def timelines(draw: st.DrawFn) -> Timeline:
+    """Of SDXL's plan: levels of any height and length, in some stages more of them than a plot can show."""
+    sdxl = examples.timeline(examples.sdxl(), examples.sdxl_plan())
+    gib = st.integers(0, 4).map(lambda num: num * GIB)
+    levels: list[MemoryLevel] = []
+    now = 0.0
+    for stage in range(len(sdxl.plan.stages)):
+        seconds = draw(st.lists(st.sampled_from([1e-4, 0.01, 1.0]), min_size=1, max_size=3))
+        heights = [
+            MemoryLevel(
+                start_seconds=0.0,
+                end_seconds=0.0,
+                stage=stage,
+                component_bytes={"unet": draw(gib), "vae": draw(gib)},
+                slot_bytes=draw(gib),
+                activation_bytes=draw(gib),
+                pipeline_bytes=draw(gib),
+                workspace_bytes=draw(gib),
+                context_bytes=draw(gib),
+            )
+            for _ in range(5)
+        ]
+        lengths = seconds * draw(st.sampled_from([1, 120]))
+        for length, level in zip(lengths, itertools.cycle(heights), strict=False):
+            levels.append(dataclasses.replace(level, start_seconds=now, end_seconds=now + length))
+            now += length
+    return dataclasses.replace(sdxl, memory=tuple(levels))
+
+
 def frontier(plan: Plan) -> Frontier:
-    """Five budgets below the plan's peak, and the stock modes, of which two need more than the card gives."""
+    """Five budgets below the plan's, and the stock modes, of which one needs more than the card has."""
     seconds = plan.estimate.seconds
     points = tuple(
         FrontierPoint(
             budget_bytes=int(share * plan.budget_bytes),
-            peak_bytes=int(share * plan.budget_bytes),
-            seconds=seconds * (1.5 - 0.5 * share),
-            bound_seconds=seconds * (1.3 - 0.3 * share),
+            permissions=(),
+            estimate=dataclasses.replace(
+                plan.estimate,
+                peak_bytes=int(share * plan.budget_bytes),
+                seconds=seconds * (1.5 - 0.5 * share),
+                bound_seconds=seconds * (1.3 - 0.3 * share),
+            ),
         )
         for share in (0.5, 0.6, 0.7, 0.8, 0.9)
     )
-    modes = tuple(
+    stock = tuple(
         ModeEstimate(
             mode=name,
             fits=None,
             peak_bytes=int(gib * GIB),
             seconds=ratio * seconds,
             compute_seconds=0.98 * seconds,
-            copied_in_bytes=GIB,
-            copied_out_bytes=0,
+            moved_bytes=GIB,
+            moved_back_bytes=0,
         )
         for name, gib, ratio in MODES
     )
-    return Frontier(points=points, modes=modes)
+    return Frontier(
+        pipeline_class=plan.pipeline_class,
+        workload=plan.workload,
+        device=examples.DEVICE,
+        points=points,
+        stock=stock,
+    )
 
 
 def measurement(plan: Plan, *, context_bytes: int | None = 300 * 2**20) -> Measurement:
