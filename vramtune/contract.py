@@ -4,6 +4,7 @@ Read from diffusers 0.42 and accelerate 1.15. When a release changes one of thes
 shows, and where it is mended.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def expect_pipeline(pipe: object) -> None:
 
 def modules_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     """The pipeline's components that hold weights, by name."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    return {name: c for name, c in pipe.components.items() if isinstance(c, nn.Module)}
 
 
 def offload_sequence(pipe: DiffusionPipeline) -> tuple[str, ...]:
@@ -199,6 +200,16 @@ def quieten(pipe: DiffusionPipeline) -> None:
     own["_progress_bar_config"] = {"disable": True}
     own["_all_hooks"] = []
     own.pop("maybe_free_model_hooks", None)
+
+
+def copy_schedulers(pipe: DiffusionPipeline) -> None:
+    """Give a pipeline that is about to be traced its own schedulers, whose state the call will change.
+
+    Written past `DiffusionPipeline.__setattr__`, as in `quieten`.
+    """
+    for name, component in pipe.components.items():
+        if hasattr(component, "set_timesteps"):
+            vars(pipe)[name] = copy.deepcopy(component)
 
 
 def drop_offload_hook(module: nn.Module) -> None:

@@ -60,7 +60,7 @@ def test_small_and_large_requests_never_share():
     assert reserved_peak_bytes([(0, 6 * MIB), (1, 512)]) == 22 * MIB
 
 
-def test_a_large_rest_is_split_off_and_a_small_one_wasted():
+def test_a_large_remainder_of_a_block_is_split_off_and_a_small_one_wasted():
     freed_thirty = [(0, 30 * MIB), (0, -30 * MIB)]
     assert reserved_peak_bytes([*freed_thirty, (1, 28 * MIB), (2, 2 * MIB)]) == 30 * MIB
     assert reserved_peak_bytes([*freed_thirty, (1, 29 * MIB), (2, MIB + 1)]) == 50 * MIB
@@ -79,12 +79,12 @@ def test_neighbours_join_when_freed_but_segments_do_not():
 
 
 @given(histories())
-def test_what_is_reserved_holds_what_is_allocated(events):
+def test_reserved_memory_is_never_less_than_allocated_memory(events):
     assert reserved_peak_bytes(events) >= allocated_peak_bytes(events)
 
 
 @given(histories())
-def test_once_all_is_freed_every_earlier_request_is_served_from_the_cache(events):
+def test_after_all_is_freed_the_largest_request_is_served_from_the_cache(events):
     everything_free = freed_in_the_end(events)
     largest = max(num_bytes for _, num_bytes in events)
     assert reserved_peak_bytes([*everything_free, (-1, largest)]) == reserved_peak_bytes(events)

@@ -16,10 +16,11 @@ MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def state_of(pipe):
-    """Everything the stand-in touches, by identity."""
+    """All that predicting touches, by identity."""
     modules = [(name, module) for c in modules_of(pipe).values() for name, module in c.named_modules()]
     return {
         "pipe": {key: id(value) for key, value in vars(pipe).items()},
+        "scheduler": {key: id(value) for key, value in vars(pipe.scheduler).items()},
         "modules": [(name, {key: id(value) for key, value in vars(m).items()}) for name, m in modules],
         "weights": [
             (name, id(tensor), tensor.dtype, tensor.data_ptr())
@@ -35,7 +36,7 @@ def pipe():
     return tiny_pipelines.build("sd15")
 
 
-def test_weights_are_fake_inside_and_the_same_objects_afterwards(pipe):
+def test_weights_are_fake_for_a_time_and_the_same_objects_afterwards(pipe):
     before = state_of(pipe)
     with on_fake_weights(pipe, MODE):
         assert all(isinstance(p, FakeTensor) for m in modules_of(pipe).values() for p in m.parameters())
@@ -51,7 +52,7 @@ def test_meta_weights_become_fakes_on_the_cpu_and_meta_again(pipe):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_whatever_happens_inside_is_undone(pipe, stop):
+def test_changes_of_dtype_weights_and_attributes_are_undone_after_an_error(pipe, stop):
     def meddle():
         with on_fake_weights(pipe, MODE):
             pipe.vae.to(torch.float16)
@@ -70,7 +71,7 @@ def test_whatever_happens_inside_is_undone(pipe, stop):
     assert vars(pipe.scheduler) == scheduler
 
 
-def test_casting_on_fakes_changes_dtype_and_keeps_ties(pipe):
+def test_a_cast_of_fake_weights_changes_their_dtype_and_keeps_ties(pipe):
     encoder = tiny_pipelines.build("flux").text_encoder_2
     pipe.text_encoder = encoder
     with on_fake_weights(pipe, MODE):
@@ -95,12 +96,14 @@ def test_random_states_are_restored(pipe):
 
 def test_the_number_of_threads_is_restored(pipe):
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     with on_fake_weights(pipe, MODE):
         assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
-def test_tensors_kept_by_cached_methods_are_forgotten(pipe):
+def test_fakes_in_the_caches_of_methods_are_forgotten(pipe):
     class Rotary(nn.Module):
         @functools.lru_cache  # noqa: B019 (as diffusers' models do)
         def table(self):
@@ -113,7 +116,7 @@ def test_tensors_kept_by_cached_methods_are_forgotten(pipe):
     assert not isinstance(pipe.unet.rotary.table(), FakeTensor)
 
 
-def test_a_model_offload_hook_is_away_and_back(pipe):
+def test_a_model_offload_hook_is_off_for_a_time_and_back_afterwards(pipe):
     _, hook = cpu_offload_with_hook(pipe.unet, execution_device="cpu")
     before = state_of(pipe)
     refuse_layer_offload(pipe)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vramtune.profiler.inventory import CRUMB_FRACTION, even_partition, weigh_component
-from vramtune.profiler.record import part_of, record_calls
+from vramtune.profiler.inventory import OVERSIZE_EXTRA_FRACTION, even_partition, weigh_component
+from vramtune.profiler.record import record_calls, recorded_component
 from vramtune.units import MIB
 
 LINEAR = 4 * 16 * 16 + 512
@@ -37,7 +37,7 @@ class OneModelPipeline(DiffusionPipeline):
 def weigh(model):
     pipe = OneModelPipeline(model)
     recording = record_calls(pipe, {}, largest_real_bytes=MIB, on_call=lambda name: None)
-    return weigh_component("model", part_of(model), [call.trace for call in recording.calls])
+    return weigh_component("model", recorded_component(model), [call.trace for call in recording.calls])
 
 
 def group_names(component):
@@ -64,20 +64,20 @@ def test_a_partition_covers_everything_in_order_and_stays_under_the_cap(sizes, c
     assert [index for run in runs for index in range(*run)] == list(range(len(sizes)))
     for start, stop in runs:
         largest = max(sizes[start:stop])
-        assert sum(sizes[start:stop]) <= max(cap, largest + CRUMB_FRACTION * cap)
+        assert sum(sizes[start:stop]) <= max(cap, largest + OVERSIZE_EXTRA_FRACTION * cap)
 
 
 @given(SIZES, st.integers(1, 400))
-def test_no_two_neighbouring_runs_could_be_one(sizes, cap):
+def test_no_two_neighbouring_runs_of_a_partition_fit_into_one(sizes, cap):
     runs = totals(sizes, cap)
     assert all(left + right > cap for left, right in pairwise(runs) if left + right > 0)
 
 
-def test_runs_are_alike_rather_than_full():
+def test_runs_of_a_partition_are_alike_rather_than_full():
     assert totals([1] * 10, cap=8) == [5, 5]
 
 
-def test_crumbs_ride_along_with_what_is_too_large_anyway():
+def test_small_neighbours_join_a_size_above_the_cap():
     assert totals([1, 200, 1, 1, 200], cap=100) == [201, 202]
 
 
@@ -96,13 +96,13 @@ def test_many_small_modules_are_joined_to_about_thirty_groups():
     assert component.groups[1].name == "blocks.0 … blocks.3"
 
 
-def test_large_blocks_are_split_at_their_layers():
+def test_blocks_larger_than_a_group_are_split_at_their_layers():
     component = weigh(Blocks(4, num_linears=8))
     assert "blocks.3.7" in group_names(component)
     assert len(component.groups) == 33
 
 
-def test_unused_layers_weigh_but_are_in_no_group():
+def test_an_unused_layer_counts_as_weights_but_is_in_no_group():
     model = Blocks(32)
     model.idle = nn.Linear(100, 100)
     component = weigh(model)
@@ -113,7 +113,7 @@ def test_unused_layers_weigh_but_are_in_no_group():
     assert len(component.layers) == 32
 
 
-def test_a_split_modules_own_weights_are_the_roots():
+def test_a_split_module_s_own_weights_are_in_the_root_group():
     model = Blocks(32)
     model.shift = nn.Parameter(torch.zeros(16))
     model.forward = lambda x: Blocks.forward(model, x + model.shift)
@@ -123,7 +123,7 @@ def test_a_split_modules_own_weights_are_the_roots():
     assert component.layers[0].group == 0
 
 
-def test_weights_used_outside_their_own_forward_are_the_roots():
+def test_a_layer_used_outside_its_own_forward_is_in_the_root_group():
     model = Blocks(32)
     borrowed = model.blocks[5][0]
     model.forward = lambda x: nn.functional.linear(Blocks.forward(model, x), borrowed.weight)
@@ -132,7 +132,7 @@ def test_weights_used_outside_their_own_forward_are_the_roots():
     assert all("blocks.5" not in group.modules for group in component.groups)
 
 
-def test_weights_tied_across_blocks_count_once_and_are_the_roots():
+def test_a_weight_tied_across_blocks_counts_once_and_is_in_the_root_group():
     model = Blocks(32)
     model.blocks[9][0].weight = model.blocks[3][0].weight
     component = weigh(model)
@@ -141,7 +141,7 @@ def test_weights_tied_across_blocks_count_once_and_are_the_roots():
     assert next(layer.group for layer in component.layers if layer.name == "blocks.3.0") == 0
 
 
-def test_a_module_that_is_called_past_its_forward_hooks_is_no_group_of_its_own():
+def test_a_module_called_past_its_hooks_is_in_the_root_group():
     model = Blocks(32)
     block = model.blocks[0]
     model.blocks[0] = nn.Identity()
@@ -151,7 +151,7 @@ def test_a_module_that_is_called_past_its_forward_hooks_is_no_group_of_its_own()
     assert component.groups[0].weight_bytes == LINEAR
 
 
-def test_a_module_that_is_mostly_its_own_table_is_one_group():
+def test_a_module_whose_own_table_is_most_of_it_is_one_group():
     class Table(nn.Module):
         def __init__(self):
             super().__init__()
@@ -170,7 +170,7 @@ def test_a_module_that_is_mostly_its_own_table_is_one_group():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_dtype_is_that_of_most_bytes(dtype):
+def test_the_dtype_of_a_component_is_that_of_most_bytes(dtype):
     model = Blocks(4).to(dtype)
     model.shift = nn.Parameter(torch.zeros(1))
     model.forward = lambda x: Blocks.forward(model, x.to(dtype))

@@ -1,14 +1,18 @@
 import contextlib
+import itertools
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipelines
-from vramtune.profiler import predict, record
+from vramtune.profiler import trace
 from vramtune.profiler.memo import memoised_children
+from vramtune.profiler.record import record_calls
 from vramtune.profiler.tracker import Allocation, Tracker
+from vramtune.units import MIB
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -29,10 +33,10 @@ def history(tape):
     ]
 
 
-def traced(model, given, context):
+def traced(model, shape, context):
     tracker = Tracker(weights={})
     with MODE:
-        given = torch.empty(given)
+        given = torch.empty(shape)
     tracker.know([given])
     with torch.no_grad(), MODE, context(model, tracker, MODE), tracker:
         output = model(given)
@@ -111,29 +115,58 @@ class CallsSecretive(Parent):
     ("parent", "child", "num_calls", "num_runs"),
     [(CallsPure, Pure, 5, 1), (CallsCached, Cached, 12, 4), (CallsSecretive, Secretive, 4, 4)],
 )
-def test_replayed_calls_write_what_running_them_would(parent, child, num_calls, num_runs):
+def test_repeated_calls_write_the_tape_that_running_them_writes(parent, child, num_calls, num_runs):
     tape, outputs, num_real = traced(parent(child()), (4, 8), every_call_runs)
     again, same_outputs, num_memoised = traced(parent(child()), (4, 8), memoised_children)
     assert (again, same_outputs) == (tape, outputs)
     assert (num_real, num_memoised) == (num_calls, num_runs)
 
 
-def test_children_have_their_own_forward_again():
+def test_children_have_their_own_forward_afterwards():
     model = CallsPure(Pure())
     traced(model, (4, 8), memoised_children)
     assert "forward" not in vars(model.child)
 
 
-@pytest.mark.parametrize(("tile", "num_frames"), [(None, 25), (16, 9)])
-def test_a_video_vae_profiles_the_same_with_every_frame_traced(tile, num_frames, device, monkeypatch):
-    def profile():
-        pipe = tiny_pipelines.build("wan")
-        if tile is not None:
-            pipe.vae.enable_tiling(tile, tile, tile // 2, tile // 2)
-        call = {"height": 32, "width": 32, "num_frames": num_frames, "max_sequence_length": 16}
-        call["num_inference_steps"] = 1
-        return predict.predict_profile(pipe, call_kwargs=call, device=device)
+class DecodingPipeline(DiffusionPipeline):
+    """Decodes its latents, and does nothing else."""
 
-    memoised = profile()
-    monkeypatch.setattr(record, "memoised_children", every_call_runs)
-    assert profile() == memoised
+    def __init__(self, vae):
+        super().__init__()
+        self.register_modules(vae=vae)
+
+    def __call__(self, latents):
+        return self.vae.decode(latents, return_dict=False)[0]
+
+
+def traced_decode(latents, tile, monkeypatch, context):
+    """The tape and the usage of a video VAE's decode, and how often its decoder really ran."""
+    vae = tiny_pipelines.build("wan").vae
+    if tile is not None:
+        vae.enable_tiling(tile, tile, tile // 2, tile // 2)
+    num_runs, decode = itertools.count(), vae.decoder.forward
+    vae.decoder.forward = lambda *args, **kwargs: (next(num_runs), decode(*args, **kwargs))[1]
+    monkeypatch.setattr(trace, "memoised_children", context)
+    recording = record_calls(
+        DecodingPipeline(vae),
+        {"latents": torch.zeros(latents)},
+        largest_real_bytes=MIB,
+        on_call=lambda name: None,
+    )
+    (call,) = recording.calls
+    return history(call.trace.tape), call.trace.usage, next(num_runs)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("tile", "latents", "num_decodes", "num_runs"),
+    [(None, (1, 16, 5, 2, 2), 2 * 5, 2 * 3), (16, (1, 16, 2, 1, 4), 4 * 2, 2 * 2)],
+    ids=["5 frames", "4 tiles of 2 frames, 3 alike"],
+)
+def test_a_video_vae_has_the_same_tape_with_every_frame_traced(
+    tile, latents, num_decodes, num_runs, monkeypatch
+):
+    memoised = traced_decode(latents, tile, monkeypatch, memoised_children)
+    unabridged = traced_decode(latents, tile, monkeypatch, every_call_runs)
+    assert memoised[:2] == unabridged[:2]
+    assert (memoised[2], unabridged[2]) == (num_runs, num_decodes)

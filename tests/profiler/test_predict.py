@@ -1,4 +1,7 @@
+import functools
 import inspect
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,10 +29,26 @@ from vramtune.units import MIB
 
 NAMES = list(tiny_pipelines.CALL)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def predict(pipe, name, device, **call_kwargs):
     settings = {"prompt": "a cat", "num_inference_steps": 4, **tiny_pipelines.CALL[name], **call_kwargs}
     return predict_profile(pipe, call_kwargs=settings, device=device)
+
+
+@pytest.fixture(scope="session")
+def predicted(device):
+    """A function of a name: the pipeline, a real call before its prediction, its state before and after, the profile."""
+
+    @functools.cache
+    def case(name):
+        pipe = tiny_pipelines.build(name)
+        output, before = tiny_pipelines.run(pipe, name), state_of(pipe)
+        profile = predict(pipe, name, device)
+        return SimpleNamespace(pipe=pipe, output=output, before=before, after=state_of(pipe), profile=profile)
+
+    return case
 
 
 def record(pipe, **call_kwargs):
@@ -55,16 +74,13 @@ def stages_of(profile):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_pipeline_is_left_as_it_was(name, device):
-    pipe = tiny_pipelines.build(name)
-    expected = tiny_pipelines.run(pipe, name)
-    before = state_of(pipe)
-    predict(pipe, name, device)
-    assert state_of(pipe) == before
-    assert torch.equal(tiny_pipelines.run(pipe, name), expected)
+def test_a_prediction_leaves_the_pipeline_and_its_output_as_they_were(name, predicted):
+    case = predicted(name)
+    assert case.after == case.before
+    assert torch.equal(tiny_pipelines.run(case.pipe, name), case.output)
 
 
-def test_nothing_is_left_behind_by_ctrl_c(device):
+def test_ctrl_c_during_a_prediction_leaves_the_pipeline_as_it_was(device):
     def interrupt(name):
         if name == "unet":
             raise KeyboardInterrupt
@@ -76,32 +92,30 @@ def test_nothing_is_left_behind_by_ctrl_c(device):
     assert state_of(pipe) == before
 
 
-def test_the_users_generator_keeps_its_state(device):
+def test_a_prediction_keeps_the_state_of_the_users_generator(device):
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
     predict(tiny_pipelines.build("sd15"), "sd15", device, generator=generator)
     assert torch.equal(generator.get_state(), before)
 
 
-def test_a_pipeline_under_model_offload_is_predicted_and_stays_so(device):
+def test_a_pipeline_under_model_offload_has_the_same_profile_and_stays_under_it(device, predicted):
     pipe = tiny_pipelines.build("sd15")
-    plain = predict(pipe, "sd15", device)
     for component in modules_of(pipe).values():
         _, hook = cpu_offload_with_hook(component, execution_device="cpu")
         pipe._all_hooks = [*getattr(pipe, "_all_hooks", []), hook]
     before = state_of(pipe)
-    assert predict(pipe, "sd15", device) == plain
+    assert predict(pipe, "sd15", device) == predicted("sd15").profile
     assert state_of(pipe) == before
 
 
 # ---------------------------------------------------------------------------------------------------
-# What a profile says
+# What a profile holds
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_groups_hold_every_used_weight_once(name, device):
-    profile = predict(tiny_pipelines.build(name), name, device)
-    for component in profile.components:
+def test_groups_hold_every_used_weight_once(name, predicted):
+    for component in predicted(name).profile.components:
         layers = component.layers
         assert component.used_bytes == sum(layer.weights.allocated_bytes for layer in layers)
         assert component.used_bytes <= component.weights.allocated_bytes
@@ -113,33 +127,31 @@ def test_groups_hold_every_used_weight_once(name, device):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_what_the_modules_own(name, device):
-    pipe = tiny_pipelines.build(name)
-    profile = predict(pipe, name, device)
-    for component in profile.components:
-        module = getattr(pipe, component.name)
+def test_a_component_s_weights_are_all_that_its_modules_own(name, predicted):
+    case = predicted(name)
+    for component in case.profile.components:
+        module = getattr(case.pipe, component.name)
         tensors = [*module.parameters(), *module.buffers()]
         assert component.weights.num_bytes == sum(tensor.nbytes for tensor in tensors)
         assert component.weights.num_tensors == len(tensors)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reserved_memory_holds_every_segment(name, device):
-    profile = predict(tiny_pipelines.build(name), name, device)
-    for activity in (activity for stage in profile.stages for activity in stage.activities):
+def test_reserved_memory_of_a_call_is_no_less_than_that_of_its_segments(name, predicted):
+    for activity in (activity for stage in predicted(name).profile.stages for activity in stage.activities):
         assert activity.activation_bytes >= max(segment.activation_bytes for segment in activity.segments)
         assert activity.seconds > 0
 
 
-def test_meta_weights_give_the_same_profile_as_real_ones(device):
-    real, meta = tiny_pipelines.build("sdxl"), tiny_pipelines.build("sdxl")
-    for module in modules_of(meta).values():
+def test_meta_weights_give_the_same_profile_as_real_ones(device, predicted):
+    pipe = tiny_pipelines.build("sdxl")
+    for module in modules_of(pipe).values():
         module.to("meta")
-    assert predict(meta, "sdxl", device) == predict(real, "sdxl", device)
+    assert predict(pipe, "sdxl", device) == predicted("sdxl").profile
 
 
-def test_a_profile_survives_json(device):
-    profile = predict(tiny_pipelines.build("sd3"), "sd3", device)
+def test_a_profile_written_to_json_is_read_back_equal(predicted):
+    profile = predicted("sd3").profile
     assert from_json(Profile, to_json(profile)) == profile
 
 
@@ -153,12 +165,12 @@ def test_a_profile_survives_json(device):
         ("ltx", [("text_encoder", 2), ("transformer", 4), ("vae.decode", 1)]),
     ],
 )
-def test_stages_follow_the_call(name, expected, device):
-    assert stages_of(predict(tiny_pipelines.build(name), name, device)) == expected
+def test_stages_are_the_loops_of_the_pipeline_s_call(name, expected, predicted):
+    assert stages_of(predicted(name).profile) == expected
 
 
-def test_encoders_called_twice_in_turn_are_unrolled(device):
-    stages = stages_of(predict(tiny_pipelines.build("sd3"), "sd3", device))
+def test_encoders_called_twice_in_turn_are_unrolled(predicted):
+    stages = stages_of(predicted("sd3").profile)
     encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"]
     assert [name for name, _ in stages[:6]] == [*encoders, *(f"{name} (2)" for name in encoders)]
 
@@ -174,7 +186,7 @@ def test_an_encoded_image_and_a_decoded_one_are_different_stages(device):
     assert profile.component("vae").used_bytes == profile.component("vae").weights.allocated_bytes
 
 
-def test_the_peak_is_that_of_ordinary_reasoning():
+def test_the_peak_of_two_linear_layers_is_their_two_widest_tensors():
     class Widen(nn.Module):
         def __init__(self):
             super().__init__()
@@ -196,16 +208,16 @@ def test_the_peak_is_that_of_ordinary_reasoning():
     assert live_and_peak_bytes(recording.calls[0].trace) == (64 * 128 * 4, 2 * 64 * 512 * 4)
 
 
-def test_fifty_steps_are_one_trace(device):
+def test_fifty_steps_trace_each_component_once(device):
     begun = []
     call = {"height": 32, "width": 32, "num_inference_steps": 50}
     predict_profile(tiny_pipelines.build("sdxl"), call_kwargs=call, device=device, on_call=begun.append)
     assert begun == ["text_encoder", "text_encoder_2", "unet", "vae.decode"]
 
 
-def test_a_vae_that_is_cast_up_before_it_decodes_weighs_double(device, caplog):
+def test_a_vae_that_is_cast_up_before_it_decodes_counts_in_float32(device, predicted, caplog):
     pipe = tiny_pipelines.build("sdxl")
-    single = predict(pipe, "sdxl", device).component("vae")
+    in_float32 = predicted("sdxl").profile.component("vae")
     for module in modules_of(pipe).values():
         module.to(torch.float16)
     pipe.vae.register_to_config(force_upcast=True)
@@ -213,11 +225,11 @@ def test_a_vae_that_is_cast_up_before_it_decodes_weighs_double(device, caplog):
     caplog.clear()
     profile = predict(pipe, "sdxl", device)
     assert not caplog.records  # diffusers warns of the cast: not while a call is only followed
-    assert profile.component("vae").groups == single.groups
+    assert profile.component("vae").groups == in_float32.groups
     assert (profile.component("vae").dtype, profile.component("unet").dtype) == ("float32", "float16")
     assert state_of(pipe) == before
-    # Weights are not what the pipeline itself holds.
-    assert max(stage.glue_bytes for stage in profile.stages) < single.weights.num_bytes
+    # Weights do not count as the pipeline's own memory.
+    assert max(stage.pipeline_bytes for stage in profile.stages) < in_float32.weights.num_bytes
 
 
 def test_tiling_is_a_variant_where_it_saves_memory(device):
@@ -232,11 +244,11 @@ def test_tiling_is_a_variant_where_it_saves_memory(device):
     assert pipe.vae.use_tiling is False
 
 
-def test_tiling_that_changes_nothing_is_no_variant(device):
-    assert predict(tiny_pipelines.build("sd15"), "sd15", device).variants == ()
+def test_tiling_that_saves_nothing_is_not_a_variant(predicted):
+    assert predicted("sd15").profile.variants == ()
 
 
-def test_the_profile_names_its_sources(device):
+def test_a_profile_holds_its_call_its_offload_sequence_and_its_versions(device):
     profile = predict(
         tiny_pipelines.build("sdxl"), "sdxl", device, target_size=(32, 32), generator=torch.Generator()
     )
@@ -261,7 +273,7 @@ def test_pipelines_see_the_real_signatures_of_their_components(device, monkeypat
     assert seen[0][:3] == ["sample", "timestep", "encoder_hidden_states"]
 
 
-def test_flux_at_real_size_matches_what_is_known_of_it():
+def test_flux_at_real_size_has_its_known_peak_and_flops():
     with init_empty_weights():
         transformer = FluxTransformer2DModel(guidance_embeds=True)
     transformer.to(torch.bfloat16).eval()
@@ -278,17 +290,28 @@ def test_flux_at_real_size_matches_what_is_known_of_it():
     assert flops == pytest.approx(74.4e12, rel=1e-3)
 
 
+def test_each_traced_call_is_logged_once_at_debug_level(device, caplog):
+    with caplog.at_level(logging.DEBUG, logger="vramtune"):
+        predict(tiny_pipelines.build("sd15"), "sd15", device)
+    lines = [record.getMessage() for record in caplog.records if record.name == "vramtune.profiler.record"]
+    assert [line.partition(" in ")[0] for line in lines] == [
+        "traced text_encoder",
+        "traced unet",
+        "traced vae.decode",
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------
 # Bad input
 
 
-def test_what_is_no_pipeline_is_refused(device):
+def test_an_object_that_is_not_a_pipeline_is_refused(device):
     with pytest.raises(UsageError, match="Expected a diffusers pipeline; got Linear"):
         predict_profile(nn.Linear(1, 1), call_kwargs={}, device=device)
 
 
 def test_an_unknown_argument_is_refused_with_the_known_ones(device):
-    with pytest.raises(UsageError, match=r"unexpected keyword argument 'hight'.*height"):
+    with pytest.raises(UsageError, match=r"FluxPipeline does not accept these arguments: .*'hight'.*height"):
         predict_profile(tiny_pipelines.build("flux"), call_kwargs={"hight": 32}, device=device)
 
 
@@ -300,7 +323,7 @@ def test_an_unknown_argument_is_refused_with_the_known_ones(device):
         ({"num_inference_steps": "x"}, ""),
     ],
 )
-def test_the_pipelines_own_checks_are_passed_on(call_kwargs, message, device):
+def test_an_argument_that_the_pipeline_refuses_is_refused_with_its_reason(call_kwargs, message, device):
     pipe = tiny_pipelines.build("sd15")
     before = state_of(pipe)
     with pytest.raises(UsageError, match=f"StableDiffusionPipeline refused the call.*{message}") as caught:
@@ -309,7 +332,7 @@ def test_the_pipelines_own_checks_are_passed_on(call_kwargs, message, device):
     assert state_of(pipe) == before
 
 
-def test_a_component_that_looks_at_values_is_named(device):
+def test_a_component_that_reads_values_is_named_in_the_error(device):
     pipe = tiny_pipelines.build("sd15")
     block = pipe.unet.mid_block.resnets[0]
     original = block.forward
@@ -322,7 +345,7 @@ def test_a_component_that_looks_at_values_is_named(device):
     assert state_of(pipe) == before
 
 
-def test_a_component_whose_parts_do_not_match_is_named_without_a_log(device, caplog):
+def test_a_component_whose_layers_do_not_match_is_named_in_the_error_and_nothing_is_logged(device, caplog):
     pipe = tiny_pipelines.build("sd15")
     pipe.unet.conv_out = nn.Conv2d(3, 4, 1)
     with pytest.raises(
@@ -332,7 +355,7 @@ def test_a_component_whose_parts_do_not_match_is_named_without_a_log(device, cap
     assert caplog.text == ""
 
 
-def test_a_pipeline_that_looks_at_its_components_outputs_gets_zeros(device):
+def test_a_pipeline_that_reads_large_outputs_of_components_gets_zeros(device):
     class Masking(StableDiffusionXLPipeline):
         def encode_prompt(self, *args, **kwargs):
             outputs = super().encode_prompt(*args, **kwargs)

@@ -1,11 +1,7 @@
 import pytest
 import torch
 
-from vramtune.profiler.roofline import (
-    Work,
-    attention_flops,
-    work_seconds,
-)
+from vramtune.profiler.roofline import Work, attention_flops, work_seconds
 from vramtune.profiler.tracker import Tracker
 
 
@@ -58,7 +54,7 @@ def test_views_and_empty_memory_start_no_kernel():
     assert work_of(lambda: (tensor.t(), tensor[1:], tensor.view(16), torch.empty(100))) == []
 
 
-def test_a_lookup_reads_what_it_writes_not_the_whole_table():
+def test_a_lookup_reads_as_much_as_it_writes_not_the_whole_table():
     table, index = torch.ones(1000, 4), torch.tensor([1, 2])
     (work,) = work_of(lambda: torch.nn.functional.embedding(index, table))
     assert work.num_bytes == 2 * (2 * 4 * 4)

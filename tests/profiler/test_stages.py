@@ -12,7 +12,7 @@ def loops(tokens):
     ]
 
 
-def test_a_denoising_loop_between_single_calls():
+def test_a_denoising_loop_between_single_calls_is_one_loop():
     assert loops("t" + "u" * 50 + "v") == [("t", 1), ("u", 50), ("v", 1)]
 
 
@@ -24,15 +24,15 @@ def test_two_transformers_one_after_the_other_are_two_loops():
     assert loops("h" * 12 + "l" * 28) == [("h", 12), ("l", 28)]
 
 
-def test_what_repeats_twice_is_unrolled():
+def test_calls_repeated_twice_are_unrolled():
     assert loops("abcabc") == [(token, 1) for token in "abcabc"]
 
 
-def test_equal_coverage_takes_the_shortest_period():
+def test_of_periods_that_cover_as_much_the_shortest_is_taken():
     assert find_loops("u" * 6) == [Loop(start=0, period=1, num_iterations=6)]
 
 
-def test_calls_within_an_iteration_may_repeat():
+def test_equal_calls_within_an_iteration_stay_in_one_loop():
     assert loops("cuu" * 5) == [("cuu", 5)]
 
 

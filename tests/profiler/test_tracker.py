@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vramtune.profiler.record import weights_of
+from vramtune.profiler.trace import weights_of
 from vramtune.profiler.tracker import Allocation, Start, Tracker
 
 MODE = FakeTensorMode()
@@ -59,7 +59,7 @@ def test_a_storage_lives_as_long_as_its_last_view():
     assert live_and_peak(tracked(lambda: kept.append(torch.empty(1024)[:1])))[0] == 4096
 
 
-def test_inputs_and_weights_are_not_counted_but_noted():
+def test_inputs_and_weights_take_no_memory_but_their_use_is_recorded():
     with MODE:
         model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
     tracker = Tracker(weights_of(model))
@@ -71,7 +71,7 @@ def test_inputs_and_weights_are_not_counted_but_noted():
     assert [entry for entry in tracker.tape if isinstance(entry, Start)] == [Start("0")]
 
 
-def test_a_weight_used_outside_its_module_begins_that_layer():
+def test_a_weight_used_outside_its_module_starts_that_layer():
     with MODE:
         model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
     tracker = Tracker(weights_of(model))
@@ -80,7 +80,7 @@ def test_a_weight_used_outside_its_module_begins_that_layer():
     assert tracker.usage.weights == {("0.weight", ())}
 
 
-def test_hooks_are_gone_after_a_watch_that_fails():
+def test_hooks_are_removed_after_a_watched_module_fails():
     module = nn.Linear(2, 2)
     tracker = Tracker(weights={})
     try:

@@ -1,4 +1,4 @@
-"""From allocated to reserved: the rules of PyTorch's caching allocator.
+"""From allocated to reserved bytes by the rules of PyTorch's caching allocator.
 
 Source: `c10/core/AllocatorConfig.h` and `c10/cuda/CUDACachingAllocator.cpp` (torch 2.13), default settings:
 one stream, no expandable segments, no garbage collection, no largest split size.
@@ -19,12 +19,12 @@ LARGE_SEGMENT_ROUNDING_BYTES = 2 * MIB
 
 
 def rounded_bytes(num_bytes: int) -> int:
-    """What a request of `num_bytes` takes from its block."""
+    """Bytes that a request takes from its block."""
     return max(ALIGNMENT_BYTES, round_up(num_bytes))
 
 
 def segment_bytes(block_bytes: int) -> int:
-    """What is asked of the driver when no cached block serves a rounded request."""
+    """Bytes to request of the driver when no cached block serves a rounded request."""
     if block_bytes <= SMALL_REQUEST_BYTES:
         return SMALL_SEGMENT_BYTES
     if block_bytes < MEDIUM_REQUEST_BYTES:
@@ -45,28 +45,28 @@ class Block:
 
 @dataclass(slots=True, kw_only=True)
 class Pool:
-    """Free blocks of the small or of the large requests, in the order in which best fit looks at them."""
+    """The free blocks for small or for large requests, in the order in which best fit tries them."""
 
     least_rest_bytes: int
-    """A block is split where at least this much of it would be left over."""
+    """Least remainder for which a block is split."""
     order: list[tuple[int, int]] = field(default_factory=list)
     """(bytes, address), ascending."""
     blocks: dict[int, Block] = field(default_factory=dict)
-    """Free blocks by address."""
+    """The free blocks by address."""
 
     def put(self, block: Block) -> None:
-        """Offer a block."""
+        """Add a free block."""
         block.is_free = True
         self.blocks[block.address] = block
         insort(self.order, (block.num_bytes, block.address))
 
     def withdraw(self, block: Block) -> None:
-        """Take a given block out."""
+        """Remove a certain block."""
         del self.blocks[block.address]
         del self.order[bisect_left(self.order, (block.num_bytes, block.address))]
 
     def take(self, num_bytes: int) -> Block | None:
-        """The smallest free block that holds `num_bytes`, lowest address first."""
+        """Remove the smallest free block that holds `num_bytes`, the lowest address first; None if none does."""
         index = bisect_left(self.order, (num_bytes, 0))
         if index == len(self.order):
             return None
@@ -74,7 +74,7 @@ class Pool:
         return self.blocks.pop(address)
 
     def split(self, block: Block, num_bytes: int) -> None:
-        """Give back what a taken block has beyond `num_bytes`, where that is worth it."""
+        """Put back what a taken block has beyond `num_bytes`, if the remainder is large enough."""
         rest_bytes = block.num_bytes - num_bytes
         if rest_bytes < self.least_rest_bytes:
             return
@@ -96,7 +96,7 @@ class Pool:
 
 
 def join(left: Block, right: Block) -> Block:
-    """Two neighbours as one block: the left one grows."""
+    """Join two neighbours: the left one grows."""
     left.num_bytes += right.num_bytes
     left.after = right.after
     if right.after is not None:
@@ -105,10 +105,10 @@ def join(left: Block, right: Block) -> Block:
 
 
 def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
-    """Bytes the allocator holds of the device after a sequence of allocations and frees, from an empty cache.
+    """Bytes that the allocator, empty at first, has reserved after a sequence of allocations and frees.
 
-    An event is (key, bytes), allocated, or (key, -bytes), freed. Cached segments are not given back, so what is
-    reserved in the end is the peak.
+    An event is (key, bytes) for an allocation or (key, -bytes) for a free. Segments stay cached, so the last figure
+    is the peak.
     """
     small = Pool(least_rest_bytes=ALIGNMENT_BYTES)
     large = Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
@@ -116,17 +116,17 @@ def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
     reserved = next_address = 0
     for key, num_bytes in events:
         if num_bytes <= 0:
-            pool, block = in_use.pop(key)
-            pool.release(block)
+            pool, freed = in_use.pop(key)
+            pool.release(freed)
             continue
         needed = rounded_bytes(num_bytes)
         pool = small if needed <= SMALL_REQUEST_BYTES else large
-        found = pool.take(needed)
-        if found is None:
-            found = Block(address=next_address, num_bytes=segment_bytes(needed))
-            reserved += found.num_bytes
-            next_address += found.num_bytes
-        found.is_free = False
-        pool.split(found, needed)
-        in_use[key] = pool, found
+        block = pool.take(needed)
+        if block is None:
+            block = Block(address=next_address, num_bytes=segment_bytes(needed))
+            reserved += block.num_bytes
+            next_address += block.num_bytes
+        block.is_free = False
+        pool.split(block, needed)
+        in_use[key] = pool, block
     return reserved

@@ -1,6 +1,5 @@
-"""A pipeline made fit to run on fake tensors, for a time, and put back exactly as it was."""
+"""Fake weights for a pipeline, for as long as its call is followed; afterwards it is exactly as it was."""
 
-import copy
 import functools
 import random
 from collections import OrderedDict, defaultdict
@@ -16,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vramtune.contract import drop_offload_hook, modules_of, quieten
+from vramtune.contract import copy_schedulers, drop_offload_hook, modules_of, quieten
 
 _PLAIN_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 _EMPTY_CELL = CellType()
@@ -24,17 +23,18 @@ _EMPTY_CELL = CellType()
 
 @contextmanager
 def on_fake_weights(pipe: DiffusionPipeline, mode: FakeTensorMode) -> Iterator[None]:
-    """Give the pipeline fake weights on the CPU and no offload hooks; afterwards all is as it was.
+    """While entered, the pipeline has fake weights on the CPU and no offload hooks.
 
-    Whatever the call does to modules meanwhile (dtypes, caches, tiling switches), to schedulers, to the pipeline's
-    own attributes and to the global random state is undone, also after Ctrl-C.
+    At the end, also after Ctrl-C, everything is undone that the call did to modules (dtypes, caches, tiling switches),
+    schedulers, the pipeline's own attributes and the global random state.
     """
     components = modules_of(pipe)
     modules = list({module for component in components.values() for module in component.modules()})
     with restored([pipe, *modules]), _random_state_restored(), _single_threaded():
         try:
-            _prepare_pipeline(pipe)
-            _disguise(modules, mode)
+            quieten(pipe)
+            copy_schedulers(pipe)
+            _fake_weights(modules, mode)
             yield
         finally:
             _forget_cached_fakes(modules)
@@ -81,14 +81,7 @@ def _single_threaded() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _prepare_pipeline(pipe: DiffusionPipeline) -> None:
-    quieten(pipe)
-    for name, part in pipe.components.items():
-        if hasattr(part, "set_timesteps"):
-            vars(pipe)[name] = copy.deepcopy(part)  # past `__setattr__`, which would register the copy
-
-
-def _disguise(modules: list[nn.Module], mode: FakeTensorMode) -> None:
+def _fake_weights(modules: list[nn.Module], mode: FakeTensorMode) -> None:
     """Swap weights for fakes of the same shape, strides and dtype; what was tied stays tied."""
     fakes: dict[torch.Tensor, torch.Tensor] = {}
 
@@ -101,9 +94,9 @@ def _disguise(modules: list[nn.Module], mode: FakeTensorMode) -> None:
 
     for module in modules:
         drop_offload_hook(module)
-        for slots in (module._parameters, module._buffers):
-            for name, tensor in slots.items():
-                slots[name] = fake_of(tensor)  # type: ignore[assignment]
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                tensors[name] = fake_of(tensor)  # type: ignore[assignment]
         vars(module)["_apply"] = functools.partial(_apply_to_fakes, module)
 
 
@@ -117,21 +110,21 @@ def _fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
 def _apply_to_fakes(
     module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
 ) -> nn.Module:
-    """What `nn.Module._apply` does (`.to`, `.float`, ...): its own swap of tensors refuses fakes."""
+    """Stands for `nn.Module._apply` (`.to`, `.float`, ...), whose own swap of tensors refuses fakes."""
     converted: dict[torch.Tensor, torch.Tensor] = {}
-    for part in module.modules() if recurse else [module]:
-        for slots in (part._parameters, part._buffers):
-            for name, tensor in slots.items():
+    for owner in module.modules() if recurse else [module]:
+        for tensors in (owner._parameters, owner._buffers):
+            for name, tensor in tensors.items():
                 if tensor is None:
                     continue
                 if tensor not in converted:
                     converted[tensor] = _converted(tensor, convert)
-                slots[name] = converted[tensor]  # type: ignore[assignment]
+                tensors[name] = converted[tensor]  # type: ignore[assignment]
     return module
 
 
 def _converted(fake: torch.Tensor, convert: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    with _disable_current_modes():  # weights are not what the pipeline itself holds
+    with _disable_current_modes():  # weights do not count as the pipeline's own memory
         new = convert(fake)
     return nn.Parameter(new, requires_grad=False) if isinstance(fake, nn.Parameter) else new
 

@@ -1,4 +1,4 @@
-"""Weigh a component: its used layers, and the weight groups in which they are moved."""
+"""From a component's traces to its used layers and the weight groups in which they are moved."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,16 +8,18 @@ from itertools import groupby
 from math import inf
 
 from vramtune.profiler.allocator import rounded_bytes
-from vramtune.profiler.record import Part, Trace
+from vramtune.profiler.record import RecordedComponent
+from vramtune.profiler.trace import Trace
 from vramtune.profiler.tracker import Stack, Start, Weight
 from vramtune.schema import Component, Layer, WeightGroup, Weights
 from vramtune.units import MIB
 
 LARGEST_GROUP_BYTES = 128 * MIB
+"""A slot is as large as the largest streamed group, so larger ones cost memory; copies are at full rate far below."""
 LEAST_NUM_GROUPS = 32
-"""No group is more than this share of its component, unless a single layer is: so fine can a plan choose."""
-CRUMB_FRACTION = 1 / 16
-"""Share of the largest group that may ride along with a layer larger than that: norms beside a convolution."""
+"""Groups are at most this part of a component, unless a single layer is larger: how finely a plan can choose."""
+OVERSIZE_EXTRA_FRACTION = 1 / 16
+"""Share of the largest group that an oversize layer's group may hold beside it: norms beside a convolution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +29,18 @@ class UsedLayer:
     path: str
     parameters: Weights
     buffers: Weights
-    homes: frozenset[str]
-    """Modules that were executing at every use of its weights."""
+    executing: frozenset[str]
+    """Modules that were executing whenever its weights were used."""
 
     @property
     def weight_bytes(self) -> int:
-        """What it takes in a group's flat buffer."""
+        """Bytes in a group's flat buffer."""
         return self.parameters.allocated_bytes + self.buffers.allocated_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Atom:
-    """A module whose weights are needed only while its own `forward` runs: what groups are joined from."""
+class MovableModule:
+    """A module whose weights are needed only while its own `forward` runs; neighbours become a group."""
 
     path: str
     weight_bytes: int
@@ -46,30 +48,30 @@ class Atom:
     """The component's methods that execute it."""
 
 
-def weigh_component(name: str, part: Part, traces: Sequence[Trace]) -> Component:
+def weigh_component(name: str, recorded: RecordedComponent, traces: Sequence[Trace]) -> Component:
     """Layers and groups of a component from every different call that the pipeline made of it.
 
     Weights count at the dtype in which the calls saw them, the largest if they differ: where a pipeline casts a
-    component up before it uses it (SDXL its VAE), that is what has to be on the GPU.
+    component up before it uses it (SDXL its VAE), the GPU has to hold the larger weights.
     """
-    weights = largest_versions([part.weights, *(trace.weights for trace in traces)])
+    weights = largest_versions([recorded.weights, *(trace.weights for trace in traces)])
     layers = used_layers(weights, traces)
     used = {layer.path for layer in layers}
     unused = {weight.owners[0] for weight in weights if not used & set(weight.owners)}
     groups = weight_groups(layers, unused, traces)
     return Component(
         name=name,
-        class_name=part.class_name,
+        class_name=recorded.class_name,
         dtype=main_dtype([weight for weight in weights if used & set(weight.owners)] or weights),
         parameters=weighed(weight for weight in weights if not weight.is_buffer),
         buffers=weighed(weight for weight in weights if weight.is_buffer),
         groups=groups,
-        layers=listed_layers(layers, groups, part.shells),
+        layers=listed_layers(layers, groups, recorded.shells),
     )
 
 
 def largest_versions(versions: Iterable[Iterable[Weight]]) -> list[Weight]:
-    """Each weight once, as it was where it took most bytes."""
+    """Each weight once, in the version with the most bytes."""
     largest: dict[str, Weight] = {}
     for weights in versions:
         for weight in weights:
@@ -79,7 +81,7 @@ def largest_versions(versions: Iterable[Iterable[Weight]]) -> list[Weight]:
 
 
 def weighed(weights: Iterable[Weight]) -> Weights:
-    """Their bytes, and what they take on the device."""
+    """The sizes of these weights, added up."""
     sizes = [weight.num_bytes for weight in weights]
     return Weights(
         num_bytes=sum(sizes), allocated_bytes=sum(map(rounded_bytes, sizes)), num_tensors=len(sizes)
@@ -101,22 +103,22 @@ def main_dtype(weights: Iterable[Weight]) -> str:
 def used_layers(weights: Sequence[Weight], traces: Sequence[Trace]) -> list[UsedLayer]:
     """The layers that the calls used, in the order in which they first began.
 
-    If any of a layer's own weights was used, all of them count. A tied weight counts once, with the first of
+    A layer counts with all its own weights if any of them was used. A tied weight counts once, with the first of
     its layers that was used.
     """
     owners = {weight.name: weight.owners for weight in weights}
-    homes: dict[str, frozenset[str]] = {}
-    touched: set[str] = set()
+    executing: dict[str, frozenset[str]] = {}
+    used: set[str] = set()
     for name, stack in {use for trace in traces for use in trace.usage.weights}:
-        homes[name] = homes.get(name, frozenset(stack)) & frozenset(stack)
-        touched.add(owner_in_use(owners[name], stack))
+        executing[name] = executing.get(name, frozenset(stack)) & frozenset(stack)
+        used.add(owner_in_use(owners[name], stack))
     starts = (entry.layer for trace in traces for entry in trace.tape if isinstance(entry, Start))
-    order = {path: number for number, path in enumerate(dict.fromkeys(p for p in starts if p in touched))}
-    belongings: dict[str, list[Weight]] = {path: [] for path in order}
+    order = {path: number for number, path in enumerate(dict.fromkeys(p for p in starts if p in used))}
+    weights_of_layer: dict[str, list[Weight]] = {path: [] for path in order}
     for weight in weights:
-        if candidates := [path for path in weight.owners if path in order]:
-            belongings[min(candidates, key=order.__getitem__)].append(weight)
-    return [_used_layer(path, own, homes) for path, own in belongings.items() if own]
+        if used_owners := [path for path in weight.owners if path in order]:
+            weights_of_layer[min(used_owners, key=order.__getitem__)].append(weight)
+    return [_used_layer(path, own, executing) for path, own in weights_of_layer.items() if own]
 
 
 def owner_in_use(owners: tuple[str, ...], stack: Stack) -> str:
@@ -124,13 +126,13 @@ def owner_in_use(owners: tuple[str, ...], stack: Stack) -> str:
     return next((path for path in reversed(stack) if path in owners), owners[0])
 
 
-def _used_layer(path: str, weights: list[Weight], homes: dict[str, frozenset[str]]) -> UsedLayer:
+def _used_layer(path: str, weights: list[Weight], executing: dict[str, frozenset[str]]) -> UsedLayer:
     return UsedLayer(
         path=path,
         parameters=weighed(weight for weight in weights if not weight.is_buffer),
         buffers=weighed(weight for weight in weights if weight.is_buffer),
-        homes=reduce(
-            frozenset.intersection, (homes[weight.name] for weight in weights if weight.name in homes)
+        executing=reduce(
+            frozenset.intersection, (executing[weight.name] for weight in weights if weight.name in executing)
         ),
     )
 
@@ -138,7 +140,7 @@ def _used_layer(path: str, weights: list[Weight], homes: dict[str, frozenset[str
 def listed_layers(
     layers: Iterable[UsedLayer], groups: Sequence[WeightGroup], shells: Mapping[str, tuple[str, ...]]
 ) -> tuple[Layer, ...]:
-    """The layers as the profile lists them, each with the group it lies in."""
+    """The layers as the profile lists them, each with its group, block and shell."""
     blocks = {block for inside in shells.values() for block in inside}
     group_of = {path: number for number, group in enumerate(groups[1:], 1) for path in group.modules}
     return tuple(
@@ -155,7 +157,7 @@ def listed_layers(
 
 
 def ancestry(path: str) -> Iterator[str]:
-    """A module's path and those of all modules around it but the component itself: `a.b`, `a`."""
+    """A module's path and the paths of all modules around it except the component: `a.b`, `a`."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -177,63 +179,63 @@ def weight_groups(
             methods[path] = methods.get(path, frozenset()) | {trace.method}
     split = {path for layer in unused for path in ("", layer, *ancestry(layer))}
     whole = {path: called_by for path, called_by in methods.items() if path not in split}
-    atoms = list(find_atoms("", layers, whole, cap=cap))
+    movable = list(movable_modules("", layers, whole, cap=cap))
     order = {path: number for number, path in enumerate(methods)}
-    atoms.sort(key=lambda atom: order[atom.path])
-    root_bytes = used_bytes - sum(atom.weight_bytes for atom in atoms)
-    moving = {atom.path for atom in atoms}
-    left = tuple(layer.path for layer in layers if not moving & {"", *ancestry(layer.path)})
-    root = WeightGroup(name="root", weight_bytes=root_bytes, modules=left)
-    return root, *join_atoms(atoms, cap=cap)
+    movable.sort(key=lambda module: order[module.path])
+    root_bytes = used_bytes - sum(module.weight_bytes for module in movable)
+    moved = {module.path for module in movable}
+    rest = tuple(layer.path for layer in layers if not moved & {"", *ancestry(layer.path)})
+    root = WeightGroup(name="root", weight_bytes=root_bytes, modules=rest)
+    return root, *join_modules(movable, cap=cap)
 
 
-def find_atoms(
+def movable_modules(
     path: str, layers: Sequence[UsedLayer], methods: dict[str, frozenset[str]], *, cap: int
-) -> Iterator[Atom]:
+) -> Iterator[MovableModule]:
     """Split a module top-down until each piece is small enough, never below a leaf.
 
-    `layers` are those in the module at `path`. What is in no atom is for the root group: the own weights of a
-    module that was split, and weights that were used while the module they lie in was not executing.
+    `layers` are those in the module at `path`. The others go to the root group: a split module's own weights, and
+    weights that were used while the module that holds them was not executing.
     """
     weight_bytes = sum(layer.weight_bytes for layer in layers)
     inner = [layer for layer in layers if layer.path != path]
     inner_bytes = sum(layer.weight_bytes for layer in inner)
-    is_own_master = path in methods and all(path in layer.homes for layer in layers)
+    is_movable = path in methods and all(path in layer.executing for layer in layers)
     # Where the module's own weights are most of it (a table of positions), splitting would free little.
-    if is_own_master and (weight_bytes <= cap or inner_bytes < weight_bytes / 2):
-        yield Atom(path=path, weight_bytes=weight_bytes, methods=methods[path])
+    if is_movable and (weight_bytes <= cap or inner_bytes < weight_bytes / 2):
+        yield MovableModule(path=path, weight_bytes=weight_bytes, methods=methods[path])
         return
     depth = path.count(".") + 2 if path else 1
     by_child: dict[str, list[UsedLayer]] = {}
     for layer in inner:
         by_child.setdefault(".".join(layer.path.split(".")[:depth]), []).append(layer)
     for child, members in by_child.items():
-        yield from find_atoms(child, members, methods, cap=cap)
+        yield from movable_modules(child, members, methods, cap=cap)
 
 
-def join_atoms(atoms: Sequence[Atom], *, cap: int) -> Iterator[WeightGroup]:
+def join_modules(modules: Sequence[MovableModule], *, cap: int) -> Iterator[WeightGroup]:
     """Join neighbours that the same methods execute, up to `cap` bytes a group."""
-    for _, run in groupby(atoms, key=lambda atom: atom.methods):
+    for _, run in groupby(modules, key=lambda module: module.methods):
         neighbours = list(run)
-        sizes = [atom.weight_bytes for atom in neighbours]
+        sizes = [module.weight_bytes for module in neighbours]
         for start, stop in even_partition(sizes, cap=cap):
-            paths = tuple(atom.path for atom in neighbours[start:stop])
+            paths = tuple(module.path for module in neighbours[start:stop])
             name = paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1]}"
             yield WeightGroup(name=name, weight_bytes=sum(sizes[start:stop]), modules=paths)
 
 
 def even_partition(sizes: Sequence[int], *, cap: int) -> list[tuple[int, int]]:
-    """Cut a sequence into (start, stop) runs of at most `cap` in all, as alike as can be.
+    """Cut a sequence into (start, stop) runs that add up to at most `cap` each and are as alike as possible.
 
-    Least sum of squared free space, as a typesetter breaks lines: few runs, and no stragglers. One that is larger
-    than `cap` is a run of its own, with crumbs beside it.
+    The sum of squared free space is least, as when a typesetter breaks lines: few runs, none nearly empty. A size
+    above `cap` is a run of its own, with little beside it.
     """
     best: list[tuple[float, int]] = [(0.0, 0)]
     for stop in range(1, len(sizes) + 1):
         total, largest, choice = 0, 0, (inf, 0)
         for start in range(stop - 1, -1, -1):
             total, largest = total + sizes[start], max(largest, sizes[start])
-            if total - max(0, largest - cap) > cap * (1 + CRUMB_FRACTION if largest > cap else 1):
+            if total - max(0, largest - cap) > cap * (1 + OVERSIZE_EXTRA_FRACTION if largest > cap else 1):
                 break
             choice = min(choice, (best[start][0] + float(max(0, cap - total)) ** 2, start))
         best.append(choice)

@@ -1,7 +1,7 @@
 """Answer a submodule's repeated calls from the first one.
 
 A video VAE decodes frame by frame, a tiled one tile by tile: the same child is called with equal arguments
-hundreds of times. What the first call wrote on the tape is written again, with storages of its own.
+hundreds of times. Each further call copies the first one's stretch of the tape, with storages of its own.
 """
 
 import weakref
@@ -22,14 +22,14 @@ from vramtune.profiler.tracker import Allocation, Entry, Tracker, storage_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """A result that is one of the tensors the call was given."""
+class GivenTensor:
+    """A result that is one of the tensors among the arguments, by its position there."""
 
     position: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class StorageLayout:
     """How a tensor lies in its storage."""
 
     storage_bytes: int
@@ -40,43 +40,43 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """A result in the storage of a tensor the call was given."""
+class ViewOfGiven:
+    """A result in the storage of a tensor among the arguments."""
 
     position: int
-    layout: Layout
+    layout: StorageLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """A result in a storage that the call made, `key` on the recorded tape."""
+class NewTensor:
+    """A result in a storage that the call allocated, as `key` on the recorded tape."""
 
     key: int
-    layout: Layout
+    layout: StorageLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inner:
-    """A container inside a container, by its number among the arguments'."""
+class GivenContainer:
+    """A list or dict inside another one, by its number among the arguments'."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """One call, ready to be written again."""
+class RepeatableCall:
+    """One call, ready to be repeated."""
 
     tape: tuple[Entry, ...]
     positions: dict[int, int]
-    """Keys of given storages on the tape, by the position of a given tensor."""
+    """Position of a tensor among the arguments, by the key of its storage on the tape."""
     outputs: tuple[Any, ...]
     spec: TreeSpec
     contents: tuple[Any, ...]
-    """Of the containers among the arguments, afterwards: lists, or dicts, of results."""
+    """What the lists and dicts among the arguments held afterwards, as results."""
 
 
-class _Unrepeatable(Exception):
-    """The call left or freed something that its arguments and results do not show."""
+class _UnrepeatableError(Exception):
+    """The call kept or freed something that its arguments and results do not show."""
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def memoised_children(component: nn.Module, tracker: Tracker, mode: FakeTensorMo
 
 def memoised(forward: Callable[..., Any], tracker: Tracker, mode: FakeTensorMode) -> Callable[..., Any]:
     """A `forward` that runs once for each different set of arguments."""
-    memo: dict[object, Recorded | None] = {}
+    memo: dict[object, RepeatableCall | None] = {}
 
     @wraps(forward)
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -108,18 +108,18 @@ def memoised(forward: Callable[..., Any], tracker: Tracker, mode: FakeTensorMode
         key = arguments.key
         if (known := memo.get(key)) is not None:
             return replay(known, arguments, tracker, mode)
-        before = Before(arguments, tracker)
+        start = CallStart(arguments, tracker)
         del arguments  # the call must be free to let go of what its containers held
         outputs = forward(*args, **kwargs)
         if key not in memo:
-            memo[key] = before.recorded(outputs)
+            memo[key] = start.repeatable(outputs)
         return outputs
 
     return answer
 
 
-class Before:
-    """The state in which a call begins, held so weakly that the call is not disturbed."""
+class CallStart:
+    """The state in which a call begins; its references are weak, so that the call can free what it likes."""
 
     def __init__(self, arguments: Description, tracker: Tracker) -> None:
         self._tracker = tracker
@@ -135,23 +135,23 @@ class Before:
             if storage in tracker.keys
         }
 
-    def recorded(self, outputs: Any) -> Recorded | None:
-        """What the call did, or None where it cannot be repeated from this alone."""
+    def repeatable(self, outputs: Any) -> RepeatableCall | None:
+        """What the call did, or None where it cannot be repeated from that alone."""
         leaves, spec = tree_flatten(outputs)
         tape = tuple(self._tracker.tape[self._start :])
         try:
             self._refuse_foreign_frees(tape)
-            recorded = Recorded(
+            call = RepeatableCall(
                 tape=tape,
                 positions=self._position_of_key,
                 outputs=tuple(map(self._result, leaves)),
                 spec=spec,
                 contents=tuple(map(self._content, self._containers)),
             )
-            self._refuse_hidden_survivors(recorded)
-        except _Unrepeatable:
+            self._refuse_hidden_survivors(call)
+        except _UnrepeatableError:
             return None
-        return recorded
+        return call
 
     def _refuse_foreign_frees(self, tape: tuple[Entry, ...]) -> None:
         for entry in tape:
@@ -160,13 +160,13 @@ class Before:
                 and entry.key < self._first_key
                 and entry.key not in self._position_of_key
             ):
-                raise _Unrepeatable
+                raise _UnrepeatableError
 
-    def _refuse_hidden_survivors(self, recorded: Recorded) -> None:
-        results = [*recorded.outputs, *(item for content in recorded.contents for item in _values(content))]
-        shown = {result.key for result in results if isinstance(result, Made)}
+    def _refuse_hidden_survivors(self, call: RepeatableCall) -> None:
+        results = [*call.outputs, *(item for content in call.contents for item in _values(content))]
+        shown = {result.key for result in results if isinstance(result, NewTensor)}
         if any(key > self._first_key and key not in shown for key in self._tracker.keys.values()):
-            raise _Unrepeatable
+            raise _UnrepeatableError
 
     def _content(self, container: Any) -> Any:
         if isinstance(container, dict):
@@ -180,43 +180,43 @@ class Before:
             return item
         number = next((n for n, container in enumerate(self._containers) if container is item), None)
         if number is None:
-            raise _Unrepeatable
-        return Inner(number=number)
+            raise _UnrepeatableError
+        return GivenContainer(number=number)
 
-    def _tensor(self, tensor: torch.Tensor) -> Given | View | Made:
+    def _tensor(self, tensor: torch.Tensor) -> GivenTensor | ViewOfGiven | NewTensor:
         for position, reference in enumerate(self._given):
             if reference() is tensor:
-                return Given(position=position)
+                return GivenTensor(position=position)
         storage = tensor.untyped_storage()
-        layout = Layout(
+        layout = StorageLayout(
             storage_bytes=storage.nbytes(),
             dtype=tensor.dtype,
             size=tuple(tensor.shape),
             stride=tensor.stride(),
             offset=int(tensor.storage_offset()),
         )
-        # Asked first: the storage of a given tensor may have died, and its address serve a new one.
+        # Before the given ones: a given tensor's storage may have died and its address serve a new one.
         key = self._tracker.keys.get(storage._cdata, 0)
         if key > self._first_key:
-            return Made(key=key, layout=layout)
+            return NewTensor(key=key, layout=layout)
         if storage._cdata not in self._position:
-            raise _Unrepeatable
-        return View(position=self._position[storage._cdata], layout=layout)
+            raise _UnrepeatableError
+        return ViewOfGiven(position=self._position[storage._cdata], layout=layout)
 
 
-def replay(recorded: Recorded, arguments: Description, tracker: Tracker, mode: FakeTensorMode) -> Any:
-    """Write a recorded call on the tape again and make its results."""
-    keys = _write_again(recorded, arguments, tracker)
+def replay(call: RepeatableCall, arguments: Description, tracker: Tracker, mode: FakeTensorMode) -> Any:
+    """Write a call on the tape again and make its results."""
+    keys = _write_again(call, arguments, tracker)
     made: dict[int, torch.Tensor] = {}
 
     def result(template: Any) -> Any:
-        if isinstance(template, Given):
+        if isinstance(template, GivenTensor):
             return arguments.tensors[template.position]
-        if isinstance(template, Inner):
+        if isinstance(template, GivenContainer):
             return arguments.containers[template.number]
-        if isinstance(template, View):
+        if isinstance(template, ViewOfGiven):
             return _view(arguments.tensors[template.position], template.layout)
-        if not isinstance(template, Made):
+        if not isinstance(template, NewTensor):
             return template
         if template.key in made:
             return _view(made[template.key], template.layout)
@@ -225,34 +225,34 @@ def replay(recorded: Recorded, arguments: Description, tracker: Tracker, mode: F
         return new
 
     with _disable_current_modes(), mode:
-        for container, content in zip(arguments.containers, recorded.contents, strict=True):
+        for container, content in zip(arguments.containers, call.contents, strict=True):
             _refill(container, content, result)
-        return tree_unflatten([result(template) for template in recorded.outputs], recorded.spec)
+        return tree_unflatten([result(template) for template in call.outputs], call.spec)
 
 
-def _new_tensor(layout: Layout) -> torch.Tensor:
+def _new_tensor(layout: StorageLayout) -> torch.Tensor:
     reach = 1 + sum((size - 1) * stride for size, stride in zip(layout.size, layout.stride, strict=True))
     if layout.offset == 0 and reach * layout.dtype.itemsize == layout.storage_bytes:
         return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
     return _view(torch.empty(layout.storage_bytes, dtype=torch.uint8), layout)
 
 
-def _view(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _view(tensor: torch.Tensor, layout: StorageLayout) -> torch.Tensor:
     # Not `set_`: it keeps the storage of a fake alive for ever.
     return tensor.view(layout.dtype).as_strided(layout.size, layout.stride, layout.offset)
 
 
-def _write_again(recorded: Recorded, arguments: Description, tracker: Tracker) -> dict[int, int]:
-    """The recorded entries with keys of this call; returns which key stands for which."""
+def _write_again(call: RepeatableCall, arguments: Description, tracker: Tracker) -> dict[int, int]:
+    """Append the call's tape with new keys; returns the new key of each old one."""
     keys: dict[int, int] = {}
     tape = tracker.tape
-    for entry in recorded.tape:
+    for entry in call.tape:
         if not isinstance(entry, Allocation):
             tape.append(entry)
             continue
         key, num_bytes = entry
-        if key in recorded.positions:
-            storage = arguments.tensors[recorded.positions[key]].untyped_storage()
+        if key in call.positions:
+            storage = arguments.tensors[call.positions[key]].untyped_storage()
             keys[key] = tracker.keys[storage._cdata]
             tracker.forget(storage)
         elif num_bytes > 0:

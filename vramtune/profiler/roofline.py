@@ -14,7 +14,7 @@ Kind = Literal["matmul", "convolution", "attention", "pointwise"]
 
 
 class Work(NamedTuple):
-    """What one kernel does: multiply-adds count two FLOPs; bytes are read and written memory."""
+    """The arithmetic and traffic of one operation: a multiply-add is two FLOPs, bytes are read or written."""
 
     kind: Kind
     dtype: str
@@ -38,10 +38,10 @@ _NO_KERNEL = {
 
 
 def work_seconds(work: Work, device: Device) -> float:
-    """Roofline: the slower of arithmetic and traffic, and the launch.
+    """Roofline: the slower of arithmetic and traffic, plus the launch.
 
-    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency)) + kernels * launch`. A dtype that the device
-    has no rate for is computed at the rate of float32.
+    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency)) + kernels * launch`. A dtype
+    without a rate on the device is computed at the rate of float32.
     """
     rate = device.flops_per_second.get(work.dtype, device.flops_per_second["float32"])
     compute = work.flops / (rate * device.efficiency_fraction[work.kind])
@@ -52,13 +52,13 @@ def work_seconds(work: Work, device: Device) -> float:
 def operation_work(
     function: Any, args: tuple[Any, ...], *, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> Work | None:
-    """The work of an ATen operation that is no view; None for one that starts no kernel."""
+    """The work of an ATen operation other than a view; None for one that starts no kernel."""
     name = function.overloadpacket.__name__
     if name in _NO_KERNEL or not outputs:
         return None
     kind = operation_kind(name)
     written = sum(map(touched_bytes, outputs))
-    # A lookup reads of its table only what it writes.
+    # A lookup reads only as much of its table as it writes.
     read = written if name in _GATHER else sum(map(touched_bytes, inputs))
     dtype, flops = dtype_name(inputs or outputs), operation_flops(function, args, kind, outputs)
     if name == "constant_pad_nd":  # fills the result, then copies the input into it
@@ -77,7 +77,7 @@ def operation_kind(name: str) -> Kind:
 
 
 def operation_flops(function: Any, args: tuple[Any, ...], kind: Kind, outputs: Sequence[torch.Tensor]) -> int:
-    """FLOPs by PyTorch's own formulas (`torch.utils.flop_counter`); 0 for what is bound by memory anyway."""
+    """FLOPs by PyTorch's own formulas (`torch.utils.flop_counter`); 0 for operations that memory bounds anyway."""
     if kind == "pointwise":
         return 0
     if kind == "attention":
@@ -86,15 +86,15 @@ def operation_flops(function: Any, args: tuple[Any, ...], kind: Kind, outputs: S
 
 
 def attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Two matrix products per head; PyTorch has no formula for the fused kernel of the CPU.
+    """FLOPs of two matrix products per head; PyTorch has no formula for the CPU's fused kernel.
 
-    query: [... lq d], key: [... lk d], value: [... lk dv]; counted without a causal mask's saving.
+    query: [... lq d], key: [... lk d], value: [... lk dv]; a causal mask saves nothing here.
     """
     return 2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 def touched_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements; of an expanded one those that exist."""
+    """Bytes of a tensor's elements; an expanded one has no more than its storage."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 

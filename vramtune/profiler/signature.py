@@ -11,7 +11,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 
 @dataclass(slots=True, kw_only=True)
 class Description:
-    """A call's arguments: what identifies them, and what was met on the way, in order."""
+    """A call's arguments: the key that identifies them, and the tensors and containers in them, in order."""
 
     key: object = None
     """Hashable; equal for equal calls."""
@@ -19,29 +19,29 @@ class Description:
     containers: list[Any] = field(default_factory=list)
     """Lists and dicts, which a call may change."""
     objects: list[object] = field(default_factory=list)
-    """What the key can only name by `id`: keep them alive as long as the key."""
+    """Objects that the key names by `id`: they must live as long as the key."""
 
 
 def describe(value: Any) -> Description:
-    """Walk nested arguments."""
+    """Describe nested arguments."""
     description = Description()
     description.key = _token(value, description, {})
     return description
 
 
-def _token(value: Any, met: Description, storages: dict[int, int]) -> object:
+def _token(value: Any, description: Description, storages: dict[int, int]) -> object:
     if isinstance(value, torch.Tensor):
-        met.tensors.append(value)
+        description.tensors.append(value)
         # Which tensors share storage decides what is freed when.
         shared = storages.setdefault(value.untyped_storage()._cdata, len(storages))
         return "tensor", tuple(value.shape), value.stride(), value.dtype, shared
     if isinstance(value, PLAIN):
         return type(value), value
     if isinstance(value, list | dict):
-        met.containers.append(value)
+        description.containers.append(value)
     if isinstance(value, list | tuple):
-        return type(value), tuple(_token(item, met, storages) for item in value)
+        return type(value), tuple(_token(item, description, storages) for item in value)
     if isinstance(value, Mapping):
-        return type(value), tuple((key, _token(item, met, storages)) for key, item in value.items())
-    met.objects.append(value)
+        return type(value), tuple((key, _token(item, description, storages)) for key, item in value.items())
+    description.objects.append(value)
     return type(value), id(value)

@@ -1,23 +1,26 @@
-"""From the sequence of calls to stages: loops found, equal calls counted, memory and seconds attached."""
+"""From the sequence of calls to stages: find loops, count equal calls, attach memory and seconds."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from vramtune.profiler.allocator import reserved_peak_bytes
-from vramtune.profiler.record import Recording, Trace
+from vramtune.profiler.record import Recording
 from vramtune.profiler.roofline import Work, work_seconds
+from vramtune.profiler.trace import Trace
 from vramtune.profiler.tracker import Allocation, End, Entry
 from vramtune.schema import Activity, Component, Device, Segment, Stage, call_name
 
 LONGEST_PERIOD = 8
+"""Most calls of one iteration: guidance makes up to three of a denoiser, networks beside it (ControlNet) one each."""
 LEAST_REPEATS = 3
-"""What repeats less often is unrolled: a stage of its own each time."""
+"""Fewest iterations of a loop. Two alike are not one: SD3's three encoders run in turn for each of two prompts, and a
+plan may keep a different one for each call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """`num_iterations` times the same `period` calls, from call number `start` on."""
+    """The same `period` calls, `num_iterations` times over, beginning with call number `start`."""
 
     start: int
     period: int
@@ -31,7 +34,7 @@ class Loop:
 
 @dataclass(slots=True, kw_only=True)
 class Stretch:
-    """A part of a tape while it is read."""
+    """Seconds and peak of a part of a tape, added up while it is read."""
 
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -39,24 +42,24 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """What the pipeline itself does around one call."""
+    """The pipeline's own memory and work around one call."""
 
     held_bytes: int
-    """Its own live bytes while the component runs."""
+    """Live bytes while the component runs."""
     peak_bytes: int
-    """Its highest live bytes between this call and the next one."""
+    """Highest live bytes between this call and the next one."""
     seconds: float
-    """Its work between this call and the next one."""
+    """Seconds of work between this call and the next one."""
 
 
 def build_stages(
     recording: Recording, traces: Sequence[Trace], components: Mapping[str, Component], device: Device
 ) -> tuple[Stage, ...]:
-    """The stages of a recorded call; `traces` says, call by call, how the component was executed."""
-    pricing = Pricing(device)
-    intervals = glue_intervals(recording, pricing)
+    """The stages of a recorded call; `traces` holds, call by call, how the component was executed."""
+    estimator = Estimator(device)
+    intervals = pipeline_intervals(recording, estimator)
     activities = {
-        trace: pricing.activity(trace, components[trace.component]) for trace in dict.fromkeys(traces)
+        trace: estimator.activity(trace, components[trace.component]) for trace in dict.fromkeys(traces)
     }
     stages: list[Stage] = []
     for loop in find_loops(traces):
@@ -71,15 +74,15 @@ def build_stages(
 def find_loops(tokens: Sequence[Hashable]) -> list[Loop]:
     """Cut a sequence into loops: at each place the period that covers most, the shortest of equals.
 
-    A loop repeats at least three times; what does not is a loop of one iteration of one call.
+    A loop has at least three iterations; a call in none of these is a loop of one iteration of its own.
     """
     loops: list[Loop] = []
     start = 0
     while start < len(tokens):
-        found = max(
+        best = max(
             (_loop_at(tokens, start, period) for period in range(1, LONGEST_PERIOD + 1)), key=_coverage
         )
-        loops.append(found if _coverage(found) else Loop(start=start, period=1, num_iterations=1))
+        loops.append(best if _coverage(best) else Loop(start=start, period=1, num_iterations=1))
         start = loops[-1].stop
     return loops
 
@@ -99,8 +102,8 @@ def _coverage(loop: Loop) -> int:
 # One call
 
 
-class Pricing:
-    """Seconds of work on a device; each different piece of work is computed once."""
+class Estimator:
+    """Estimates seconds on a device; each different piece of work is computed once."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -162,14 +165,15 @@ def _segment(layer: int, own: Stretch, after: Stretch) -> Segment:
 # The pipeline itself
 
 
-def glue_intervals(recording: Recording, pricing: Pricing) -> list[Interval]:
+def pipeline_intervals(recording: Recording, estimator: Estimator) -> list[Interval]:
     """The pipeline's own memory and work around each call; what precedes the first one goes to the first."""
-    bounds = [call.glue_position for call in recording.calls] + [len(recording.glue)]
+    tape = recording.pipeline_tape
+    bounds = [call.tape_position for call in recording.calls] + [len(tape)]
     intervals, live = [], 0
-    lead_peak, lead_seconds, live = _glue_work(recording.glue[: bounds[0]], live, pricing)
+    lead_peak, lead_seconds, live = _pipeline_work(tape[: bounds[0]], live, estimator)
     for start, stop in pairwise(bounds):
         held = live
-        peak, seconds, live = _glue_work(recording.glue[start:stop], live, pricing)
+        peak, seconds, live = _pipeline_work(tape[start:stop], live, estimator)
         intervals.append(
             Interval(held_bytes=held, peak_bytes=max(peak, lead_peak), seconds=seconds + lead_seconds)
         )
@@ -177,15 +181,15 @@ def glue_intervals(recording: Recording, pricing: Pricing) -> list[Interval]:
     return intervals
 
 
-def _glue_work(tape: Iterable[Entry], live: int, pricing: Pricing) -> tuple[int, float, int]:
-    """Peak, seconds, and what is live at the end."""
+def _pipeline_work(tape: Iterable[Entry], live: int, estimator: Estimator) -> tuple[int, float, int]:
+    """Peak bytes, seconds, and live bytes at the end."""
     peak, seconds = live, 0.0
     for entry in tape:
         if isinstance(entry, Allocation):
             live += entry.num_bytes
             peak = max(peak, live)
         elif isinstance(entry, Work):
-            seconds += pricing.seconds(entry)
+            seconds += estimator.seconds(entry)
     return peak, seconds, live
 
 

@@ -15,7 +15,7 @@ from vramtune.profiler.allocator import rounded_bytes
 from vramtune.profiler.roofline import Work, operation_work
 
 Stack = tuple[str, ...]
-"""Paths, inside the component, of the modules being executed; innermost last."""
+"""Paths, inside the component, of the modules that are executing; innermost last."""
 
 
 class Allocation(NamedTuple):
@@ -26,24 +26,24 @@ class Allocation(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A module that owns weights begins, or one of its weights is used outside its own `forward`."""
+    """A module that owns weights begins, or one of its weights is used outside its `forward`."""
 
     layer: str
 
 
 class End(NamedTuple):
-    """The `forward` of a module that owns weights is done."""
+    """The `forward` of a module that owns weights ends."""
 
     layer: str
 
 
 Entry = Allocation | Start | End | Work
-"""What a tape holds, in the order in which it happened."""
+"""An event on a tape, which holds them in the order in which they happened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """A parameter or buffer of a component; tied ones are one weight."""
+    """A parameter or buffer of a component; tied ones are a single weight."""
 
     name: str
     owners: tuple[str, ...]
@@ -55,18 +55,18 @@ class Weight:
 
 @dataclass(slots=True, kw_only=True)
 class Usage:
-    """How modules and weights of one component were used."""
+    """How the modules and weights of one component were used."""
 
     weights: set[tuple[str, Stack]] = field(default_factory=set)
-    """Which weight was read under which stack."""
+    """Names of the weights that were read, each with the stack at that moment."""
     entered: dict[str, None] = field(default_factory=dict)
-    """Modules called through their `forward`, in order of their first call."""
+    """Modules that were called through their `forward`, in order of their first call."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes the tape of what is executed while it is the innermost mode.
+    """Writes a tape of what is executed while it is the innermost mode.
 
-    `weights` maps storages (their `_cdata`) to weights; storages it was told of as known are never counted.
+    `weights` maps storages (their `_cdata`) to weights; these and whatever `know` is given are never counted.
     """
 
     def __init__(self, weights: Mapping[int, Weight]) -> None:
@@ -96,10 +96,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(
         self, func: Any, args: tuple[Any, ...], inputs: list[torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
-        given = {storage_id(tensor) for tensor in inputs}
-        if not is_mutable(func) and all(storage_id(tensor) in given for tensor in outputs):
+        read = {storage_id(tensor) for tensor in inputs}
+        if not is_mutable(func) and all(storage_id(tensor) in read for tensor in outputs):
             return  # a view costs nothing
-        for identity in given & self.weights.keys():
+        for identity in read & self.weights.keys():
             self._use(self.weights[identity])
         for tensor in outputs:
             self.count(tensor)
@@ -117,7 +117,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known.update(map(storage_id, tensors))
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage from now until it dies, if it is a new one."""
+        """Count a tensor's storage from now until it dies, if it is new."""
         storage = tensor.untyped_storage()
         identity = storage._cdata
         if identity in self.keys or identity in self._known or storage.nbytes() == 0:
@@ -127,11 +127,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.follow(storage, key)
 
     def new_key(self) -> int:
-        """A number for a storage that none had before."""
+        """A number that no storage has had yet."""
         return next(self._numbers)
 
     def follow(self, storage: torch.UntypedStorage, key: int) -> None:
-        """Note the death of a storage whose birth is on the tape under `key`."""
+        """Record the death of a storage whose birth is on the tape under `key`."""
         identity, num_bytes = storage._cdata, rounded_bytes(storage.nbytes())
         self.keys[identity] = key
         tape = self.tape
@@ -143,7 +143,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._deaths[key] = weakref.ref(storage, died)
 
     def forget(self, storage: torch.UntypedStorage) -> None:
-        """No longer note the death of a storage: the tape has it already."""
+        """Stop following a storage whose death is on the tape already."""
         key = self.keys.pop(storage._cdata)
         del self._deaths[key]
 
@@ -155,18 +155,18 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.tape.append(Start(path))
 
     def leave(self, path: str, owners: set[str]) -> None:
-        """The module that began last is done."""
+        """The module that began last ends."""
         self.stack = self.stack[:-1]
         if path in owners:
             self.tape.append(End(path))
 
     def watch_modules(self, paths: Mapping[nn.Module, str], owners: set[str]) -> "ModuleWatch":
-        """While entered: follow which of these modules are executing."""
+        """While entered, the stack follows which of these modules are executing."""
         return ModuleWatch(self, paths, owners)
 
 
 class ModuleWatch:
-    """Hooks on every module call of the process, for as long as it is entered; only known modules are noted."""
+    """Hooks on every module call of the process while entered; only the given modules reach the tracker."""
 
     def __init__(self, tracker: Tracker, paths: Mapping[nn.Module, str], owners: set[str]) -> None:
         self._tracker, self._paths, self._owners = tracker, paths, owners
@@ -184,20 +184,16 @@ class ModuleWatch:
             handle.remove()
 
     def _entered(self, module: nn.Module, args: object) -> None:
-        path = self._paths.get(module)
-        if path is None:
-            return
-        self._tracker.enter(path, self._owners)
+        if (path := self._paths.get(module)) is not None:
+            self._tracker.enter(path, self._owners)
 
     def _left(self, module: nn.Module, args: object, output: object) -> None:
-        path = self._paths.get(module)
-        if path is None:
-            return
-        self._tracker.leave(path, self._owners)
+        if (path := self._paths.get(module)) is not None:
+            self._tracker.leave(path, self._owners)
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors among an operation's arguments or results, which nest at most in lists and tuples."""
+    """The tensors among an operation's arguments or results; these nest in lists and tuples only."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -206,7 +202,7 @@ def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """What tells living storages apart."""
+    """A number that tells living storages apart."""
     identity: int = tensor.untyped_storage()._cdata
     return identity
 

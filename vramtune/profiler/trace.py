@@ -1,0 +1,114 @@
+"""One call of one component's method on fake tensors: what it did, written down."""
+
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vramtune.errors import TraceError
+from vramtune.profiler.memo import memoised_children
+from vramtune.profiler.tensor_trees import map_tensors, tensors_of
+from vramtune.profiler.tracker import Entry, Tracker, Usage, Weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ComponentMethod:
+    """A component's method that is answered from traces."""
+
+    component: str
+    method: str
+    module: nn.Module
+    run: Callable[..., Any]
+    """The method itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """One call of a component's method, on fake tensors."""
+
+    component: str
+    method: str
+    weights: tuple[Weight, ...]
+    """All the component's weights, as they were during the call: a pipeline may change their dtype."""
+    tape: tuple[Entry, ...]
+    usage: Usage
+    outputs: Any
+    tiled: "Trace | None"
+    """The same call with VAE tiling on; None where the component has no tiling or it is on already."""
+
+
+def trace_call(target: ComponentMethod, inputs: Any, mode: FakeTensorMode) -> Trace:
+    """Run the method on fakes of its inputs, an (args, kwargs) pair; the component has fake weights already."""
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        with mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+    args, kwargs = map_tensors(fake, inputs)
+    weights = weights_of(target.module)
+    tracker = Tracker(weights)
+    tracker.know(tensors_of((args, kwargs)))
+    paths = {module: path for path, module in target.module.named_modules()}
+    owners = {owner for weight in weights.values() for owner in weight.owners}
+    if target.method == "forward":  # its own module call began before this
+        tracker.enter("", owners)
+    try:
+        with ExitStack() as entered:
+            entered.enter_context(torch.no_grad())
+            entered.enter_context(mode)
+            entered.enter_context(tracker.watch_modules(paths, owners))
+            entered.enter_context(memoised_children(target.module, tracker, mode))
+            entered.enter_context(tracker)
+            outputs = target.run(*args, **kwargs)
+    except Exception as error:
+        raise _trace_error(target, error, paths) from error
+    return Trace(
+        component=target.component,
+        method=target.method,
+        weights=tuple(weights.values()),
+        tape=tuple(tracker.tape),
+        usage=tracker.usage,
+        outputs=outputs,
+        tiled=None,
+    )
+
+
+def _trace_error(target: ComponentMethod, error: Exception, paths: Mapping[nn.Module, str]) -> TraceError:
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = [frame.f_locals["self"] for frame, _ in frames if "self" in frame.f_locals]
+    inside = [paths[module] for module in modules if isinstance(module, nn.Module) and module in paths]
+    where = f" in its module {inside[-1]!r}" if inside and inside[-1] else ""
+    return TraceError(
+        f"Cannot predict {target.component}.{target.method}: {type(error).__name__}{where}: {str(error).rstrip('.')}. "
+        "Prediction runs it on tensors without values, so code that depends on values (`.item()`, a mask as an "
+        "index) cannot be followed. Compute that component's result beforehand and pass it to the pipeline (for a "
+        "text encoder `prompt_embeds`), do without the component (`safety_checker=None`), or measure on the GPU."
+    )
+
+
+def weights_of(component: nn.Module) -> dict[int, Weight]:
+    """The component's parameters and buffers by storage (its `_cdata`), tied ones once."""
+    owners: dict[torch.Tensor, list[str]] = {}
+    names: dict[torch.Tensor, str] = {}
+    buffers: set[torch.Tensor] = set()
+    for path, module in component.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                owners.setdefault(tensor, []).append(path)
+                names.setdefault(tensor, f"{path}.{name}" if path else name)
+        buffers.update(tensor for tensor in module._buffers.values() if tensor is not None)
+    return {
+        tensor.untyped_storage()._cdata: Weight(
+            name=name,
+            owners=tuple(owners[tensor]),
+            num_bytes=tensor.numel() * tensor.element_size(),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            is_buffer=tensor in buffers,
+        )
+        for tensor, name in names.items()
+    }
