@@ -1,6 +1,6 @@
 import json
 
-from tests.cli.running import check_text, run
+from tests.cli.cli_runner import check_text, run
 
 
 def test_a_comparison_is_this_text(saved):

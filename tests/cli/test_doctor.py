@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import check_text, run
+from tests.cli.cli_runner import check_text, run
 from tests.reports.test_doctor import GPU, MACHINE, with_device
 from vramtune.machine import doctor
 from vramtune.schema.machine import Holder

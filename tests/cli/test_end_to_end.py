@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests import tiny_pipelines
-from tests.cli.running import refused, run
+from tests.cli.cli_runner import refused, run
 from vramtune.schema import Plan
 from vramtune.units import GIB
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.cli.running import refused, run
+from tests.cli.cli_runner import refused, run
 
 PLAN = ("plan", "sdxl", "--vram-gb", "6", "--gpu", "RTX 4060")
 ASKED = [

@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.cli.running import refused, run
+from tests.cli.cli_runner import refused, run
 from tests.reports import examples
 from vramtune.cli import inputs
 from vramtune.errors import NoAcceleratorError, TraceError, UnknownNameError, UsageError
-from vramtune.machine import gpus
+from vramtune.machine import live
 
 COMMANDS = {
     "plan": ("plan", "sdxl", "--vram-gb", "6", "--gpu", "RTX 4060"),
@@ -38,7 +38,7 @@ def test_settings_go_to_the_pipeline_under_its_own_names(profiler, command):
 @EACH
 def test_settings_left_out_leave_the_pipelines_defaults(profiler, command):
     assert run(*COMMANDS[command]).exit_code == 0
-    assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060", "progress": False}
+    assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060"}
 
 
 def test_a_batch_of_videos_has_the_pipelines_name():
@@ -75,15 +75,15 @@ def test_a_machine_without_a_gpu(profiler, monkeypatch, command):
     def no_gpu():
         raise NoAcceleratorError("No GPU here. Name one.")
 
-    monkeypatch.setattr(gpus, "this_gpu", no_gpu)
+    monkeypatch.setattr(live, "this_gpu", no_gpu)
     refused(run(*COMMANDS[command][:-2]), "No GPU here. Name one.")
     assert profiler.asked == {}
 
 
 def test_this_machines_gpu_is_taken_where_none_is_named(profiler, monkeypatch):
-    monkeypatch.setattr(gpus, "this_gpu", lambda: examples.DEVICE)
+    monkeypatch.setattr(live, "this_gpu", lambda: examples.DEVICE)
     assert run(*COMMANDS["plan"][:-2]).exit_code == 0
-    assert profiler.asked["gpu"] is None
+    assert profiler.asked["gpu"] == examples.DEVICE.name
 
 
 @pytest.mark.parametrize("command", ["plan", "compare"])
@@ -119,7 +119,7 @@ def test_a_file_of_something_else(tmp_path):
         "plan.json",
     )
     (tmp_path / "other.json").write_text("{}")
-    refused(run("frontier", tmp_path / "other.json"), "no file of vramtune's", "`vramtune profile --save`")
+    refused(run("frontier", tmp_path / "other.json"), "not a vramtune file", "`vramtune profile --save`")
 
 
 def test_a_folder_may_be_called_like_a_file(tmp_path):

@@ -1,6 +1,6 @@
 import json
 
-from tests.cli.running import run
+from tests.cli.cli_runner import run
 from vramtune import catalog
 from vramtune.units import GIB
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.cli.running import check_text, refused, run
+from tests.cli.cli_runner import check_text, refused, run
 from tests.reports import examples
 from vramtune.schema import Plan, Variant
 from vramtune.units import GIB
