@@ -70,14 +70,14 @@ def _rows(machine: Machine) -> Iterator[CheckRow]:
 def _judged(
     subject: str,
     finding: str,
+    advice: str = "",
     *,
-    fault: bool,
-    advice: str,
-    status: Status = "attention",
+    fault: bool = True,
+    status: Status = "missing",
     source: Source | None = None,
 ) -> CheckRow:
-    """A row with the status and the advice if there is a fault; without one it is ok."""
-    if not fault:
+    """A row with a status and advice if there is a fault; without one it is ok."""
+    if not (fault and advice):
         return CheckRow(subject=subject, finding=finding, source=source)
     return CheckRow(subject=subject, finding=finding, status=status, advice=advice, source=source)
 
@@ -92,7 +92,7 @@ def _packages(packages: Iterable[Package]) -> Iterator[CheckRow]:
     yield from (_package(by_name[name]) for name in NAMED_PACKAGES)
     yield from (_package(package) for package in others if not package.is_supported)
     num_supported = sum(package.is_supported for package in others)
-    yield CheckRow(subject="other packages", finding=f"{num_supported} of {len(others)} as required")
+    yield _judged("other packages", f"{num_supported} of {len(others)} as required")
 
 
 def _package(package: Package) -> CheckRow:
@@ -101,7 +101,6 @@ def _package(package: Package) -> CheckRow:
         name,
         f"{package.found} (supported: {required})" if package.found else "not installed",
         fault=not package.is_supported,
-        status="missing",
         advice=f"Install Python {required}."
         if name == "Python"
         else f'pip install --upgrade "{name}{required}".',
@@ -115,16 +114,14 @@ def _build(machine: Machine) -> Iterator[CheckRow]:
             "torch build",
             machine.torch_build,
             fault=machine.accelerator is None and machine.torch_build == "CPU only",
-            status="missing",
             advice="Install the build for your GPU: https://pytorch.org/get-started/locally (on Windows, pip's own "
             "build is for CPUs only).",
         )
     elif any(package.name == "torch" and package.found for package in machine.packages):
-        yield CheckRow(
-            subject="torch build",
-            finding=f"unknown: PyTorch does not import ({machine.torch_error})",
-            status="missing",
-            advice="Reinstall it: pip install --force-reinstall torch.",
+        yield _judged(
+            "torch build",
+            f"unknown: PyTorch does not import ({machine.torch_error})",
+            "Reinstall it: pip install --force-reinstall torch.",
         )
 
 
@@ -141,15 +138,13 @@ def _driver(machine: Machine) -> Iterator[CheckRow]:
             "NVIDIA driver",
             f"{driver.version}, runs CUDA up to {driver.cuda_version}",
             fault=build.startswith("CUDA ") and _major(needed) > _major(driver.cuda_version),
-            status="missing",
             advice=f"Too old for PyTorch's {build}: update the driver, or install a PyTorch for an older CUDA.",
         )
     elif machine.accelerator is None:
-        yield CheckRow(
-            subject="NVIDIA driver",
-            finding="none",
-            status="missing",
-            advice="Install it (https://www.nvidia.com/drivers); in a container, pass the GPU in "
+        yield _judged(
+            "NVIDIA driver",
+            "none",
+            "Install it (https://www.nvidia.com/drivers); in a container, pass the GPU in "
             "(docker run --gpus all).",
         )
 
@@ -160,17 +155,15 @@ def _major(version: str) -> int:
 
 def _no_gpu(driver: Driver | None) -> CheckRow:
     if driver is not None and driver.card is not None:
-        return CheckRow(
-            subject="GPU",
-            finding=f"{driver.card}, but PyTorch cannot use it",
-            status="missing",
-            advice="Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong.",
+        return _judged(
+            "GPU",
+            f"{driver.card}, but PyTorch cannot use it",
+            "Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong.",
         )
-    return CheckRow(
-        subject="GPU",
-        finding="none that PyTorch can use",
-        status="missing",
-        advice='Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".',
+    return _judged(
+        "GPU",
+        "none that PyTorch can use",
+        'Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".',
     )
 
 
@@ -179,23 +172,23 @@ def _accelerator(accelerator: Accelerator) -> Iterator[CheckRow]:
     name = f"{accelerator.name} ({accelerator.label}{count})"
     device, holders = accelerator.device, _holders(accelerator.holders)
     if device is None:
-        yield CheckRow(
-            subject="GPU",
-            finding=f"{name}; its probe failed: {accelerator.error}",
-            status="missing",
-            advice=f"autotune begins with that probe. {holders or 'Free its memory'}; then try again.",
+        yield _judged(
+            "GPU",
+            f"{name}; its probe failed: {accelerator.error}",
+            f"autotune begins with that probe. {holders or 'Free its memory'}; then try again.",
         )
         return
-    yield CheckRow(subject="GPU", finding=name)
+    yield _judged("GPU", name)
     yield _judged(
         "GPU memory",
         f"{format_bytes(device.usable_bytes)} usable of {format_bytes(device.total_bytes)}",
+        status="attention",
         fault=device.total_bytes - device.usable_bytes > HELD_FRACTION * device.total_bytes,
         advice=f"{holders or 'The driver does not say who holds the rest; nvidia-smi may'}.",
     )
-    yield CheckRow(
-        subject="GPU context",
-        finding=f"{format_bytes(device.context_bytes)}, and {format_bytes(device.workspace_bytes)} for libraries' "
+    yield _judged(
+        "GPU context",
+        f"{format_bytes(device.context_bytes)}, and {format_bytes(device.workspace_bytes)} for libraries' "
         "workspaces",
         source="measured",
     )
@@ -219,19 +212,21 @@ def _rates(device: Device, listed: Device | None) -> Iterator[CheckRow]:
     yield _judged(
         "copies, pinned",
         _rate(device.pinned_copy_bytes_per_second),
+        status="attention",
         fault=device.pinned_copy_bytes_per_second < USUAL_LINK_FRACTION * usual,
         advice=f"Usual for this card is {_rate(usual)}. Check that its slot has all its lanes: nvidia-smi -q, under "
         "GPU Link Info.",
         source="measured",
     )
-    yield CheckRow(
-        subject="copies, pageable",
-        finding=f"{_rate(device.pageable_copy_bytes_per_second)}, and back {_rate(device.readback_bytes_per_second)}",
+    yield _judged(
+        "copies, pageable",
+        f"{_rate(device.pageable_copy_bytes_per_second)}, and back {_rate(device.readback_bytes_per_second)}",
         source="measured",
     )
     yield _judged(
         "copies, overlapped",
         f"{device.overlap_fraction:.0%} of the pinned rate while the GPU computes",
+        status="attention",
         fault=device.overlap_fraction < LEAST_OVERLAP_FRACTION,
         advice="Streamed weights arrive at this lower rate: prefer a budget that keeps more of them on the GPU.",
         source="measured",
@@ -241,6 +236,7 @@ def _rates(device: Device, listed: Device | None) -> Iterator[CheckRow]:
     yield _judged(
         "arithmetic",
         ", ".join(f"{dtype} {rate / 1e12:.3g}" for dtype, rate in rates.items()) + " TFLOP/s",
+        status="attention",
         fault=max(rates.values()) < USUAL_ARITHMETIC_FRACTION * peak,
         advice=f"Its data sheet says {peak / 1e12:.3g}. Check whether something else is using it, or its power is "
         "limited.",
@@ -274,7 +270,7 @@ def _host(machine: Machine) -> Iterator[CheckRow]:
 
 def _host_memory(host: Host) -> CheckRow:
     if host.total_bytes is None or host.available_bytes is None:
-        return CheckRow(subject="host memory", finding="unknown on this system")
+        return _judged("host memory", "unknown on this system")
     finding = f"{format_bytes(host.available_bytes)} available of {format_bytes(host.total_bytes)}"
     available_bytes, limit_bytes = host.available_bytes, host.control_group_limit_bytes
     if limit_bytes is not None and limit_bytes < host.total_bytes:
@@ -283,6 +279,7 @@ def _host_memory(host: Host) -> CheckRow:
     return _judged(
         "host memory",
         finding,
+        status="attention",
         fault=available_bytes < LEAST_HOST_BYTES,
         advice="Weights that leave the GPU stay here, page-locked: SDXL's take 6.5 GiB, FLUX.1's 31.4 GiB.",
     )

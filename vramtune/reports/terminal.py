@@ -79,7 +79,7 @@ def one_line(plan: Plan) -> str:
     for row in placement_rows(plan):
         if row.active:
             roles.setdefault(row.placement, {})[row.role] = None
-    placed = ", ".join(f"{name} {'/'.join(found)}" for name, found in roles.items())
+    placed = ", ".join(f"{name} {'/'.join(names)}" for name, names in roles.items())
     return (
         f"{limit(plan)} on {plan.device_name}: predicted peak {format_bytes(estimate.peak_bytes)}, "
         f"{format_seconds(estimate.seconds)} per call (bound {format_seconds(estimate.bound_seconds)}), "
