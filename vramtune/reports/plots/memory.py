@@ -28,12 +28,12 @@ LEVELS_PER_STAGE = 300
 SMALL_FRACTION = 0.01
 """Share of the peak that an owner must reach once to be drawn by itself."""
 NARROWEST_STAGE = 0.15
-"""Share of the call's seconds that a stage is drawn as wide as, if it is shorter."""
+"""Least width of a stage, as a share of the call's seconds."""
 
 CHARACTER = 0.0145
 """Width of a character under the axis, as a share of the axis."""
 HEAD_ROOM = 1.3
-"""Height of the axes, as a multiple of the highest that is drawn."""
+"""Height of the axes, as a multiple of the highest value drawn."""
 NAMED_PEAK_OWNERS = 3
 PEAK_CHARACTERS = 66
 """Characters that fit on a line inside the axes."""
