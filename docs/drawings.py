@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
+from vramtune.reports.plots.owners import ACTIVATIONS, CONTEXT, SLOTS
 from vramtune.reports.plots.peaks import PeaksPlot, stage_peaks
 from vramtune.reports.plots.style import (
     OWNER_LOOKS,
@@ -12,21 +13,20 @@ from vramtune.reports.plots.style import (
     Look,
     Properties,
     component_looks,
-    component_names,
     legend_below,
     own_axes,
     owner_looks,
     write_title,
 )
-from vramtune.schema import Placement, Plan, Profile, Span, Timeline
+from vramtune.schema import Placement, Plan, Span, Timeline
 from vramtune.units import format_bytes, format_seconds
 
 NAME_TOP, BAR_TOP, BAR_HEIGHT, WORDS_TOP = 0.15, 0.3, 0.32, 0.78
-"""Of a row of the table, from its upper edge: middle of its name, its bars, middle of the words under them."""
+"""Heights in a row of the table, from its upper edge: middle of the name, the bars, middle of the words under them."""
 BAR_WIDTH = 0.9
-"""Of a column."""
+"""Share of a column that its bars take."""
 LEGEND_LOOK = Look(color="#707070")
-"""Stands for the components' own colours."""
+"""The look in the legend that stands for the components' own colours."""
 WAIT = Look(color="#9E9E9E")
 MILLISECONDS = 1e3
 OUTLINE: Properties = {"fill": False, "edgecolor": "#9E9E9E", "linewidth": 0.7}
@@ -40,7 +40,7 @@ class Cell:
 
     is_active: bool
     kept_fraction: float
-    """Of the component's bytes; while it runs, the rest is streamed."""
+    """Share of the component's bytes that is kept; while it runs, the rest is streamed."""
     words: str
 
 
@@ -50,32 +50,32 @@ class TablePlot:
 
     title: str
     stages: tuple[str, ...]
-    """With their seconds."""
-    names: tuple[str, ...]
+    """Names of the stages, with their seconds."""
     components: tuple[str, ...]
-    """Those that run."""
+    """Names of the components that the plan places."""
+    headings: tuple[str, ...]
+    """For each of them, its name and how much weight it has in how many groups."""
     cells: tuple[tuple[Cell, ...], ...]
-    """By component and stage."""
+    """Cells by component and stage."""
     peaks: PeaksPlot
 
 
-def plan_table(timeline: Timeline, *, profile: Profile, plan: Plan) -> TablePlot:
-    """Of each component (one placement each), how much is kept or streamed in each stage."""
+def plan_table(timeline: Timeline) -> TablePlot:
+    """How much of each component (one placement each) is kept or streamed in each stage."""
+    plan, peaks = timeline.plan, stage_peaks(timeline)
     by_name = {placement.component: placement for placement in plan.placements}
-    components = tuple(name for name in component_names(profile) if name in by_name)
-    peaks = stage_peaks(timeline, profile=profile, plan=plan)
+    components = tuple(name for name in timeline.components if name in by_name)
     return TablePlot(
         title=_title(plan, "the plan, weight groups by component and stage"),
         stages=tuple(
             f"{label}\n{format_seconds(stage.seconds)}"
             for label, stage in zip(peaks.stages, plan.estimate.stages, strict=True)
         ),
-        names=tuple(
-            f"{name}: {format_bytes(profile.component(name).used_bytes)} of weights in "
-            f"{len(by_name[name].groups)} groups"
+        components=components,
+        headings=tuple(
+            f"{name}: {format_bytes(_total_bytes(by_name[name]))} of weights in {len(by_name[name].groups)} groups"
             for name in components
         ),
-        components=components,
         cells=tuple(
             tuple(_cell(by_name[name], stage) for stage in range(len(plan.stages))) for name in components
         ),
@@ -84,8 +84,12 @@ def plan_table(timeline: Timeline, *, profile: Profile, plan: Plan) -> TablePlot
 
 
 def _title(plan: Plan, what: str) -> str:
-    """Without the seconds, which the drawing has under the names of the stages."""
+    """A title without the seconds: the drawing has them itself."""
     return f"{plan.pipeline_class} in {format_bytes(plan.budget_bytes)} of {plan.device_name}:\n{what}, predicted"
+
+
+def _total_bytes(placement: Placement) -> int:
+    return sum(group.weight_bytes for group in placement.groups)
 
 
 def _cell(placement: Placement, stage: int) -> Cell:
@@ -93,7 +97,7 @@ def _cell(placement: Placement, stage: int) -> Cell:
     streamed = f", {total - kept} streamed" if placement.role(stage) == "streamed" else ""
     return Cell(
         is_active=placement.active[stage],
-        kept_fraction=placement.kept_bytes(stage) / sum(group.weight_bytes for group in placement.groups),
+        kept_fraction=placement.kept_bytes(stage) / _total_bytes(placement),
         words=f"{kept} kept{streamed}",
     )
 
@@ -102,8 +106,8 @@ def draw_table(plot: TablePlot) -> Axes:
     """Draw it on a figure of its own."""
     num_rows = len(plot.components) + 1
     ax = own_axes(1.7 + 0.8 * num_rows)
-    for row, (name, cells) in enumerate(zip(plot.names, plot.cells, strict=True)):
-        _draw_name(name, row=row, ax=ax)
+    for row, (heading, cells) in enumerate(zip(plot.headings, plot.cells, strict=True)):
+        _draw_heading(heading, row=row, ax=ax)
         look = component_looks(plot.peaks.components)[plot.components[row]]
         for column, cell in enumerate(cells):
             _draw_cell(cell, row=row, column=column, look=look, ax=ax)
@@ -118,11 +122,10 @@ def draw_table(plot: TablePlot) -> Axes:
     write_title(ax, plot.title)
     handles = [
         Patch(label="kept on the GPU", facecolor=LEGEND_LOOK.color),
-        _patch("streamed through slots", OWNER_LOOKS["slots"]),
-        Patch(label="absent: on the host", **OUTLINE),
+        _patch("streamed through slots", OWNER_LOOKS[SLOTS]),
+        Patch(label="absent (on the host only)", **OUTLINE),
         Patch(label="runs in this stage", **ACTIVE_OUTLINE),
-        _patch("activations", OWNER_LOOKS["activations"]),
-        _patch("context", OWNER_LOOKS["context"]),
+        *(_patch(owner.name, OWNER_LOOKS[owner]) for owner in (ACTIVATIONS, CONTEXT)),
     ]
     legend_below(ax, num_columns=3, below_inches=0.1, handles=handles)
     return ax
@@ -132,15 +135,15 @@ def _patch(label: str, look: Look) -> Patch:
     return Patch(label=label, facecolor=look.color, hatch=look.hatch, **EDGE)
 
 
-def _draw_name(name: str, *, row: int, ax: Axes) -> None:
-    ax.text(0, row + NAME_TOP, name, fontsize=SMALL, fontweight="bold", verticalalignment="center")
+def _draw_heading(words: str, *, row: int, ax: Axes) -> None:
+    ax.text(0, row + NAME_TOP, words, fontsize=SMALL, fontweight="bold", verticalalignment="center")
 
 
 def _draw_cell(cell: Cell, *, row: int, column: int, look: Look, ax: Axes) -> None:
     kept = BAR_WIDTH * cell.kept_fraction
     _draw_part(column, kept, row=row, look=look, ax=ax)
     if cell.is_active:
-        _draw_part(column + kept, BAR_WIDTH - kept, row=row, look=OWNER_LOOKS["slots"], ax=ax)
+        _draw_part(column + kept, BAR_WIDTH - kept, row=row, look=OWNER_LOOKS[SLOTS], ax=ax)
     outline = ACTIVE_OUTLINE if cell.is_active else OUTLINE
     ax.add_patch(Rectangle((column, row + BAR_TOP), BAR_WIDTH, BAR_HEIGHT, clip_on=False, **outline))
     _draw_words(cell.words, row=row, column=column, ax=ax)
@@ -156,8 +159,10 @@ def _draw_words(words: str, *, row: int, column: int, ax: Axes) -> None:
 
 
 def _draw_peaks(peaks: PeaksPlot, *, row: int, ax: Axes) -> None:
-    """What all of it takes together; the bars' full width is the budget."""
-    _draw_name(f"GPU memory at each stage's peak, of a budget of {peaks.budget_gib:.2f} GiB", row=row, ax=ax)
+    """Draw what all of it takes together; the full width of a bar is the budget."""
+    _draw_heading(
+        f"GPU memory at each stage's peak, of a budget of {peaks.budget_gib:.2f} GiB", row=row, ax=ax
+    )
     looks = owner_looks(peaks.components)
     for column, total_gib in enumerate(peaks.totals_gib):
         left = float(column)
@@ -175,8 +180,9 @@ class Passage:
 
     name: str
     copy_seconds: tuple[float, float] | None
-    """From when to when it is copied; None for a group that is kept."""
+    """Start and end of its copy; None for a group that is kept."""
     compute_seconds: tuple[float, float]
+    """Start and end of its computation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,39 +195,34 @@ class StreamPlot:
     passages: tuple[Passage, ...]
 
 
-def stream_passages(
-    timeline: Timeline, *, profile: Profile, plan: Plan, first: int, num_groups: int
-) -> StreamPlot:
-    """Some visits of one step of the longest stage, which has one active component; the step is the middle one."""
-    seconds = [stage.seconds for stage in plan.estimate.stages]
-    index = seconds.index(max(seconds))
+def stream_passages(timeline: Timeline, *, first: int, num_groups: int) -> StreamPlot:
+    """Successive visits in the middle step of the longest stage, which has one active component."""
+    plan, stages = timeline.plan, timeline.plan.estimate.stages
+    index = max(range(len(stages)), key=lambda stage: stages[stage].seconds)
     placement = next(p for p in plan.placements if p.active[index])
-    num_iterations = plan.stages[index].num_iterations
-    mine = [span for span in timeline.spans if span.component == placement.component]
-    computes = [span for span in mine if span.engine == "compute"]
-    start = len(computes) // num_iterations * (num_iterations // 2) + first
-    shown = computes[start : start + num_groups]
-    kept = {group.name for group in placement.groups[: placement.kept[index]]}
-    copies = [None if s.group in kept else _copy_of(s, mine) for s in shown]
-    begin = min(span.start_seconds for span in (*shown, *copies) if span is not None)
+    step = (index, stages[index].num_iterations // 2)
+    spans = [span for span in timeline.spans if (span.stage, span.iteration) == step]
+    computes = [span for span in spans if span.engine == "compute"][first : first + num_groups]
+    copies = [None if span.is_kept else _copy_of(span, spans) for span in computes]
+    begin = min(span.start_seconds for span in (*computes, *copies) if span is not None)
     sizes = {group.name: group.weight_bytes for group in placement.groups}
     return StreamPlot(
         title=_title(plan, f"{num_groups} weight groups of {placement.component}, one after the other"),
         component=placement.component,
-        components=component_names(profile),
+        components=timeline.components,
         passages=tuple(
             Passage(
                 name=f"{format_bytes(sizes[span.group])}, {'streamed' if copy else 'kept'}",
                 copy_seconds=(copy.start_seconds - begin, copy.end_seconds - begin) if copy else None,
                 compute_seconds=(span.start_seconds - begin, span.end_seconds - begin),
             )
-            for span, copy in zip(shown, copies, strict=True)
+            for span, copy in zip(computes, copies, strict=True)
         ),
     )
 
 
 def _copy_of(compute: Span, spans: list[Span]) -> Span:
-    """The last copy of the group before it computes."""
+    """The last copy of the group before this computation."""
     copies = [s for s in spans if s.engine == "copy" and s.group == compute.group]
     return max(
         (s for s in copies if s.end_seconds <= compute.start_seconds), key=lambda span: span.end_seconds
@@ -231,7 +232,7 @@ def _copy_of(compute: Span, spans: list[Span]) -> Span:
 def draw_stream(plot: StreamPlot) -> Axes:
     """Draw it on a figure of its own."""
     ax = own_axes(1.5 + 0.3 * len(plot.passages))
-    look, slots = component_looks(plot.components)[plot.component], OWNER_LOOKS["slots"]
+    look, slots = component_looks(plot.components)[plot.component], OWNER_LOOKS[SLOTS]
     for row, passage in enumerate(plot.passages):
         start, end = passage.compute_seconds
         if passage.copy_seconds is not None:
@@ -249,8 +250,8 @@ def draw_stream(plot: StreamPlot) -> Axes:
     write_title(ax, plot.title)
     handles = [
         _patch("copied into a slot", slots),
-        _patch("waits there", WAIT),
-        _patch("computes; then its slot is free", look),
+        _patch("waits in its slot", WAIT),
+        _patch("computes, then leaves its slot", look),
     ]
     legend_below(ax, num_columns=3, handles=handles)
     return ax

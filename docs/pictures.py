@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from docs import drawings
 from tests import tiny_pipelines
-from tests.offload.plans import planned
+from tests.offload.tuned_pipelines import planned
 from vramtune import api, catalog
 from vramtune.reports import plots
-from vramtune.schema import Profile
+from vramtune.schema import Profile, Timeline
 from vramtune.units import format_bytes
 
 FOLDER = Path(__file__).parent / "img"
 NUM_COLORS = 128
-"""Of a picture's palette: no difference is seen, and the file is a third."""
+"""Colours in a picture's palette: no difference can be seen, and the file is a third as large."""
 
 
 def main() -> None:
@@ -38,50 +38,48 @@ def main() -> None:
 
 @cache
 def profile_of(model: str, gpu: str) -> Profile:
-    """The pipeline's default call; traced once for all pictures."""
+    """The profile of the pipeline's default call, traced once for all pictures."""
     return api.profile(catalog.load(model), gpu=gpu, progress=False)
+
+
+def timeline_of(model: str, gpu: str, vram_gb: float, *, allow: tuple[str, ...] = ()) -> Timeline:
+    """The default call under the plan for a budget."""
+    profile = profile_of(model, gpu)
+    return api.timeline(profile, api.plan(profile, vram_gb, allow=allow))
 
 
 def memory(model: str, gpu: str, vram_gb: float, *, allow: tuple[str, ...] = ()) -> Axes:
     """Memory over one call."""
-    profile = profile_of(model, gpu)
-    plan = api.plan(profile, vram_gb, allow=allow)
-    return plots.draw_memory(plots.memory_over_call(api.timeline(profile, plan), profile=profile, plan=plan))
+    return timeline_of(model, gpu, vram_gb, allow=allow).plot_memory()
 
 
 def peaks(model: str, gpu: str, vram_gb: float) -> Axes:
-    """What is on the GPU at each stage's peak."""
-    profile = profile_of(model, gpu)
-    plan = api.plan(profile, vram_gb)
-    return plots.draw_peaks(plots.stage_peaks(api.timeline(profile, plan), profile=profile, plan=plan))
+    """What is on the GPU at the peak of each stage."""
+    return timeline_of(model, gpu, vram_gb).plot_peaks()
 
 
 def lanes(model: str, gpu: str, vram_gb: float) -> Axes:
     """Compute and copies of one step."""
-    profile = profile_of(model, gpu)
-    plan = api.plan(profile, vram_gb)
-    return plots.draw_lanes(plots.step_lanes(api.timeline(profile, plan), profile=profile, plan=plan))
+    return timeline_of(model, gpu, vram_gb).plot_lanes()
 
 
 def modes(model: str, gpu: str, vram_gb: float) -> Axes:
     """The plan beside the stock modes."""
-    profile = profile_of(model, gpu)
-    return plots.draw_modes(plots.mode_seconds(api.compare(profile, vram_gb), profile=profile))
+    return api.compare(profile_of(model, gpu), vram_gb).plot()
 
 
 def frontier(model: str, gpu: str) -> Axes:
     """Latency against VRAM."""
-    profile = profile_of(model, gpu)
-    return plots.draw_frontier(plots.latency_frontier(api.frontier(profile), profile=profile))
+    return api.frontier(profile_of(model, gpu)).plot()
 
 
 def components(model: str, gpu: str) -> Axes:
     """What each component costs."""
-    return plots.draw_components(plots.component_costs(profile_of(model, gpu)))
+    return profile_of(model, gpu).plot()
 
 
 def measured(name: str) -> Axes:
-    """A tiny pipeline's estimate beside its second call on the simulated GPU; the title says that it is one."""
+    """A tiny pipeline's estimate beside its second call on the simulated GPU, which the title names as such."""
     plan, pipe = planned(name), tiny_pipelines.build(name)
     with api.install(pipe, plan, device="sim") as installation:
         for _ in range(2):
@@ -90,26 +88,20 @@ def measured(name: str) -> Axes:
     plot = plots.predicted_and_measured(measurement, plan=plan)
     title = (
         f"A tiny {plan.pipeline_class} with random weights, {format_bytes(plan.budget_bytes)} of a simulated GPU:\n"
-        "predicted beside counted there; no real GPU"
+        "predicted beside measured there; no real GPU was used"
     )
     return plots.draw_measured(replace(plot, title=title))
 
 
 def table(model: str, gpu: str, vram_gb: float) -> Axes:
-    """The plan itself."""
-    profile = profile_of(model, gpu)
-    plan = api.plan(profile, vram_gb)
-    return drawings.draw_table(drawings.plan_table(api.timeline(profile, plan), profile=profile, plan=plan))
+    """The plan as a table."""
+    return drawings.draw_table(drawings.plan_table(timeline_of(model, gpu, vram_gb)))
 
 
 def stream(model: str, gpu: str, vram_gb: float, *, first: int, num_groups: int) -> Axes:
     """Weight groups on their way through the slots."""
-    profile = profile_of(model, gpu)
-    plan = api.plan(profile, vram_gb)
-    plot = drawings.stream_passages(
-        api.timeline(profile, plan), profile=profile, plan=plan, first=first, num_groups=num_groups
-    )
-    return drawings.draw_stream(plot)
+    timeline = timeline_of(model, gpu, vram_gb)
+    return drawings.draw_stream(drawings.stream_passages(timeline, first=first, num_groups=num_groups))
 
 
 PICTURES = {

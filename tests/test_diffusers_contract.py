@@ -1,4 +1,4 @@
-"""What we know of diffusers and rely on: who else may place a pipeline's weights, and what is refused."""
+"""What vramtune relies on in diffusers: pipelines whose weights something else places are refused."""
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ def pipe():
     return tiny_pipelines.build("sd15")
 
 
-def test_sequential_offload_is_refused(pipe):
+def test_a_component_under_sequential_offload_is_refused(pipe):
     cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
     with pytest.raises(UsageError, match=r"'unet' is under sequential CPU offload.*remove_all_hooks"):
         refuse_layer_offload(pipe)
 
 
-def test_group_offload_is_refused(pipe):
+def test_a_component_under_group_offload_is_refused(pipe):
     apply_group_offloading(
         pipe.unet,
         onload_device=torch.device("cpu"),
@@ -31,7 +31,7 @@ def test_group_offload_is_refused(pipe):
         refuse_layer_offload(pipe)
 
 
-def test_quantized_components_are_refused(pipe):
+def test_a_quantized_component_is_refused(pipe):
     pipe.unet.quantization_method = "bitsandbytes"
     with pytest.raises(UsageError, match=r"'unet' is quantized \(bitsandbytes\).*unquantized"):
         refuse_quantized(pipe)

@@ -54,12 +54,12 @@ def test_an_unknown_name_lists_known_ones(name: str) -> None:
         catalog.load(name)
 
 
-def test_a_path_that_is_not_there_is_no_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is not there.*save_pretrained.*sdxl"):
+def test_a_path_that_does_not_exist_is_refused_as_a_path_not_as_a_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not exist.*save_pretrained.*sdxl"):
         catalog.load(str(tmp_path / "sdxl"))
 
 
-def test_a_single_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_single_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
     with pytest.raises(UsageError, match="a file, not a folder"):
@@ -71,23 +71,25 @@ def test_a_path_means_the_folder_and_not_the_entry_of_that_name(
 ) -> None:
     (tmp_path / "sdxl").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no pipeline's folder"):
+    with pytest.raises(UsageError, match="not a folder written by a pipeline's `save_pretrained`"):
         catalog.load("./sdxl")
     catalog.load("sdxl")
     assert built == ["sdxl"]
 
 
-def test_a_folder_may_have_any_other_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_a_path_sign_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my-model").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no pipeline's folder"):
+    with pytest.raises(UsageError, match="not a folder written by a pipeline's `save_pretrained`"):
         catalog.load("my-model")
 
 
-def test_listing_needs_no_torch() -> None:
+def test_names_are_listed_without_torch() -> None:
     code = "import sys; from vramtune import catalog; catalog.models(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_loaded_entry_is_a_pipeline() -> None:
+def test_a_loaded_name_is_a_diffusers_pipeline() -> None:
     assert isinstance(catalog.load("sd15"), DiffusionPipeline)

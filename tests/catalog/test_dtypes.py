@@ -17,17 +17,17 @@ def dtype_of(counts: dict[str, int]) -> torch.dtype:
 
 
 @given(st.integers(1, 10**11), st.integers(1, 10**11).map(lambda n: 2 * n + 1))
-def test_the_dtype_of_most_numbers_counts(some: int, odd: int) -> None:
+def test_a_component_has_the_dtype_of_most_numbers(some: int, odd: int) -> None:
     counts = {"BF16": 2 * some, "F32": odd}
     assert dtype_of(counts) == (torch.bfloat16 if 2 * some > odd else torch.float32)
 
 
 @pytest.mark.parametrize("counts", [{}, {"I64": 77}, {"F8_E4M3": 1000, "I64": 1}])
-def test_files_without_numbers_to_compute_in_are_float32(counts: dict[str, int]) -> None:
+def test_a_component_without_floating_numbers_is_float32(counts: dict[str, int]) -> None:
     assert dtype_of(counts) == torch.float32
 
 
-def test_storage_that_is_not_computed_in_has_no_say() -> None:
+def test_integers_and_float8_do_not_decide_the_dtype() -> None:
     assert dtype_of({"F8_E4M3": 1000, "U8": 5000, "BF16": 10}) == torch.bfloat16
 
 
@@ -54,12 +54,12 @@ def test_the_plain_variant_is_read_with_all_its_parts(file_names: list[str], rea
         asked.append(name)
         return Counter({"F16": 1})
 
-    found = stored_dtypes([f"vae/{name}" for name in file_names], counts_of=counts_of)
+    dtypes = stored_dtypes([f"vae/{name}" for name in file_names], counts_of=counts_of)
     assert asked == [f"vae/{name}" for name in read]
-    assert found == ({"vae": torch.float16} if read else {})
+    assert dtypes == ({"vae": torch.float16} if read else {})
 
 
-def test_a_header_counts_numbers_by_dtype(tmp_path: Path) -> None:
+def test_a_header_counts_numbers_by_their_dtype(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     tensors = {"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16), "c": torch.zeros(())}
     save_file(tensors, file, metadata={"format": "pt"})
@@ -78,7 +78,7 @@ def test_a_header_counts_numbers_by_dtype(tmp_path: Path) -> None:
         b"version https://git-lfs.github.com/spec/v1\n",
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_safetensors_file_is_named_in_the_error(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(FileError, match=r"model\.safetensors"):

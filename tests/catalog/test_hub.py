@@ -53,7 +53,7 @@ def failing(error: Exception) -> Callable[..., None]:
     return fail
 
 
-def test_a_hub_id_gives_the_pipeline_without_its_weights(repository: tuple[Path, Path]) -> None:
+def test_a_hub_id_loads_the_pipeline_without_its_weights(repository: tuple[Path, Path]) -> None:
     pipe = catalog.load(REPO_ID)
     assert pipe.unet.dtype == torch.bfloat16
     assert pipe.vae.dtype == torch.float32
@@ -61,7 +61,7 @@ def test_a_hub_id_gives_the_pipeline_without_its_weights(repository: tuple[Path,
     assert not [*repository[1].rglob("*.safetensors")]
 
 
-def test_what_the_cache_holds_is_not_asked_for(
+def test_weights_in_the_cache_are_read_without_asking_the_hub(
     repository: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote, cache = repository
@@ -80,9 +80,11 @@ def test_without_a_network_the_error_says_so_and_lists_names(
         catalog.load(REPO_ID)
 
 
-def test_a_refusal_of_the_hub_is_told(repository: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_hub_is_quoted_and_names_are_listed(
+    repository: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     response: Any = SimpleNamespace(headers={}, request=None)
     error = GatedRepoError("Access to model is restricted.", response=response)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", failing(error))
-    with pytest.raises(UsageError, match=r"does not give 'some-org/tiny-model': Access.* sd15, sdxl"):
+    with pytest.raises(UsageError, match=r"refused 'some-org/tiny-model': Access.* sd15, sdxl"):
         catalog.load(REPO_ID)

@@ -66,11 +66,11 @@ def stored(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def modules(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
-    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {name: c for name, c in pipe.components.items() if isinstance(c, torch.nn.Module)}
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda p: f"{p.model}-{'-'.join(p.components)}")
-def test_the_weights_fill_the_published_files(
+def test_a_catalog_pipeline_s_weights_fill_its_published_files(
     pipelines: dict[str, DiffusionPipeline], published: Published
 ) -> None:
     tensors = [
@@ -85,7 +85,9 @@ def test_the_weights_fill_the_published_files(
 
 
 @pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
-def test_the_entry_says_what_is_built(pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry) -> None:
+def test_an_entry_s_parameters_and_class_are_those_of_its_pipeline(
+    pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry
+) -> None:
     pipe = pipelines[entry.name]
     tensors = [tensor for module in modules(pipe).values() for tensor in stored(module)]
     assert sum(tensor.numel() for tensor in tensors) == entry.num_parameters
@@ -93,14 +95,18 @@ def test_the_entry_says_what_is_built(pipelines: dict[str, DiffusionPipeline], e
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_nothing_is_allocated_and_nothing_trains(pipelines: dict[str, DiffusionPipeline], name: str) -> None:
+def test_a_catalog_pipeline_is_on_the_meta_device_and_in_eval_mode(
+    pipelines: dict[str, DiffusionPipeline], name: str
+) -> None:
     for module in modules(pipelines[name]).values():
         assert all(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
         assert not module.training
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_dtypes_are_the_model_card_s(pipelines: dict[str, DiffusionPipeline], name: str) -> None:
+def test_a_catalog_pipeline_has_the_dtypes_of_its_model_card(
+    pipelines: dict[str, DiffusionPipeline], name: str
+) -> None:
     half = torch.float16 if name in ("sd15", "sdxl") else torch.bfloat16
     in_float32 = {("wan2.1-14b", "vae")}
     for component, module in modules(pipelines[name]).items():
@@ -113,14 +119,16 @@ def test_dtypes_are_the_model_card_s(pipelines: dict[str, DiffusionPipeline], na
         assert all(any(part in path.split(".") for part in kept) for path in others)
 
 
-def test_t5_s_embeddings_count_once(pipelines: dict[str, DiffusionPipeline]) -> None:
+def test_the_embeddings_of_t5_are_tied(pipelines: dict[str, DiffusionPipeline]) -> None:
     for name, component in (("flux.1-dev", "text_encoder_2"), ("wan2.1-14b", "text_encoder")):
         encoder = getattr(pipelines[name], component)
         assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_tokenizers_pad_to_what_the_encoders_take(pipelines: dict[str, DiffusionPipeline], name: str) -> None:
+def test_tokenizers_pad_to_the_length_that_their_encoders_accept(
+    pipelines: dict[str, DiffusionPipeline], name: str
+) -> None:
     pipe = pipelines[name]
     for component, tokenizer in pipe.components.items():
         if component.startswith("tokenizer"):
@@ -132,7 +140,9 @@ def test_tokenizers_pad_to_what_the_encoders_take(pipelines: dict[str, Diffusion
             assert ids.count(tokenizer.eos_token_id) >= 1
 
 
-def test_the_settings_that_the_calls_depend_on(pipelines: dict[str, DiffusionPipeline]) -> None:
+def test_catalog_pipelines_have_the_settings_that_their_calls_depend_on(
+    pipelines: dict[str, DiffusionPipeline],
+) -> None:
     assert pipelines["sdxl"].vae.config.force_upcast
     assert pipelines["sdxl"].vae.config.scaling_factor == 0.13025
     assert pipelines["sd3.5-large"].transformer.config.num_layers == 38

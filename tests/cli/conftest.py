@@ -1,7 +1,8 @@
 import pytest
 
 from tests.reports import examples
-from vramtune import api, catalog
+from vramtune import catalog
+from vramtune.profiler import predict
 
 
 @pytest.fixture(scope="session")
@@ -18,14 +19,14 @@ class ImagePipeline:
 
 
 class Profiler:
-    """Stands in for what builds a pipeline and follows its call: remembers how it was asked."""
+    """Stands in for what follows a pipeline's call: remembers how it was asked."""
 
     def __init__(self):
         self.asked = {}
         self.error = None
 
-    def profile(self, pipe, *, call_kwargs=None, gpu=None, progress=True, on_call=None):
-        self.asked |= {"call_kwargs": call_kwargs, "gpu": gpu, "progress": progress}
+    def predict_profile(self, pipe, *, call_kwargs, device, on_call):
+        self.asked |= {"call_kwargs": call_kwargs, "gpu": device.name}
         on_call("unet")
         if self.error is not None:
             raise self.error
@@ -35,6 +36,6 @@ class Profiler:
 @pytest.fixture
 def profiler(monkeypatch):
     stand_in = Profiler()
-    monkeypatch.setattr(api, "profile", stand_in.profile)
+    monkeypatch.setattr(predict, "predict_profile", stand_in.predict_profile)
     monkeypatch.setattr(catalog, "load", lambda model: ImagePipeline())
     return stand_in

@@ -1,7 +1,7 @@
 import json
 from dataclasses import replace
 
-from tests.cli.running import check_text, run
+from tests.cli.cli_runner import check_text, run
 from tests.reports import examples
 from vramtune.units import GIB
 

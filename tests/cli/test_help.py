@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vramtune
-from tests.cli.running import run
+from tests.cli.cli_runner import run
 from vramtune import catalog
 
 COMMANDS = ("plan", "compare", "frontier", "profile", "doctor", "models", "gpus")

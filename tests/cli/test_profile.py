@@ -1,6 +1,6 @@
 import json
 
-from tests.cli.running import check_text, run
+from tests.cli.cli_runner import check_text, run
 from tests.reports import examples
 from vramtune.schema import Profile
 

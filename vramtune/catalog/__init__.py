@@ -22,17 +22,17 @@ def names() -> tuple[str, ...]:
 
 
 def models() -> tuple[Entry, ...]:
-    """The pipelines behind these names."""
+    """The facts of the pipelines that have these names."""
     return ENTRIES
 
 
 def load(model: str) -> "DiffusionPipeline":
-    """A complete pipeline whose parameters are on the meta device: everything is real but their values.
+    """A complete pipeline whose parameters are on the meta device: they have shapes and dtypes, but no values.
 
     `model` is a name of `names()` (case and punctuation do not matter), a folder written by `save_pretrained`
-    (`./sdxl` where it is named like one of these), or a Hub id such as `org/name`. Of a folder or a Hub
-    repository only configurations, tokenizers and the headers of safetensors files are read, and each
-    component gets the dtype that its files have.
+    (`./sdxl` where it is named like one of these), or a Hub id such as `org/name`. A folder or Hub repository is
+    read only for its configurations, tokenizers and the headers of its safetensors files; each component gets the
+    dtype of its files. Raises `UsageError` for a model that cannot be found or built.
     """
     # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
     entry = None if PATH_SIGNS.search(model) else find_entry(model)
@@ -54,9 +54,9 @@ def load(model: str) -> "DiffusionPipeline":
 
 def _unknown(model: str) -> UsageError:
     if PATH_SIGNS.search(model):
-        found = "a file, not a folder" if Path(model).expanduser().exists() else "not there"
+        problem = "is a file, not a folder" if Path(model).expanduser().exists() else "does not exist"
         return UsageError(
-            f"{model!r} is {found}. Give a folder written by a pipeline's `save_pretrained`, "
+            f"{model!r} {problem}. Give a folder written by a pipeline's `save_pretrained`, "
             f"a Hub id such as 'org/name', or one of: {', '.join(names())}."
         )
     return UnknownNameError("model", model, names())

@@ -1,4 +1,4 @@
-"""The dtype of weights: given to modules that have none yet, read from files without reading weights."""
+"""The dtype of weights: set on empty modules, and read from the headers of weight files."""
 
 import json
 import math
@@ -13,16 +13,15 @@ import torch
 from vramtune.errors import FileError
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-# safetensors' names (https://huggingface.co/docs/safetensors); the others (integers, float8) are storage
-# that is not computed in
+# safetensors' names (https://huggingface.co/docs/safetensors); no arithmetic is done in the others (integers, float8)
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def cast(module: torch.nn.Module, *, dtype: torch.dtype) -> None:
     """Give parameters and saved buffers the dtype that `from_pretrained(dtype=dtype)` gives them.
 
-    Buffers that weight files do not hold keep theirs, and so does what the class wants in float32. Parameters
-    stay the same objects, so that tied ones stay tied.
+    Buffers that weight files do not hold keep their dtype, and so do modules that the class keeps in float32.
+    Parameters stay the same objects, so that tied ones stay tied.
     """
     in_float32 = _kept_in_float32(module, dtype=dtype)
     for path, tensor in module.state_dict(keep_vars=True).items():
@@ -31,7 +30,11 @@ def cast(module: torch.nn.Module, *, dtype: torch.dtype) -> None:
 
 
 def _kept_in_float32(module: Any, *, dtype: torch.dtype) -> set[str]:
-    """Path segments: transformers means `_keep_in_fp32_modules` for float16 only, diffusers for any dtype."""
+    """Names in paths of weights that stay in float32.
+
+    `_keep_in_fp32_modules` applies to float16 only in `transformers/modeling_utils.py` (whose `..._strict` applies to
+    any dtype), and to any dtype in `diffusers/models/modeling_utils.py`.
+    """
     kept = set(module._keep_in_fp32_modules or ())
     if not hasattr(module, "_keep_in_fp32_modules_strict"):
         return kept
@@ -44,9 +47,8 @@ def stored_dtypes(
 ) -> dict[str, torch.dtype]:
     """The floating dtype of most numbers in each component's safetensors files.
 
-    Names are relative to the pipeline: `unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors`. Of
-    variants, the plain one counts where there is one, as when loading. `counts_of` a file gives its numbers
-    by safetensors dtype.
+    Names are relative to the pipeline: `unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors`. Where there
+    are variants, the plain one counts, as when loading. `counts_of` returns a file's numbers by safetensors dtype.
     """
     variants: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in sorted(file_names):
@@ -65,14 +67,14 @@ def _majority(counts: Counter[str]) -> torch.dtype:
 
 
 def header_counts(file: Path) -> Counter[str]:
-    """Numbers by safetensors dtype; only the header is read (8 bytes of length, then JSON)."""
+    """How many numbers a file holds by safetensors dtype, from its header (8 bytes of length, then JSON)."""
     counts: Counter[str] = Counter()
     try:
         for name, tensor in _header(file).items():
             if name != "__metadata__":
                 counts[tensor["dtype"]] += math.prod(tensor["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{str(file)!r} is damaged, or no safetensors file ({error}).") from error
+        raise FileError(f"{str(file)!r} is damaged or not a safetensors file ({error}).") from error
     return counts
 
 

@@ -1,8 +1,8 @@
-"""Text encoders at real size and tokenizers made in code.
+"""Configurations of text encoders at real size, and tokenizers made in code.
 
-The tokenizers give the real lengths and special tokens, from an alphabet instead of a vocabulary: one token per
-letter, so they report prompts of more than 75 letters as truncated. Every pipeline pads to a fixed length, so
-the shapes are those of the real tokenizer.
+The tokenizers have the real lengths and special tokens, but an alphabet instead of a vocabulary: one token per
+letter, so prompts of more than 75 letters are reported as truncated. Every pipeline pads to a fixed length, so
+shapes are the same as with the real tokenizer.
 """
 
 import string
@@ -24,12 +24,12 @@ _T5_XXL = {
 
 
 def clip_l() -> CLIPTextConfig:
-    """https://huggingface.co/openai/clip-vit-large-patch14: the text half."""
+    """The text half of https://huggingface.co/openai/clip-vit-large-patch14."""
     return _clip(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu")
 
 
 def clip_big_g() -> CLIPTextConfig:
-    """https://huggingface.co/laion/CLIP-ViT-bigG-14-laion2B-39B-b160k: the text half."""
+    """The text half of https://huggingface.co/laion/CLIP-ViT-bigG-14-laion2B-39B-b160k."""
     return _clip(hidden_size=1280, num_hidden_layers=32, num_attention_heads=20, hidden_act="gelu")
 
 
@@ -48,17 +48,17 @@ def _clip(*, hidden_size: int, **config: object) -> CLIPTextConfig:
 
 
 def t5_xxl() -> T5Config:
-    """https://huggingface.co/google/t5-v1_1-xxl."""
+    """The encoder of https://huggingface.co/google/t5-v1_1-xxl."""
     return T5Config(vocab_size=32128, **_T5_XXL)
 
 
 def umt5_xxl() -> UMT5Config:
-    """https://huggingface.co/google/umt5-xxl."""
+    """The encoder of https://huggingface.co/google/umt5-xxl."""
     return UMT5Config(vocab_size=256384, **_T5_XXL)
 
 
 def clip_tokenizer(*, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """Byte-level, without merges; pads to 77."""
+    """A byte-level tokenizer without merges that pads to 77 tokens."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
     vocab = {token: index for index, token in enumerate(tokens)}
@@ -67,7 +67,7 @@ def clip_tokenizer(*, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """Letters and digits; pads with 0 and ends with 1, as T5's and UMT5's do; at most 512 tokens."""
+    """A tokenizer of letters and digits that pads with 0 and ends with 1, as T5's and UMT5's do; at most 512 tokens."""
     letters = [(letter, -3.0) for letter in string.ascii_letters + string.digits + string.punctuation]
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *letters]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)

@@ -1,4 +1,4 @@
-"""The pipelines that are known by name: facts only, nothing here needs torch."""
+"""The pipelines that are known by name: facts only, without torch."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Entry:
     num_parameters: int
     """Numbers in the weight files of all components together; tied weights once."""
     dtype: str
-    """As the model card recommends; a component that differs is named."""
+    """The dtype that the model card recommends, with components that differ."""
     source: str
     """Where the configurations are published."""
     aliases: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ CONFIG = "config.json"
 
 
 def load_folder(folder: Path) -> diffusers.DiffusionPipeline:
-    """The pipeline in the folder; its components have the dtypes of their files."""
+    """The pipeline in the folder; each component has the dtype of its files."""
     return build(folder, dtypes=folder_dtypes(folder))
 
 
@@ -32,9 +32,9 @@ def folder_dtypes(folder: Path) -> dict[str, torch.dtype]:
 def build(folder: Path, *, dtypes: Mapping[str, torch.dtype]) -> diffusers.DiffusionPipeline:
     """The pipeline whose configurations are in the folder, in the given dtypes (by default float32).
 
-    Not through `DiffusionPipeline.from_pretrained`: it reads the weights of components with a default of None
-    (Wan's transformer) even where they are given. The safety checker of Stable Diffusion is left out: its
-    forward depends on the values of its output.
+    `DiffusionPipeline.from_pretrained` would read the weights of components with a default of None (Wan's
+    transformer) even where they are given. The safety checker of Stable Diffusion is left out: its forward depends on
+    the values of its output. `_optional_components` is in `diffusers/pipelines/pipeline_utils.py`.
     """
     index = _read_index(folder)
     pipeline_class = _find_class("pipeline", library="diffusers", class_name=index["_class_name"])
@@ -56,24 +56,26 @@ def build(folder: Path, *, dtypes: Mapping[str, torch.dtype]) -> diffusers.Diffu
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX
     if not file.exists():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        content = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
         raise UsageError(
-            f"{str(folder)!r} is no pipeline's folder: it has no {INDEX} (found: {found}). "
-            "Give a folder written by a pipeline's `save_pretrained`."
+            f"{str(folder)!r} is not a folder written by a pipeline's `save_pretrained`: it has no {INDEX} "
+            f"(found: {content}). Give the folder that holds that file."
         )
     try:
         index = json.loads(file.read_bytes())
     except ValueError as error:
         raise FileError(f"{str(file)!r} is damaged: {error}.") from error
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise FileError(f"{str(file)!r} is damaged, or of a custom pipeline: it names no class of diffusers.")
+        raise FileError(
+            f"{str(file)!r} is damaged or belongs to a custom pipeline: it does not name a class of diffusers."
+        )
     return index
 
 
 def _component(
     folder: Path, library: str | None, class_name: str | None, *, dtypes: Mapping[str, torch.dtype]
 ) -> Any:
-    """What `model_index.json` names for a component: None, an empty module, a tokenizer, a scheduler, ..."""
+    """The component that `model_index.json` names: None, an empty module, a tokenizer, a scheduler, ..."""
     if library is None or class_name is None or folder.name == "safety_checker":
         return None
     cls = _find_class(folder.name, library=library, class_name=class_name)
@@ -88,13 +90,13 @@ def _find_class(name: str, *, library: str, class_name: str) -> Any:
     """A class of diffusers, transformers, or one of diffusers' own pipeline modules."""
     libraries = {"diffusers": diffusers, "transformers": transformers}
     module = libraries.get(library) or getattr(diffusers.pipelines, library, None)
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
+    cls = getattr(module, class_name, None)
+    if not isinstance(cls, type):
         raise UsageError(
             f"{name!r} is a {class_name} of {library!r}, which diffusers {diffusers.__version__} and "
             f"transformers {transformers.__version__} do not have. Load the pipeline in Python and profile it."
         )
-    return found
+    return cls
 
 
 def _empty_module(folder: Path, *, cls: Any, dtype: torch.dtype) -> torch.nn.Module:
@@ -106,8 +108,8 @@ def _empty_module(folder: Path, *, cls: Any, dtype: torch.dtype) -> torch.nn.Mod
             f"The component {folder.name!r} is quantized, and only its quantizer knows its size. "
             "Load the pipeline in Python and profile it."
         )
-    # each as its own library does: under a meta device, some diffusers models (Qwen-Image, Lumina 2) would
-    # keep tables of positions without values; without one, transformers unties weights
+    # as each library does: under a meta device, some diffusers models (Qwen-Image, Lumina 2) would keep tables of
+    # positions without values; without one, transformers unties weights
     module: torch.nn.Module
     if issubclass(cls, diffusers.ConfigMixin):
         with init_empty_weights():

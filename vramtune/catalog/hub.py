@@ -17,7 +17,7 @@ CONFIGURATIONS = ["*.json", "*.txt", "*.model"]  # ... and what tokenizers read
 
 
 def load_hub(repo_id: str) -> DiffusionPipeline:
-    """The pipeline of that repository; what is in the Hub's cache already is not asked for again."""
+    """The pipeline of that repository; files in the Hub's cache are not requested again."""
     try:
         folder = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=CONFIGURATIONS))
         dtypes = folder_dtypes(folder)
@@ -46,8 +46,8 @@ def _failure(repo_id: str, error: Exception) -> str:
     reason = str(error).partition("\n")[0] or type(error).__name__
     known = ", ".join(entry.name for entry in ENTRIES)
     if isinstance(error, HfHubHTTPError):
-        return f"The Hugging Face Hub does not give {repo_id!r}: {reason}. Known without it: {known}."
+        return f"The Hugging Face Hub refused {repo_id!r}: {reason}. These need no network: {known}."
     return (
-        f"{repo_id!r} is no folder here, and the Hugging Face Hub cannot be reached: {reason}. "
-        f"Known without a network: {known}."
+        f"{repo_id!r} is not a local folder, and the Hugging Face Hub cannot be reached: {reason}. "
+        f"These need no network: {known}."
     )

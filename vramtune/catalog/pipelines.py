@@ -1,6 +1,6 @@
 """Well-known pipelines at real size, built from their published configurations and without weights.
 
-What a call below leaves out has the published value as its class default.
+Arguments that are left out below have the published value as their class default.
 """
 
 from collections.abc import Callable
@@ -45,8 +45,8 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 def empty(make: Callable[[], Module], *, dtype: torch.dtype) -> Module:
     """The module that `make` builds, in eval mode, its parameters and buffers on the meta device.
 
-    Not `accelerate.init_empty_weights`: that computes buffers, and SD 3.5 Medium's table of positions (226
-    million numbers) alone takes seconds; and it unties T5's embeddings, which then count twice.
+    `accelerate.init_empty_weights` would compute buffers, of which SD 3.5 Medium's table of positions (226 million
+    numbers) alone takes seconds, and would untie T5's embeddings, which then count twice.
     """
     with torch.device("meta"):
         module = make()

@@ -1,13 +1,12 @@
 """`vramtune compare`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vramtune.cli import files
-from vramtune.cli.answers import check_of, comparison_of, end_without_plan, plan_or_error
-from vramtune.cli.inputs import profile_of
+from vramtune.cli.inputs import comparison_of, plan_or_error, profile_of
 from vramtune.cli.options import (
     Allow,
     Gpu,
@@ -20,11 +19,8 @@ from vramtune.cli.options import (
     plot_option,
     with_settings,
 )
-from vramtune.cli.output import exit_codes, print_text, progress
+from vramtune.cli.output import end_without_plan, exit_codes, print_text, progress
 from vramtune.errors import BudgetError
-
-if TYPE_CHECKING:
-    from vramtune.schema import Comparison, Profile
 
 EXAMPLES = examples(
     "vramtune compare sdxl --vram-gb 8 --gpu 4060",
@@ -57,28 +53,24 @@ def compare(
     Exit codes: 0 the plan fits, 3 it does not, 2 wrong usage, 1 the pipeline's call could not be followed.
     """
     with exit_codes():
-        budget_gb = budget(vram_gb)
+        budget_bytes = budget(vram_gb)
         permissions = tuple(allow or ())
         files.check_plot(plot)
         with progress() as show:
             profile = profile_of(
-                model, gpu=gpu, settings=settings, check=check_of(budget_gb, permissions), show=show
+                model, gpu=gpu, settings=settings, budget_bytes=budget_bytes, allow=permissions, show=show
             )
             show("Planning")
-            found = plan_or_error(profile, budget_gb, permissions)
-            comparison = comparison_of(profile, found)
-            files.write(plot, lambda path: _draw(comparison, profile, path), option="--plot", show=show)
-        if isinstance(found, BudgetError):
-            end_without_plan(found, profile, as_json=as_json)
+            plan = plan_or_error(profile, budget_bytes, permissions)
+            comparison = comparison_of(profile, plan)
+            files.write(
+                plot, lambda path: files.save_plot(comparison.plot(), path), option="--plot", show=show
+            )
+        if isinstance(plan, BudgetError):
+            end_without_plan(plan, profile, comparison, as_json=as_json)
         from vramtune.reports import json_output, terminal
 
         if as_json:
             typer.echo(json_output.comparison_json(profile, comparison))
         else:
-            print_text(terminal.comparison_report(comparison, profile))
-
-
-def _draw(comparison: "Comparison", profile: "Profile", path: Path) -> None:
-    from vramtune.reports import plots
-
-    plots.save(plots.draw_modes(plots.mode_seconds(comparison, profile=profile)), path)
+            print_text(terminal.comparison_report(comparison))

@@ -3,10 +3,14 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from vramtune.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 JSON = ("json",)
 HTML = ("html", "htm")
@@ -50,6 +54,13 @@ def check_plot(path: Path | None) -> None:
     """The same for a picture; matplotlib is asked only where there is one."""
     if path is not None:
         check_path(path, option="--plot", formats=picture_formats())
+
+
+def save_plot(axes: "Axes", path: Path) -> None:
+    """Write the picture that these axes are on."""
+    from vramtune.reports.plots import save
+
+    save(axes, path)
 
 
 def write(

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vramtune.cli import files
-from vramtune.cli.answers import check_of, end_without_plan
-from vramtune.cli.inputs import profile_of
+from vramtune.cli.inputs import comparison_of, profile_of
 from vramtune.cli.options import Allow, Gpu, Json, Model, Settings, examples, plot_option, with_settings
-from vramtune.cli.output import exit_codes, print_text, progress
+from vramtune.cli.output import end_without_plan, exit_codes, print_text, progress
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -51,35 +50,29 @@ def frontier(
         permissions = tuple(allow or ())
         files.check_plot(plot)
         with progress() as show:
-            profile = profile_of(
-                model, gpu=gpu, settings=settings, check=check_of(None, permissions), show=show
-            )
+            profile = profile_of(model, gpu=gpu, settings=settings, allow=permissions, show=show)
             show("Planning for each budget")
-            found = _frontier(profile, permissions)
-            if not isinstance(found, BudgetError):
-                drawn = found
-                files.write(plot, lambda path: _draw(drawn, profile, path), option="--plot", show=show)
-        if isinstance(found, BudgetError):
+            traced = _frontier_or_error(profile, permissions)
+            if not isinstance(traced, BudgetError):
+                curve = traced
+                files.write(
+                    plot, lambda path: files.save_plot(curve.plot(), path), option="--plot", show=show
+                )
+        if isinstance(traced, BudgetError):
             files.warn_unwritten(plot)
-            end_without_plan(found, profile, as_json=as_json)
+            end_without_plan(traced, profile, comparison_of(profile, traced), as_json=as_json)
         from vramtune.reports import json_output, terminal
 
         if as_json:
-            typer.echo(json_output.frontier_json(profile, found))
+            typer.echo(json_output.frontier_json(profile, traced))
         else:
-            print_text(terminal.frontier_report(found, profile))
+            print_text(terminal.frontier_report(traced))
 
 
-def _frontier(profile: "Profile", permissions: tuple[str, ...]) -> "Frontier | BudgetError":
-    from vramtune import api
+def _frontier_or_error(profile: "Profile", permissions: tuple[str, ...]) -> "Frontier | BudgetError":
+    from vramtune.tuner.frontier import trace_frontier
 
     try:
-        return api.frontier(profile, allow=permissions)
+        return trace_frontier(profile, allow=permissions)
     except BudgetError as error:
         return error
-
-
-def _draw(found: "Frontier", profile: "Profile", path: Path) -> None:
-    from vramtune.reports import plots
-
-    plots.save(plots.draw_frontier(plots.latency_frontier(found, profile=profile)), path)

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from vramtune.errors import NoAcceleratorError, UsageError, VramtuneError
+from vramtune.errors import BudgetError, NoAcceleratorError, UsageError, VramtuneError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from vramtune.schema import Comparison, Profile
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -56,6 +58,19 @@ def exit_codes() -> Iterator[None]:
         _fail(error, code=WRONG_USAGE)
     except VramtuneError as error:
         _fail(error, code=FAILED)
+
+
+def end_without_plan(
+    error: BudgetError, profile: "Profile", comparison: "Comparison", *, as_json: bool
+) -> NoReturn:
+    """Say what would do, and what the stock modes would need."""
+    from vramtune.reports import json_output, terminal
+
+    if as_json:
+        typer.echo(json_output.budget_json(error, profile, comparison))
+    else:
+        print_text(terminal.budget_report(error, profile, comparison))
+    raise typer.Exit(DOES_NOT_FIT)
 
 
 def _fail(error: VramtuneError, *, code: int) -> NoReturn:

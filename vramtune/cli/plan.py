@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vramtune.cli import files
-from vramtune.cli.answers import check_of, comparison_of, end_without_plan, plan_or_error
-from vramtune.cli.inputs import profile_of
+from vramtune.cli.inputs import comparison_of, plan_or_error, profile_of
 from vramtune.cli.options import (
     Allow,
     Gpu,
@@ -20,7 +19,7 @@ from vramtune.cli.options import (
     plot_option,
     with_settings,
 )
-from vramtune.cli.output import exit_codes, print_text, progress
+from vramtune.cli.output import end_without_plan, exit_codes, print_text, progress
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def plan(
     Exit codes: 0 fits, 3 does not fit, 2 wrong usage, 1 the pipeline's call could not be followed.
     """
     with exit_codes():
-        budget_gb = budget(vram_gb)
+        budget_bytes = budget(vram_gb)
         permissions = tuple(allow or ())
         files.check_plot(plot)
         files.check_path(save, option="--save", formats=files.JSON)
@@ -77,43 +76,44 @@ def plan(
         files.check_apart({"MODEL": Path(model), "--save": save, "--trace": trace})
         with progress() as show:
             profile = profile_of(
-                model, gpu=gpu, settings=settings, check=check_of(budget_gb, permissions), show=show
+                model, gpu=gpu, settings=settings, budget_bytes=budget_bytes, allow=permissions, show=show
             )
             show("Planning")
-            found = plan_or_error(profile, budget_gb, permissions)
-            if not isinstance(found, BudgetError):
-                made = found
-                files.write(save, made.save, option="--save", show=show)
-                files.write(plot, lambda path: _draw(profile, made, path), option="--plot", show=show)
-                files.write(report, lambda path: _report(profile, made, path), option="--report", show=show)
-                files.write(trace, lambda path: _trace(profile, made, path), option="--trace", show=show)
-        if isinstance(found, BudgetError):
+            made = plan_or_error(profile, budget_bytes, permissions)
+            if not isinstance(made, BudgetError):
+                fitting = made
+                files.write(save, fitting.save, option="--save", show=show)
+                files.write(plot, lambda path: _draw(profile, fitting, path), option="--plot", show=show)
+                files.write(
+                    report, lambda path: _report(profile, fitting, path), option="--report", show=show
+                )
+                files.write(trace, lambda path: _trace(profile, fitting, path), option="--trace", show=show)
+        comparison = comparison_of(profile, made)
+        if isinstance(made, BudgetError):
             files.warn_unwritten(save, plot, report, trace)
-            end_without_plan(found, profile, as_json=as_json)
+            end_without_plan(made, profile, comparison, as_json=as_json)
         from vramtune.reports import json_output, terminal
 
-        comparison = comparison_of(profile, found)
         if as_json:
-            typer.echo(json_output.plan_json(profile, found, comparison))
+            typer.echo(json_output.plan_json(profile, made, comparison))
         else:
-            print_text(terminal.plan_report(profile, found, comparison))
+            print_text(terminal.plan_report(profile, made, comparison))
 
 
-def _draw(profile: "Profile", found: "Plan", path: Path) -> None:
-    from vramtune import api
-    from vramtune.reports import plots
+def _draw(profile: "Profile", plan: "Plan", path: Path) -> None:
+    from vramtune.tuner.simulate import timeline
 
-    plots.save_memory(plots.memory_over_call(api.timeline(profile, found), profile=profile, plan=found), path)
-
-
-def _report(profile: "Profile", found: "Plan", path: Path) -> None:
-    from vramtune import api
-
-    api.report(profile, found, path)
+    files.save_plot(timeline(profile, plan).plot_memory(), path)
 
 
-def _trace(profile: "Profile", found: "Plan", path: Path) -> None:
-    from vramtune import api
+def _report(profile: "Profile", plan: "Plan", path: Path) -> None:
+    from vramtune.tuned import write_report
+
+    write_report(profile, plan, path)
+
+
+def _trace(profile: "Profile", plan: "Plan", path: Path) -> None:
     from vramtune.reports.trace import timeline_trace
+    from vramtune.tuner.simulate import timeline
 
-    path.write_bytes(timeline_trace(api.timeline(profile, found), plan=found))
+    path.write_bytes(timeline_trace(timeline(profile, plan)))

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from vramtune.cli import files
-from vramtune.cli.answers import check_of
 from vramtune.cli.inputs import profile_of
 from vramtune.cli.options import Gpu, Json, Model, Settings, examples, with_settings
 from vramtune.cli.output import exit_codes, print_text, progress
@@ -35,7 +34,8 @@ def profile(
 ) -> None:
     """Say what each component costs in one call of MODEL.
 
-    Weights, activations, compute, copies. Needs no GPU and no weights. Every figure is predicted. Left-out settings are the pipeline's own defaults.
+    Weights, activations, compute, copies. Needs no GPU and no weights. Every figure is predicted. Left-out settings
+    are the pipeline's own defaults.
 
     --json prints {"profile": {}}, in short; --save writes all that `plan`, `compare` and `frontier` need.
 
@@ -44,11 +44,11 @@ def profile(
     with exit_codes():
         files.check_path(save, option="--save", formats=files.JSON)
         with progress() as show:
-            found = profile_of(model, gpu=gpu, settings=settings, check=check_of(None, ()), show=show)
-            files.write(save, found.save, option="--save", show=show)
+            costs = profile_of(model, gpu=gpu, settings=settings, show=show)
+            files.write(save, costs.save, option="--save", show=show)
         from vramtune.reports import json_output, terminal
 
         if as_json:
-            typer.echo(json_output.profile_json(found))
+            typer.echo(json_output.profile_json(costs))
         else:
-            print_text(terminal.profile_report(found))
+            print_text(terminal.profile_report(costs))
