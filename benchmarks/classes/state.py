@@ -73,14 +73,11 @@ def changes(before: State, after: State, *, leaving_out: Collection[str] = ()) -
     """What is different now, by path: of what was exchanged, only the whole."""
     found: dict[str, str] = {}
     left_out = set(leaving_out)
+    absent = object()
     for path in sorted({*before.facts, *after.facts}):
-        if left_out.isdisjoint(up(path)) and found.keys().isdisjoint(up(path)):
-            if path not in before.facts:
-                found[path] = "is new"
-            elif path not in after.facts:
-                found[path] = "is gone"
-            elif before.facts[path] != after.facts[path]:
-                found[path] = difference(before.facts[path], after.facts[path])
+        old, new = before.facts.get(path, absent), after.facts.get(path, absent)
+        if old != new and left_out.isdisjoint(up(path)) and found.keys().isdisjoint(up(path)):
+            found[path] = "is new" if old is absent else "is gone" if new is absent else difference(old, new)
     return found
 
 
@@ -206,13 +203,17 @@ def inside_mapping(path: str, mapping: Mapping[Any, object]) -> Iterator[tuple[s
 def inside_attributes(path: str, thing: Any) -> Iterator[tuple[str, object]]:
     for name, item in getattr(thing, "__dict__", {}).items():
         yield f"{path}.{name}", item
-    for kind in type(thing).__mro__:
-        for name, slot in vars(kind).items():
-            if isinstance(slot, types.MemberDescriptorType):
-                try:
-                    yield f"{path}.{name}", slot.__get__(thing)
-                except AttributeError:  # a slot that nothing was put in
-                    continue
+    for name, slot in slots(type(thing)):
+        try:
+            yield f"{path}.{name}", slot.__get__(thing)
+        except AttributeError:  # a slot that nothing was put in
+            continue
+
+
+@functools.cache
+def slots(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
+    members = (item for base in kind.__mro__ for item in vars(base).items())
+    return tuple((name, slot) for name, slot in members if isinstance(slot, types.MemberDescriptorType))
 
 
 def inside_function(path: str, function: types.FunctionType) -> Iterator[tuple[str, object]]:

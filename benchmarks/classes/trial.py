@@ -76,10 +76,10 @@ class Trial:
         return any(self.results["phases"].get(name, {}).get("ok") is False for name in names)
 
     def phase(self, name: str, run: Callable[[], Any]) -> Any:
-        """What the phase returns, or None where it fails; what it found is written down."""
+        """What the phase returns, or None where it fails; what it found is written down, with its processor time."""
         self.results["running"] = name
         self.write()
-        started, value = time.monotonic(), None
+        started, value = time.process_time(), None
         try:
             value = run()
             found: dict[str, Any] = {"ok": True, "text": ""}
@@ -89,7 +89,7 @@ class Trial:
             found = {"ok": False, "text": str(error)}
         except BaseException as error:  # whatever a test or a pipeline throws is this phase's result
             found = {"ok": False, "text": reason(error)}
-        self.results["phases"][name] = found | {"seconds": round(time.monotonic() - started, 2)}
+        self.results["phases"][name] = found | {"seconds": round(time.process_time() - started, 2)}
         del self.results["running"]
         self.write()
         gc.collect()
