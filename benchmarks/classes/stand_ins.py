@@ -126,9 +126,10 @@ def _from_folder(original: Callable[..., Any]) -> Callable[..., Any]:
     return from_pretrained
 
 
-def with_small_images() -> None:
+def with_small_images(replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Keep Qwen's edit pipelines from enlarging every image to a megapixel, which takes minutes here."""
     for name in ("edit", "edit_plus", "edit_inpaint"):
         module = importlib.import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_{name}")
         if original := getattr(module, "calculate_dimensions", None):
-            module.calculate_dimensions = lambda area, ratio, of=original: of(min(area, SMALL_AREA), ratio)
+            smaller = lambda area, ratio, of=original: of(min(area, SMALL_AREA), ratio)  # noqa: E731
+            replace(module, "calculate_dimensions", smaller)

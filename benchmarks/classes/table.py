@@ -1,10 +1,9 @@
 """The results of all cases as a page."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.classes.trial import OTHER, THEIRS
 from benchmarks.results_file import environment
 
 Result = dict[str, Any]
@@ -95,11 +94,3 @@ def line(result: Result) -> str:
     """What the terminal shows of a case that does not work."""
     case = result["case"]
     return f"{case['pipeline']} ({case['test']}) {why(result)}"
-
-
-def is_theirs(name: str) -> bool:
-    return name.startswith((THEIRS, OTHER))
-
-
-def ordered(results: Iterable[Result]) -> list[Result]:
-    return sorted(results, key=lambda result: tuple(result["case"].values()))

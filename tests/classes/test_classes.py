@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.classes import checks, offload_tests
 from benchmarks.classes.outputs import says_much
+from benchmarks.classes.stand_ins import with_small_images
 from tests.classes.families import FAMILIES, Family
 from vramtune import Plan
 
@@ -15,6 +16,11 @@ pytestmark = [
     pytest.mark.usefixtures("sim"),
 ]
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+@pytest.fixture(autouse=True)
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_small_images(monkeypatch.setattr)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from diffusers import (
     Kandinsky5Transformer3DModel,
     LEditsPPPipelineStableDiffusion,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -172,6 +173,16 @@ def ledits() -> LEditsPPPipelineStableDiffusion:
     """It keeps attention maps, and edits what it has inverted."""
     parts = sd15().components
     del parts["image_encoder"]
+    parts["unet"] = UNet2DConditionModel(  # whose third level has the attention maps that are asked for
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+    )
     parts["scheduler"] = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=2)
     return LEditsPPPipelineStableDiffusion(**parts, requires_safety_checker=False)
 

@@ -1,6 +1,7 @@
-"""Families whose own code asks for values that the pipeline knows: masks, ids, grids of patches."""
+"""Families whose own code asks for values that the pipeline knows: masks, ids, grids of patches.
 
-from typing import Any
+Kolors, OmniGen and GLM-Image do so too, but need sentencepiece or torchvision: only `benchmarks/classes` has them.
+"""
 
 import torch
 import transformers as hf
@@ -8,7 +9,6 @@ from diffusers import (
     AutoencoderKLHunyuanImage,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLMochi,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
@@ -18,15 +18,11 @@ from diffusers import (
     HunyuanVideoFramepackTransformer3DModel,
     JoyImageEditPipeline,
     JoyImageEditTransformer3DModel,
-    KolorsPipeline,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     MochiPipeline,
     MochiTransformer3DModel,
-    OmniGenPipeline,
-    OmniGenTransformer2DModel,
     QwenImageEditPipeline,
-    UNet2DConditionModel,
 )
 from diffusers.guiders import AdaptiveProjectedMixGuidance, ClassifierFreeGuidance
 
@@ -45,7 +41,7 @@ from tests.classes.families.parts import (
     qwen_image_vae,
     wan_vae,
 )
-from tests.tiny_pipelines import clip_tokenizer, image_vae, t5, t5_tokenizer
+from tests.tiny_pipelines import clip_tokenizer, t5, t5_tokenizer
 
 
 @family(image=picture, height=32, width=32, max_sequence_length=16)
@@ -83,48 +79,6 @@ def joy_image_edit() -> JoyImageEditPipeline:
         text_encoder=encoders.qwen3_vl(),
         tokenizer=tokenizer,
         processor=SeeingProcessor(tokenizer),
-    )
-
-
-class PlacedTokenizer:
-    """Kolors' own reads a sentencepiece file; like it, this one gives positions too, and pads on the left."""
-
-    def __init__(self) -> None:
-        self.inner = tokenizers.plain(padding_side="left")
-
-    def __call__(self, text: Any, **options: Any) -> hf.BatchEncoding:
-        """As a tokenizer is called."""
-        made = self.inner(text, **options)
-        made["position_ids"] = (made["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        return made
-
-
-@family(height=32, width=32, max_sequence_length=64)
-def kolors() -> KolorsPipeline:
-    """The encoder asks `attention_mask.all()`."""
-    unet = UNet2DConditionModel(
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2),
-        projection_class_embeddings_input_dim=56,
-        cross_attention_dim=8,
-        norm_num_groups=1,
-    )
-    return KolorsPipeline(
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(
-            beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
-        ),
-        vae=image_vae(),
-        text_encoder=encoders.chatglm(),
-        tokenizer=PlacedTokenizer(),
     )
 
 
@@ -183,27 +137,6 @@ def mochi() -> MochiPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=t5(),
         tokenizer=t5_tokenizer(),
-    )
-
-
-@family(height=16, width=16)
-def omnigen() -> OmniGenPipeline:
-    """The rotary embedding asks for the largest position, and exchanges its own buffer."""
-    transformer = OmniGenTransformer2DModel(
-        hidden_size=16,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=32,
-        num_layers=1,
-        in_channels=4,
-        time_step_dim=4,
-        rope_scaling={"long_factor": [1, 2], "short_factor": [1, 2]},
-    )
-    return OmniGenPipeline(
-        transformer=transformer,
-        vae=one_block_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
-        tokenizer=tokenizers.plain(),
     )
 
 

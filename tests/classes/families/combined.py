@@ -92,6 +92,7 @@ def stable_cascade() -> StableCascadeCombinedPipeline:
         up_num_layers_per_block=(1, 1, 1, 1),
         down_blocks_repeat_mappers=(1, 1, 1, 1),
         up_blocks_repeat_mappers=(1, 1, 1, 1),
+        dropout=(0.1, 0.1, 0.1, 0.1),
         block_types_per_layer=(attended[:2], attended[:2], attended, attended),
         clip_text_pooled_in_channels=32,
     )

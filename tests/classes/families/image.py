@@ -5,6 +5,7 @@ from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
     AutoencoderDC,
+    AutoencoderKL,
     AutoencoderKLFlux2,
     ChromaPipeline,
     ChromaTransformer2DModel,
@@ -199,7 +200,7 @@ def qwen_image_transformer() -> QwenImageTransformer2DModel:
     )
 
 
-@family(height=16, width=16, max_sequence_length=16)
+@family(height=16, width=16, max_sequence_length=16, negative_prompt="bad")
 def cogview4() -> CogView4Pipeline:
     """CogView4."""
     transformer = CogView4Transformer2DModel(
@@ -232,7 +233,7 @@ def cogview4() -> CogView4Pipeline:
     )
 
 
-@family(height=32, width=32, use_resolution_binning=False)
+@family(height=64, width=64, use_resolution_binning=False)
 def hunyuan_dit() -> HunyuanDiTPipeline:
     """HunyuanDiT: BERT and T5."""
     transformer = HunyuanDiT2DModel(
@@ -248,9 +249,16 @@ def hunyuan_dit() -> HunyuanDiTPipeline:
         hidden_size=24,
         activation_fn="gelu-approximate",
     )
+    vae = AutoencoderKL(  # the pipeline counts on a factor of 8
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+    )
     return HunyuanDiTPipeline(
         transformer=transformer,
-        vae=image_vae(),
+        vae=vae,
         scheduler=DDPMScheduler(),
         text_encoder=encoders.bert(),
         tokenizer=tokenizers.bert(),

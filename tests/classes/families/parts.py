@@ -191,6 +191,8 @@ class SeeingProcessor:
         num_values = 3 * 2 * self.patch_size**2
         made["pixel_values"] = torch.rand(16, num_values, generator=torch.Generator().manual_seed(0))
         made["image_grid_thw"] = torch.tensor([[1, 4, 4]])
+        image_token = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        made["mm_token_type_ids"] = (made["input_ids"] == image_token).long()
         return hf.BatchFeature(made)
 
     def decode(self, *args: Any, **options: Any) -> str:

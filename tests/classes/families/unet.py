@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableVideoDiffusionPipeline,
     T2IAdapter,
+    UNet2DConditionModel,
     UNet2DModel,
     UNetSpatioTemporalConditionModel,
 )
@@ -85,6 +86,16 @@ def adapter() -> StableDiffusionAdapterPipeline:
     made = T2IAdapter(in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=2)
     parts = sd15().components
     del parts["image_encoder"]
+    parts["unet"] = UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=32,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+    )
     return StableDiffusionAdapterPipeline(**parts, adapter=made, requires_safety_checker=False)
 
 
@@ -126,7 +137,7 @@ def stable_video() -> StableVideoDiffusionPipeline:
     )
     return StableVideoDiffusionPipeline(
         unet=spatiotemporal,
-        image_encoder=clip_vision(),
+        image_encoder=clip_vision(224),  # to which the pipeline resizes
         scheduler=EulerDiscreteScheduler(
             interpolation_type="linear",
             prediction_type="v_prediction",

@@ -97,6 +97,7 @@ def latte() -> LattePipeline:
     """Latte: an image VAE, frame by frame."""
     transformer = LatteTransformer3DModel(
         sample_size=8,
+        video_length=2,
         num_layers=1,
         patch_size=2,
         attention_head_dim=8,
