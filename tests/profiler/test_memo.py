@@ -9,9 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipelines
 from vramtune.profiler import trace
+from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.record import record_calls
-from vramtune.profiler.tracker import Allocation, Tracker
+from vramtune.profiler.tracker import Allocation
 from vramtune.units import MIB
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
@@ -34,7 +35,7 @@ def history(tape):
 
 
 def traced(model, shape, context):
-    tracker = Tracker(weights={})
+    tracker = ComponentTracker({})
     with MODE:
         given = torch.empty(shape)
     tracker.know([given])

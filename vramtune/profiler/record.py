@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -19,11 +19,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from vramtune.contract import METHODS, blocks_by_shell, modules_of, switched_off_tiling
+from vramtune.errors import TraceError
 from vramtune.profiler.fake_weights import on_fake_weights, restored
+from vramtune.profiler.known_values import PipelineTracker
 from vramtune.profiler.signature import describe
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of
 from vramtune.profiler.trace import ComponentMethod, Trace, trace_call, weights_of
-from vramtune.profiler.tracker import Entry, Tracker, Weight
+from vramtune.profiler.tracker import Entry, Weight
 from vramtune.schema import call_name
 
 logger = logging.getLogger(__name__)
@@ -99,10 +101,11 @@ class Recorder:
 
     def __init__(self, mode: FakeTensorMode, largest_real_bytes: int, on_call: Callable[[str], None]) -> None:
         self.calls: list[Call] = []
-        self.pipeline = Tracker(weights={})
+        self.pipeline = PipelineTracker()
         """Tracks the pipeline's own work."""
         self._mode, self._largest_real_bytes, self._on_call = mode, largest_real_bytes, on_call
-        self._traces: dict[object, Trace] = {}
+        self._traces: dict[object, list[Trace]] = {}
+        """Traces by what makes calls equal; more than one where values decided what a call did."""
         self._is_tracing = False
         self._kept_alive: list[object] = []
         """Arguments that keys name by `id`."""
@@ -135,7 +138,7 @@ class Recorder:
             outputs = self._for_pipeline(trace.outputs)
         self.calls.append(Call(trace=trace, tape_position=position))
         for tensor in tensors_of(outputs):
-            self.pipeline.count(tensor)
+            self.pipeline.count_unknown(tensor)
         return outputs
 
     @contextmanager
@@ -150,22 +153,37 @@ class Recorder:
         """The trace of a call like this one: a new one, if there was none yet."""
         dtype = next((weight.dtype for weight in target.module.parameters()), None)  # a pipeline may cast it
         arguments = describe(inputs)
-        key = (target.component, target.method, dtype, arguments.key)
-        if key not in self._traces:
-            self._kept_alive += arguments.objects
-            name, began = call_name(target.component, target.method), time.perf_counter()
-            self._on_call(name)
-            trace = trace_call(target, inputs, self._mode)
-            self._traces[key] = replace(trace, tiled=self._tiled(target, inputs))
-            logger.debug("traced %s in %.2f s", name, time.perf_counter() - began)
-        return self._traces[key]
+        traces = self._traces.setdefault((target.component, target.method, dtype, arguments.key), [])
+        if (known := self._like(traces, inputs)) is not None:
+            return known
+        self._kept_alive += arguments.objects
+        name, began = call_name(target.component, target.method), time.perf_counter()
+        self._on_call(name)
+        trace = trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+        traces.append(replace(trace, tiled=self._tiled(target, inputs)))
+        logger.debug("traced %s in %.2f s", name, time.perf_counter() - began)
+        return traces[-1]
+
+    def _like(self, traces: Sequence[Trace], inputs: Any) -> Trace | None:
+        """The trace of a call whose values, as far as they decided anything, are these."""
+        given = tensors_of(inputs) if any(trace.deciding_values for trace in traces) else []
+        for trace in traces:
+            decided = trace.deciding_values.items()
+            if all(self.pipeline.is_known(given[n]) and torch.equal(given[n], value) for n, value in decided):
+                return trace
+        return None
 
     def _tiled(self, target: ComponentMethod, inputs: Any) -> Trace | None:
+        """The same call with VAE tiling; None where there is no such thing, or it fails: then it is not offered."""
         if not switched_off_tiling(target.module):
             return None
         with restored([target.module]):
             target.module.enable_tiling()  # type: ignore[operator]
-            return trace_call(target, inputs, self._mode)
+            try:
+                return trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+            except TraceError as error:
+                logger.debug("%s cannot be tiled: %s", target.component, error)
+                return None
 
     def _for_pipeline(self, outputs: Any) -> Any:
         """What the pipeline's own code gets; views of one storage stay views of one storage."""
