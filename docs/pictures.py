@@ -88,7 +88,7 @@ def measured(name: str) -> Axes:
     plot = plots.predicted_and_measured(measurement, plan=plan)
     title = (
         f"A tiny {plan.pipeline_class} with random weights, {format_bytes(plan.budget_bytes)} of a simulated GPU:\n"
-        "predicted beside counted there; no real GPU"
+        "predicted beside measured there; no real GPU was used"
     )
     return plots.draw_measured(replace(plot, title=title))
 

@@ -1,7 +1,6 @@
-"""What we know of diffusers and accelerate and rely on, all of it; each private name with its upstream file.
+"""All that vramtune knows of diffusers and accelerate and relies on; each private name with its upstream file.
 
-Read from diffusers 0.42 and accelerate 1.15. When a release changes one of these names, this file is where it
-shows, and where it is mended.
+Read from diffusers 0.42 and accelerate 1.15. When a release changes one of these names, only this file has to follow.
 """
 
 import copy
@@ -16,15 +15,15 @@ from torch import nn
 from vramtune.errors import UsageError
 
 METHODS = ("forward", "encode", "decode")
-"""What pipelines call of a component."""
+"""The methods of a component that pipelines call."""
 INSTALLATION = "_vramtune_installation"
-"""Attribute of a tuned pipeline's class: who installed the plan."""
+"""Attribute of a tuned pipeline's class: the installation of its plan."""
 QUANTIZATION_ATTRIBUTES = ("quantization_method", "hf_quantizer")
-"""Set on quantized models: the first in `diffusers/models/modeling_utils.py`, both in `transformers/modeling_utils.py`."""
+"""Attributes of quantized models: the first in `diffusers/models/modeling_utils.py`, both in `transformers/modeling_utils.py`."""
 
 
 def expect_pipeline(pipe: object) -> None:
-    """Raise a `UsageError` for anything but a diffusers pipeline, such as a model's name."""
+    """Raise a `UsageError` for anything other than a diffusers pipeline, such as a model's name."""
     if not isinstance(pipe, DiffusionPipeline):
         raise UsageError(
             f"Expected a diffusers pipeline; got {type(pipe).__name__}. Load one with "
@@ -52,7 +51,7 @@ def excluded_components(pipe: DiffusionPipeline) -> tuple[str, ...]:
 
 
 def stock_offload_device(pipe: DiffusionPipeline) -> torch.device | None:
-    """The device of `enable_model_cpu_offload`, or None where it is not on.
+    """The device of `enable_model_cpu_offload`, or None where that is off.
 
     `_offload_device` and `_all_hooks` in `diffusers/pipelines/pipeline_utils.py`.
     """
@@ -61,7 +60,7 @@ def stock_offload_device(pipe: DiffusionPipeline) -> torch.device | None:
 
 
 def switched_off_tiling(component: object) -> bool:
-    """Whether a component could decode tile by tile, and does not.
+    """Whether a component can decode tile by tile and has that switched off.
 
     `use_tiling` is set by `enable_tiling` in `diffusers/models/autoencoders/vae.py` (`AutoencoderMixin`).
     """
@@ -74,10 +73,10 @@ def may_upcast(component: nn.Module) -> bool:
 
 
 def blocks_by_shell(component: nn.Module) -> dict[str, tuple[str, ...]]:
-    """What block-level group offload hooks around, with the blocks in each that move by themselves.
+    """The modules that block-level group offload hooks (shells), each with the blocks in it that move by themselves.
 
     A shell is the component ("") or a module that it names. Blocks are the elements of direct children that are
-    lists, but not in named children, which are shells themselves (`_apply_group_offloading_block_level` in
+    lists; named children are shells themselves, with blocks of their own (`_apply_group_offloading_block_level` in
     `diffusers/hooks/group_offloading.py`, `_group_offload_block_modules` in `diffusers/models/modeling_utils.py`).
     """
     named = frozenset(getattr(component, "_group_offload_block_modules", None) or ())
@@ -100,7 +99,7 @@ def _shells(module: nn.Module, path: str, named: frozenset[str]) -> Iterator[tup
 
 
 def installation_of(pipe: object) -> object | None:
-    """Who installed a plan on the pipeline, or None."""
+    """The installation of a plan on the pipeline, or None."""
     return vars(type(pipe)).get(INSTALLATION)
 
 
@@ -125,7 +124,7 @@ def refuse_quantized(pipe: DiffusionPipeline) -> None:
 
 
 def refuse_layer_offload(pipe: DiffusionPipeline) -> None:
-    """Raise a `UsageError` for components whose layers something else moves in and out.
+    """Raise a `UsageError` for components whose layers are moved in and out by something else.
 
     `_hf_hook` in `accelerate/hooks.py`; `_diffusers_hook` in `diffusers/hooks/hooks.py`, whose entries of group
     offload are called `group_offloading` (`diffusers/hooks/group_offloading.py`).
@@ -145,7 +144,7 @@ def refuse_layer_offload(pipe: DiffusionPipeline) -> None:
 
 
 def refuse_placed(pipe: DiffusionPipeline) -> None:
-    """Raise a `UsageError` for a pipeline whose components something else keeps on devices.
+    """Raise a `UsageError` for a pipeline whose components are placed on devices by something else.
 
     `_is_pipeline_device_mapped`, `_maybe_raise_error_if_tensor_parallel_active` in
     `diffusers/pipelines/pipeline_utils.py`.
@@ -187,14 +186,14 @@ def refuse_unmovable(component: str, module: nn.Module) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------
-# To follow a call without running it
+# Tracing a call
 
 
 def quieten(pipe: DiffusionPipeline) -> None:
     """Switch off the progress bar and the stock hooks of a pipeline that is about to be traced.
 
-    Written past `DiffusionPipeline.__setattr__`, which would register the values in the pipeline's config. With no
-    hooks on record, `maybe_free_model_hooks` at the end of the call moves nothing.
+    Written past `DiffusionPipeline.__setattr__`, which would register the values in the pipeline's config. Without
+    entries in `_all_hooks`, `maybe_free_model_hooks` at the end of the call moves nothing.
     """
     own: dict[str, Any] = vars(pipe)
     own["_progress_bar_config"] = {"disable": True}
@@ -213,9 +212,9 @@ def copy_schedulers(pipe: DiffusionPipeline) -> None:
 
 
 def drop_offload_hook(module: nn.Module) -> None:
-    """Take accelerate's hook off a module without telling it (`_hf_hook`, `_old_forward` in `accelerate/hooks.py`).
+    """Take accelerate's hook off a module without running it (`_hf_hook`, `_old_forward` in `accelerate/hooks.py`).
 
-    Without hooks a pipeline executes where its weights are.
+    Without hooks a pipeline executes on the device of its weights.
     """
     own = vars(module)
     if own.pop("_hf_hook", None) is not None and (forward := own.pop("_old_forward", None)) is not None:

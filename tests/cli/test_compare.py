@@ -13,7 +13,10 @@ def test_a_comparison_is_one_json_object(saved):
     result = run("compare", saved, "--vram-gb", 6, "--json")
     found = json.loads(result.stdout)
     assert (result.exit_code, found["fits"]) == (0, True)
-    assert [mode["mode"] for mode in found["comparison"]["modes"]][:2] == ["vramtune", "all resident"]
+    modes = found["comparison"]["modes"]
+    assert (modes[0]["mode"], modes[0]["plan_ratio"]) == ("vramtune", 1.0)
+    assert "all resident" in [mode["mode"] for mode in modes]
+    assert found["comparison"]["bound_seconds"] <= modes[0]["seconds"]
 
 
 def test_where_no_plan_fits_it_ends_with_3_and_the_table_is_there(saved):

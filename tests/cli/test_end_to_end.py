@@ -36,14 +36,14 @@ def test_a_folder_is_planned_for_end_to_end(folder, tmp_path):
     assert (tmp_path / "memory.png").stat().st_size > 10_000
 
 
-def test_a_folder_in_text(folder):
+def test_a_folders_plan_in_text_begins_with_the_verdict(folder):
     result = run("plan", folder, "--vram-gb", 1, *SMALL)
     assert result.exit_code == 0
-    assert result.stdout.startswith("Fits: predicted peak ")
+    assert result.stdout.startswith("Fits (predicted). Peak ")
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_a_folder_in_too_little_memory(folder):
+def test_a_folder_in_too_little_memory_ends_with_3(folder):
     result = run("plan", folder, "--vram-gb", 0.1, *SMALL)
     assert result.exit_code == 3
     assert "does not fit 102 MiB" in result.stdout
@@ -58,7 +58,7 @@ def test_a_folder_in_too_little_memory(folder):
         (["--vram-gb", "1", *SMALL, "--frames", "9"], ["--frames", "StableDiffusionPipeline"]),
     ],
 )
-def test_bad_input_for_a_real_pipeline(folder, arguments, said):
+def test_bad_input_for_a_real_pipeline_is_refused(folder, arguments, said):
     refused(run("plan", folder, *arguments), *said)
 
 
@@ -66,7 +66,7 @@ def test_an_unknown_model_lists_the_near_ones():
     refused(run("plan", "sdxll", "--vram-gb", 8, "--gpu", "RTX 4060"), "sdxll", "sdxl")
 
 
-def test_a_folder_that_is_no_pipeline(tmp_path):
+def test_a_folder_without_a_pipeline_is_refused(tmp_path):
     refused(run("plan", tmp_path, "--vram-gb", 8, "--gpu", "RTX 4060"), "model_index.json")
 
 

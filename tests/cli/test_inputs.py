@@ -65,13 +65,13 @@ def test_sizes_are_whole_and_above_0(profiler, option, value):
 
 
 @EACH
-def test_an_unknown_gpu(profiler, command):
+def test_an_unknown_gpu_is_refused_with_near_names(profiler, command):
     refused(run(*COMMANDS[command][:-1], "RTX 4061"), "RTX 4061", "RTX 4060")
     assert profiler.asked == {}
 
 
 @EACH
-def test_a_machine_without_a_gpu(profiler, monkeypatch, command):
+def test_a_machine_without_a_gpu_needs_one_to_be_named(profiler, monkeypatch, command):
     def no_gpu():
         raise NoAcceleratorError("No GPU here. Name one.")
 
@@ -87,13 +87,13 @@ def test_this_machines_gpu_is_taken_where_none_is_named(profiler, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["plan", "compare"])
-def test_a_budget_above_the_card(profiler, command):
+def test_a_budget_above_the_card_is_refused(profiler, command):
     refused(run(command, "sdxl", "--vram-gb", "12", "--gpu", "RTX 4060"), "RTX 4060 has 8.00 GiB")
     assert profiler.asked == {}
 
 
 @pytest.mark.parametrize("command", ["plan", "compare", "frontier"])
-def test_an_unknown_permission(profiler, command):
+def test_an_unknown_permission_is_refused(profiler, command):
     refused(run(*COMMANDS[command], "--allow", "fp8"), "fp8", "vae_tiling")
     assert profiler.asked == {}
 
@@ -106,11 +106,11 @@ def test_what_is_in_a_saved_profile_cannot_be_given_again(saved, given):
     refused(run("plan", saved, "--vram-gb", 6, *given), given[0], "sdxl.json", "saved profile")
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_profile_is_refused(tmp_path):
     refused(run("plan", tmp_path / "none.json", "--vram-gb", 6), "none.json", "No such file")
 
 
-def test_a_file_of_something_else(tmp_path):
+def test_a_file_that_is_not_a_profile_is_refused(tmp_path):
     examples.sdxl_plan().save(tmp_path / "plan.json")
     refused(
         run("plan", tmp_path / "plan.json", "--vram-gb", 6),

@@ -44,7 +44,7 @@ def test_a_budget_that_is_too_small_is_json_too(saved):
     assert all(mode["fits"] is False for mode in found["comparison"]["modes"])
 
 
-def test_what_would_do_does(saved):
+def test_the_smallest_budget_that_is_named_fits(saved):
     smallest = json.loads(run("plan", saved, "--vram-gb", 2, "--json").stdout)["smallest_bytes"]
     assert run("plan", saved, "--vram-gb", smallest / GIB).exit_code == 0
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from tests.reports import examples, seen
+from tests.reports import examples, plan_results
 from tests.reports.browser import browser_page
+from vramtune.reports.cards import tuned_card
 from vramtune.reports.html import write_report
-from vramtune.reports.notebook import as_html
+from vramtune.reports.notebook import as_html, card_html
 
 pytestmark = pytest.mark.browser
 
@@ -45,7 +46,7 @@ def page(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, **seen.report_nouns(PROFILE, PLAN))
+    write_report(path, **plan_results.report_nouns(PROFILE, PLAN))
     return path
 
 
@@ -110,19 +111,17 @@ tr:nth-child(odd) {{ background: #f5f5f5; }} td {{ text-align: center; }}</style
     ("paper", "ink"), [("#ffffff", "#212121"), ("#111111", "#e0e0e0")], ids=["light", "dark"]
 )
 def test_a_notebook_shows_nouns_on_whatever_it_has(page, tmp_path, paper, ink):
-    measured = seen.measurement(PLAN)
+    measured = plan_results.measurement(PLAN)
     nouns = (
         PROFILE,
         PLAN,
         examples.comparison(PLAN),
-        seen.frontier(PLAN),
+        plan_results.frontier(PLAN),
         measured,
-        seen.Tuned(PROFILE, PLAN, measured),
     )
+    cards = "".join((*map(as_html, nouns), card_html(tuned_card(PLAN, measured))))
     path = tmp_path / "notebook.html"
-    path.write_text(
-        NOTEBOOK.format(paper=paper, ink=ink, cards="".join(map(as_html, nouns))), encoding="utf-8"
-    )
+    path.write_text(NOTEBOOK.format(paper=paper, ink=ink, cards=cards), encoding="utf-8")
     page.open(path, width=360)
     assert complaints(page) == []
     assert page.requests() == [path.as_uri()]

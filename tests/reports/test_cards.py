@@ -2,169 +2,157 @@ import dataclasses
 
 import pytest
 
-from tests.reports import examples, seen
+from tests.reports import examples, plan_results
 from tests.reports.golden import check_golden
 from vramtune.errors import UsageError
-from vramtune.reports.cards import card, comparison_sentence, frontier_sentence, verdict
-from vramtune.reports.plain import card_text
-from vramtune.reports.tables import beside_grid, mode_grid, placement_grid, stage_grid
-from vramtune.units import GIB, format_seconds
+from vramtune.reports.cards import (
+    card,
+    comparison_sentence,
+    frontier_sentence,
+    plan_facts,
+    settings,
+    tuned_card,
+    verdict,
+)
+from vramtune.reports.terminal import card_text
+from vramtune.schema import Workload
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
-MEASURED = seen.measurement(PLAN)
-NOUNS = {
-    "profile": PROFILE,
-    "plan": PLAN,
-    "comparison": examples.comparison(PLAN),
-    "frontier": seen.frontier(PLAN),
-    "measurement": MEASURED,
-    "timeline": seen.timeline(PROFILE, PLAN),
-    "tuned": seen.Tuned(PROFILE, PLAN, MEASURED),
-    "tuned_before": seen.Tuned(PROFILE, PLAN, None),
+MEASURED = plan_results.measurement(PLAN)
+CARDS = {
+    "profile": card(PROFILE),
+    "plan": card(PLAN),
+    "comparison": card(examples.comparison(PLAN)),
+    "frontier": card(plan_results.frontier(PLAN)),
+    "measurement": card(MEASURED),
+    "timeline": card(plan_results.timeline(PROFILE, PLAN)),
+    "tuned": tuned_card(PLAN, MEASURED),
 }
 
 
-@pytest.mark.parametrize("name", NOUNS)
-def test_a_card_reads_as_it_did(name):
-    check_golden(f"{name}.txt", card_text(card(NOUNS[name])) + "\n")
+@pytest.mark.parametrize("name", CARDS)
+def test_card_in_text_equals_the_golden_file(name):
+    check_golden(f"{name}.txt", card_text(CARDS[name]) + "\n")
 
 
-def test_a_card_in_text_fits_100_columns_and_breaks_no_cell():
-    for noun in NOUNS.values():
-        lines = card_text(card(noun)).splitlines()
-        assert max(map(len, lines)) <= 100
-        for grid in card(noun).grids:
-            for row in grid.rows:
-                assert any(all(cell.text in line for cell in row) for line in lines)
+@pytest.mark.parametrize("name", CARDS)
+def test_card_in_text_fits_80_columns_and_breaks_no_cell(name):
+    lines = card_text(CARDS[name]).splitlines()
+    assert max(map(len, lines)) <= 80
+    for table in CARDS[name].tables:
+        for row in table.in_medium("text").rows:
+            assert any(all(cell.text in line for cell in row) for line in lines)
 
 
-def test_before_the_first_call_a_tuned_pipeline_is_its_plan():
-    assert card(NOUNS["tuned_before"]) == card(PLAN)
+def test_tuned_pipeline_before_its_first_call_has_the_card_of_its_plan():
+    assert tuned_card(PLAN, None) == card(PLAN)
 
 
-def test_figures_say_which_of_the_two_they_are():
-    assert {fact.source for fact in card(PLAN).facts} == {"predicted"}
-    assert {fact.source for fact in card(MEASURED).facts} == {"measured"}
-    facts = {fact.label: fact for fact in card(NOUNS["tuned"]).facts}
+def test_every_figure_says_predicted_or_measured():
+    assert {fact.source for fact in CARDS["plan"].facts} == {"predicted"}
+    assert {fact.source for fact in CARDS["measurement"].facts} == {"measured"}
+    facts = {fact.label: fact for fact in CARDS["tuned"].facts}
     assert facts["bound"].source == "predicted"
     assert facts["last call"].source == "measured"
     assert facts["last call"].note == "predicted 17.4 s"
 
 
-def test_every_table_says_it_too():
-    for noun in NOUNS.values():
-        shown = card(noun)
-        for grid in (*shown.grids, *shown.folded):
-            headings = [column.heading for column in grid.columns[1:]]
-            assert grid.source or all("predicted" in h or "measured" in h for h in headings)
+@pytest.mark.parametrize("name", CARDS)
+def test_every_table_or_each_of_its_headings_says_predicted_or_measured(name):
+    for table in (*CARDS[name].tables, *CARDS[name].folded):
+        headings = [column.heading for column in table.columns[1:]]
+        assert table.source or all("predicted" in h or "measured" in h for h in headings)
 
 
-def test_a_plan_fits_by_prediction_until_it_is_measured():
-    assert verdict(PLAN).source == "predicted"
-    assert (verdict(PLAN, measured=MEASURED).word, verdict(PLAN, measured=MEASURED).source) == (
-        "Fits",
-        "measured",
-    )
+def test_every_card_with_predicted_seconds_of_a_plan_names_the_bound():
+    for name in ("plan", "tuned", "comparison", "frontier"):
+        text = card_text(CARDS[name])
+        assert "17.0 s" in text, name
+        assert "bound" in text or "no plan can beat" in " ".join(text.split()), name
 
 
-def test_what_was_measured_above_the_budget_is_said():
-    found = verdict(PLAN, measured=dataclasses.replace(MEASURED, peak_bytes=PLAN.budget_bytes + 1))
-    assert (found.word, found.tone) == ("Over the budget", "bad")
+def test_cards_say_which_pipeline_and_which_call_they_are_of():
+    for name in ("profile", "plan", "comparison", "frontier", "timeline", "tuned"):
+        assert "StableDiffusionXLPipeline" in CARDS[name].title
+        assert CARDS[name].settings == "height=1024, width=1024"
 
 
-def test_without_the_context_nobody_knows_that_it_fits():
-    found = verdict(PLAN, measured=seen.measurement(PLAN, context_bytes=None))
-    assert found.word == "Ran"
-    assert "the CUDA context" in found.sentence
+def test_verdict_is_predicted_before_a_call_and_measured_after_it():
+    assert (verdict(PLAN, None).word, verdict(PLAN, None).source) == ("Fits", "predicted")
+    assert (verdict(PLAN, MEASURED).word, verdict(PLAN, MEASURED).source) == ("Fits", "measured")
 
 
-def test_running_out_of_memory_on_the_way_is_said():
-    assert "Memory ran out 2x" in verdict(PLAN, measured=seen.measurement(PLAN, num_out_of_memory=2)).sentence
-    assert "ran out" not in verdict(PLAN, measured=MEASURED).sentence
+def test_verdict_on_a_peak_measured_above_the_budget_is_bad():
+    over = verdict(PLAN, dataclasses.replace(MEASURED, peak_bytes=PLAN.budget_bytes + 1))
+    assert (over.word, over.tone) == ("Over the budget", "bad")
+    assert over.sentence.startswith("Peak 6.00 GiB above 6.00 GiB.")
 
 
-def test_a_budget_that_the_card_cannot_give_and_a_permission_are_said():
+def test_verdict_on_a_peak_without_the_context_does_not_claim_to_fit():
+    bare = plan_results.measurement(PLAN, context_bytes=None)
+    assert verdict(PLAN, bare).word == "Ran"
+    assert "the CUDA context" in verdict(PLAN, bare).sentence
+    assert "without the CUDA context; of 6.00 GiB; predicted" in plan_facts(PLAN, bare)[0].note
+    over = dataclasses.replace(bare, peak_bytes=PLAN.budget_bytes + 1)
+    assert (verdict(PLAN, over).word, verdict(PLAN, over).tone) == ("Over the budget", "bad")
+
+
+def test_verdict_says_how_often_memory_ran_out():
+    once, twice = (plan_results.measurement(PLAN, num_out_of_memory=times) for times in (1, 2))
+    assert "ran out of memory once;" in verdict(PLAN, once).sentence
+    assert "ran out of memory 2 times;" in verdict(PLAN, twice).sentence
+    assert "ran out" not in verdict(PLAN, MEASURED).sentence
+
+
+def test_verdict_names_a_budget_that_the_card_cannot_give_and_the_permission_used():
     flux = dataclasses.replace(examples.flux_plan(), permissions=("vae_tiling",))
-    assert verdict(flux).sentence.endswith("7.60 GiB usable (8.00 GiB asked). Allowed and used: vae_tiling.")
-
-
-@pytest.mark.parametrize("plan", [examples.sdxl_plan(), examples.flux_plan()])
-def test_the_placement_table_is_the_plan(plan):
-    grid = placement_grid(plan)
-    for row, placement in zip(grid.rows, plan.placements, strict=True):
-        assert row[0].text == placement.name
-        for stage, cell in enumerate(row[2:]):
-            assert cell.text.startswith(placement.role(stage))
-            assert cell.share == placement.kept[stage] / len(placement.groups), (
-                "groups are alike in the examples"
-            )
-            assert (cell.tone == "faint") == (not placement.active[stage])
-
-
-def test_a_stages_parts_add_up_to_its_peak():
-    for row in stage_grid(PLAN).rows:
-        kept, slots, rest, peak = (float(cell.text) for cell in row[1:5])
-        assert kept + slots + rest == pytest.approx(peak, abs=0.02)
-
-
-def test_stages_are_paired_by_name_and_the_lonely_ones_kept():
-    first, *others = MEASURED.stages
-    preview = dataclasses.replace(first, name="vae.encode")
-    measured = dataclasses.replace(MEASURED, stages=(preview, *others))
-    rows = {row[0].text: [cell.text for cell in row[1:]] for row in beside_grid(measured, plan=PLAN).rows}
-    assert list(rows) == ["text_encoder", "text_encoder_2", "unet x50", "vae.decode", "vae.encode"]
-    assert rows["vae.encode"][::2] == ["-", "-", "0 s", "0.00"]
-    assert rows["text_encoder"][1:5:2] == ["-", "-"]
-    assert "-" not in rows["unet x50"]
-
-
-def test_a_stage_that_a_call_comes_back_to_counts_together():
-    unet = next(stage for stage in MEASURED.stages if stage.name == "unet")
-    again = dataclasses.replace(unet, peak_bytes=2 * unet.peak_bytes)
-    grid = beside_grid(dataclasses.replace(MEASURED, stages=(*MEASURED.stages, again)), plan=PLAN)
-    row = next(row for row in grid.rows if row[0].text == "unet x50")
-    assert row[2].text == f"{(again.peak_bytes + MEASURED.context_bytes) / GIB:.2f}"
-    assert row[4].text == format_seconds(2 * unet.seconds)
-    assert row[7].text == f"{2 * unet.moved_bytes / GIB:.2f}"
-
-
-def test_measured_peaks_without_the_context_are_called_so():
-    assert (
-        "without the CUDA context" in beside_grid(seen.measurement(PLAN, context_bytes=None), plan=PLAN).title
+    assert verdict(flux, None).sentence.endswith(
+        "within 7.60 GiB usable of 8.00 GiB asked. Allowed and used: vae_tiling."
     )
-    assert "context" not in beside_grid(MEASURED, plan=PLAN).title
 
 
-def test_the_plan_is_marked_among_the_modes():
-    grid = mode_grid(examples.comparison(PLAN))
-    assert grid.rows[grid.marked][0].text == "vramtune"
-    times = {row[0].text: row[4].text for row in grid.rows}
-    assert times["vramtune"] == "1.00x"
-    assert times["model offload"] == "1.70x"
+def test_seconds_a_rounding_below_the_bound_are_not_negative():
+    estimate = dataclasses.replace(PLAN.estimate, seconds=1 - 1e-9, bound_seconds=1)
+    facts = plan_facts(dataclasses.replace(PLAN, estimate=estimate), None)
+    assert facts[1].note == "0.0% above the bound"
 
 
-def test_modes_without_a_plan_are_compared_with_none():
+def test_comparison_sentence_without_a_plan_says_that_none_fits():
+    stock = dataclasses.replace(examples.comparison(PLAN), plan=None)
+    assert comparison_sentence(stock) == (
+        "2 of 3 stock diffusers modes fit; the fastest, “model offload”, takes 29.6 s per call. "
+        "No plan of vramtune's fits."
+    )
+
+
+def test_comparison_sentence_without_a_fitting_stock_mode_is_about_the_plan():
     comparison = examples.comparison(PLAN)
-    stock = dataclasses.replace(comparison, modes=comparison.stock, bound_seconds=None)
-    assert mode_grid(stock).marked is None
-    assert {row[4].text for row in mode_grid(stock).rows} == {"-"}
-    assert comparison_sentence(stock).endswith("takes 29.6 s per call; no plan of vramtune's fits.")
-
-
-def test_where_no_stock_mode_fits_the_plan_stands_alone():
-    comparison = examples.comparison(PLAN)
-    unfit = dataclasses.replace(comparison, modes=(comparison.stock[0], comparison.plan))
+    unfit = dataclasses.replace(comparison, stock=comparison.stock[:1])
     assert comparison_sentence(unfit) == (
-        "No stock diffusers mode fits; vramtune takes 17.4 s per call, where no plan beats 17.0 s."
+        "No stock diffusers mode fits. vramtune takes 17.4 s per call; no plan can beat 17.0 s."
     )
 
 
-def test_a_frontier_in_a_sentence():
-    assert frontier_sentence(seen.frontier(PLAN)).startswith(
+def test_frontier_sentence_names_both_ends_with_their_bounds():
+    assert frontier_sentence(plan_results.frontier(PLAN)).startswith(
         "From 4.50 GiB (22.7 s per call, bound 17.0 s) to 6.00 GiB (17.4 s per call, bound 17.0 s);"
     )
 
 
-def test_anything_else_is_refused_with_what_would_do():
-    with pytest.raises(UsageError, match=r"Measurement or a tuned pipeline; got str"):
+@pytest.mark.parametrize(
+    ("call_kwargs", "words"),
+    [
+        ({"prompt": "a fox"}, "the pipeline's own"),
+        (
+            {"prompt": "a fox", "output_type": "latent", "image": "<PIL.Image.Image image>"},
+            "output_type=latent, image=...",
+        ),
+    ],
+)
+def test_settings_leave_out_prompts_and_shorten_what_is_long(call_kwargs, words):
+    assert settings(Workload(call_kwargs=call_kwargs)) == words
+
+
+def test_a_card_of_anything_but_a_noun_is_refused():
+    with pytest.raises(UsageError, match=r"one of Profile, .*Measurement; got str"):
         card("a plan")

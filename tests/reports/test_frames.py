@@ -8,49 +8,54 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.profiles import profiles
-from tests.reports import examples, seen
+from tests.reports import examples, plan_results
 from vramtune.errors import UsageError
-from vramtune.reports.frames import to_frame
-from vramtune.schema import Comparison, Frontier, FrontierPoint, MeasuredStage, ModeEstimate
+from vramtune.reports.frames import to_frame, tuned_frame
+from vramtune.schema import MeasuredStage, ModeEstimate
 
 PLAN = examples.sdxl_plan()
+MEASURED = plan_results.measurement(PLAN)
 NOUNS = {
     "profile": examples.sdxl(),
     "plan": PLAN,
     "comparison": examples.comparison(PLAN),
-    "frontier": seen.frontier(PLAN),
-    "measurement": seen.measurement(PLAN),
-    "tuned": seen.Tuned(examples.sdxl(), PLAN, seen.measurement(PLAN)),
+    "frontier": plan_results.frontier(PLAN),
+    "measurement": MEASURED,
+    "timeline": plan_results.timeline(examples.sdxl(), PLAN),
 }
+FRAMES = {**{name: to_frame(noun) for name, noun in NOUNS.items()}, "tuned": tuned_frame(PLAN, MEASURED)}
 COLUMNS = {
     "profile": "component class_name dtype weight_bytes used_bytes is_excluded activation_bytes num_calls compute_seconds "
     "copy_seconds",
-    "plan": "placement component stage active role num_kept num_groups kept_bytes slot_bytes",
-    "comparison": "mode fits peak_bytes seconds compute_seconds copied_in_bytes copied_out_bytes",
-    "frontier": "budget_bytes peak_bytes seconds bound_seconds",
+    "plan": "placement component stage active role num_kept num_groups weight_bytes kept_bytes slot_bytes",
+    "comparison": "mode fits peak_bytes seconds plan_ratio compute_seconds exposed_copy_seconds moved_bytes "
+    "moved_back_bytes",
+    "frontier": "budget_bytes peak_bytes seconds bound_seconds gap_fraction limit permissions stock_mode stock_seconds",
     "measurement": "stage seconds exposed_copy_seconds moved_bytes peak_bytes",
-    "tuned": "stage num_iterations predicted_peak_bytes measured_peak_bytes predicted_seconds measured_seconds "
-    "measured_exposed_copy_seconds predicted_moved_bytes measured_moved_bytes",
+    "timeline": "engine component group stage iteration is_kept start_seconds end_seconds",
+    "tuned": "stage num_iterations predicted_kept_bytes predicted_slot_bytes predicted_activation_bytes "
+    "predicted_fixed_bytes predicted_peak_bytes measured_peak_bytes predicted_seconds measured_seconds "
+    "predicted_exposed_copy_seconds measured_exposed_copy_seconds predicted_moved_bytes measured_moved_bytes",
 }
 
 sizes, spans = st.integers(0, 2**40), st.floats(0, 1e6)
 
 
-@pytest.mark.parametrize("name", NOUNS)
-def test_columns_are_these(name):
-    assert list(to_frame(NOUNS[name]).columns) == COLUMNS[name].split()
+@pytest.mark.parametrize("name", FRAMES)
+def test_frame_has_these_columns(name):
+    assert list(FRAMES[name].columns) == COLUMNS[name].split()
 
 
-@pytest.mark.parametrize("name", NOUNS)
+@pytest.mark.parametrize("name", FRAMES)
 def test_sizes_are_whole_numbers_and_times_are_not(name):
-    for column, dtype in to_frame(NOUNS[name]).dtypes.items():
+    for column, dtype in FRAMES[name].dtypes.items():
         if column.endswith("bytes") or column.startswith("num_"):
             assert str(dtype).lower() == "int64", column
         if column.endswith("seconds"):
             assert str(dtype) == "float64", column
 
 
-def test_a_column_keeps_its_type_without_the_unknown_and_without_rows():
+def test_column_keeps_its_type_without_unknown_values_and_without_rows():
     profile = examples.sdxl()
     known = dataclasses.replace(
         profile, components=tuple(c for c in profile.components if c.name != "safety_checker")
@@ -64,21 +69,21 @@ def test_a_column_keeps_its_type_without_the_unknown_and_without_rows():
 
 
 @given(profiles())
-def test_a_profile_has_a_row_per_component_and_the_rows_add_up(profile):
+def test_profile_frame_has_a_row_per_component_and_the_rows_add_up(profile):
     frame = to_frame(profile)
     assert set(frame.component) == {component.name for component in profile.components}
     assert frame.component.is_unique
     assert frame.weight_bytes.sum() == sum(c.weights.num_bytes for c in profile.components)
     assert frame.used_bytes.sum() == sum(c.used_bytes for c in profile.components)
     stages = profile.stages
-    glue = sum(stage.num_iterations * stage.glue_seconds for stage in stages)
-    assert frame.compute_seconds.sum() + glue == pytest.approx(
+    own = sum(stage.num_iterations * stage.pipeline_seconds for stage in stages)
+    assert frame.compute_seconds.sum() + own == pytest.approx(
         sum(stage.num_iterations * stage.seconds for stage in stages)
     )
 
 
 @pytest.mark.parametrize("plan", [examples.sdxl_plan(), examples.flux_plan()])
-def test_a_plan_has_a_row_per_placement_and_stage(plan):
+def test_plan_frame_has_a_row_per_placement_and_stage(plan):
     frame = to_frame(plan)
     assert len(frame) == len(plan.placements) * len(plan.stages)
     kept = frame.groupby("stage").kept_bytes.sum()
@@ -95,28 +100,33 @@ def test_a_plan_has_a_row_per_placement_and_stage(plan):
             peak_bytes=sizes,
             seconds=spans,
             compute_seconds=spans,
-            copied_in_bytes=sizes,
-            copied_out_bytes=sizes,
+            moved_bytes=sizes,
+            moved_back_bytes=sizes,
         ),
         max_size=5,
     )
 )
-def test_a_comparison_has_a_row_per_mode_and_an_unknown_fit_stays_unknown(modes):
-    frame = to_frame(Comparison(asked_bytes=1, budget_bytes=1, bound_seconds=None, modes=tuple(modes)))
-    assert frame.copied_in_bytes.sum() == sum(mode.copied_in_bytes for mode in modes)
+def test_comparison_frame_has_a_row_per_mode_and_an_unknown_fit_stays_unknown(modes):
+    frame = to_frame(dataclasses.replace(NOUNS["comparison"], plan=None, stock=tuple(modes)))
+    assert frame.moved_bytes.sum() == sum(mode.moved_bytes for mode in modes)
     assert sorted(frame["mode"]) == sorted(mode.mode for mode in modes)
     assert frame.fits.isna().sum() == sum(mode.fits is None for mode in modes)
     assert frame.fits.sum() == sum(mode.fits is True for mode in modes)
 
 
-@given(
-    st.lists(
-        st.builds(FrontierPoint, budget_bytes=sizes, peak_bytes=sizes, seconds=spans, bound_seconds=spans)
-    )
-)
-def test_a_frontier_has_its_points(points):
-    frame = to_frame(Frontier(points=tuple(points), modes=()))
-    assert frame.to_dict("records") == [dataclasses.asdict(point) for point in points]
+def test_frontier_frame_has_a_row_per_point():
+    frame, points = FRAMES["frontier"], NOUNS["frontier"].points
+    assert list(frame.budget_bytes) == [point.budget_bytes for point in points]
+    assert list(frame.peak_bytes) == [point.estimate.peak_bytes for point in points]
+    assert list(frame.bound_seconds) == [point.estimate.bound_seconds for point in points]
+
+
+def test_timeline_frame_has_a_row_per_span_which_names_its_stage():
+    frame, spans = FRAMES["timeline"], NOUNS["timeline"].spans
+    assert len(frame) == len(spans)
+    assert list(frame.stage.unique()) == [stage.name for stage in PLAN.stages]
+    assert frame[frame.stage == "unet"].iteration.max() == 49
+    assert not frame[frame.engine == "copy"].is_kept.any()
 
 
 @given(
@@ -131,40 +141,37 @@ def test_a_frontier_has_its_points(points):
         )
     )
 )
-def test_a_measurement_has_its_stages_in_order(stages):
-    measurement = seen.measurement(PLAN, stages=tuple(stages))
+def test_measurement_frame_has_the_stages_in_order(stages):
+    measurement = plan_results.measurement(PLAN, stages=tuple(stages))
     frame = to_frame(measurement)
     assert list(frame.stage) == [stage.name for stage in stages]
     assert list(frame.peak_bytes) == [stage.peak_bytes for stage in stages]
     assert frame.seconds.sum() == pytest.approx(sum(stage.seconds for stage in stages))
 
 
-@pytest.mark.parametrize("name", ["comparison", "frontier"])
-def test_the_method_is_the_function(name):
-    pandas.testing.assert_frame_equal(NOUNS[name].to_frame(), to_frame(NOUNS[name]))
+@pytest.mark.parametrize("name", NOUNS)
+def test_method_to_frame_gives_what_the_function_does(name):
+    pandas.testing.assert_frame_equal(NOUNS[name].to_frame(), FRAMES[name])
 
 
-def test_before_the_first_call_the_measured_columns_are_empty():
-    frame = to_frame(seen.Tuned(examples.sdxl(), PLAN, None))
+def test_tuned_frame_before_the_first_call_has_empty_measured_columns():
+    frame = tuned_frame(PLAN, None)
     measured = [column for column in frame.columns if column.startswith("measured")]
     assert frame[measured].isna().all(axis=None)
     assert list(frame.predicted_seconds) == [stage.seconds for stage in PLAN.estimate.stages]
 
 
-def test_anything_else_is_refused_with_what_would_do():
-    with pytest.raises(
-        UsageError,
-        match=r"a Comparison, Frontier, Profile, Plan, Measurement or a tuned pipeline; got Timeline",
-    ):
-        to_frame(seen.timeline(examples.sdxl(), PLAN))
+def test_frame_of_anything_but_a_noun_is_refused():
+    with pytest.raises(UsageError, match=r"one of Profile, .*Measurement; got str"):
+        to_frame("a plan")
 
 
-def test_pandas_waits_until_it_is_needed():
+def test_importing_frames_does_not_import_pandas():
     code = "import sys, vramtune.reports.frames; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pandas" not in done.stdout.split()
 
 
-def test_what_is_not_measured_yet_says_so() -> None:
+def test_frame_of_a_missing_measurement_says_that_a_call_must_finish_first():
     with pytest.raises(UsageError, match="until a call has finished"):
         to_frame(None)

@@ -3,12 +3,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.reports import examples, seen
+from tests.reports import examples, plan_results
 from vramtune.reports import plots
 from vramtune.reports.svg import svg_of
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
-PEAKS = plots.stage_peaks(seen.timeline(PROFILE, PLAN), profile=PROFILE, plan=PLAN)
+PEAKS = plots.stage_peaks(plan_results.timeline(PROFILE, PLAN))
 
 
 @pytest.fixture(scope="module")

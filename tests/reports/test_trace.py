@@ -1,13 +1,14 @@
-import itertools
 import json
 
 import pytest
 from hypothesis import given, settings
 
 from tests.profiles import profiles
-from tests.reports import examples, seen
-from vramtune import api
-from vramtune.reports.trace import measurement_trace, timeline_trace
+from tests.reports import examples, plan_results
+from vramtune.reports.trace import timeline_trace
+from vramtune.tuner import simulate
+from vramtune.tuner.search import choose_plan
+from vramtune.units import GIB
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
 FIELDS = {
@@ -53,34 +54,28 @@ def spans(found: list[dict], thread: str) -> list[dict]:
     return [event for event in of_kind(found, "X") if event["tid"] == numbers[thread]]
 
 
-PREDICTED = events(timeline_trace(seen.timeline(PROFILE, PLAN), plan=PLAN))
-MEASURED = events(measurement_trace(seen.measurement(PLAN)))
+TIMELINE = plan_results.timeline(PROFILE, PLAN)
+PREDICTED = events(timeline_trace(TIMELINE))
 
 
-def test_the_process_says_whether_it_was_predicted_or_measured():
+def test_process_is_called_predicted():
     assert names(PREDICTED, "process_name") == {
         0: "StableDiffusionXLPipeline in 6.00 GiB of GeForce RTX 4060 (predicted)"
     }
-    assert names(MEASURED, "process_name") == {0: "GeForce RTX 4060 (measured)"}
 
 
-def test_the_file_says_what_it_is_and_a_predicted_one_names_the_bound():
-    predicted = json.loads(timeline_trace(seen.timeline(PROFILE, PLAN), plan=PLAN))["otherData"]
-    measured = json.loads(measurement_trace(seen.measurement(PLAN)))["otherData"]
-    estimate = PLAN.estimate
-    assert predicted == {
+def test_file_says_that_it_was_predicted_and_names_the_bound():
+    assert json.loads(timeline_trace(TIMELINE))["otherData"] == {
         "source": "predicted",
-        "seconds": estimate.seconds,
-        "bound_seconds": estimate.bound_seconds,
+        "seconds": PLAN.estimate.seconds,
+        "bound_seconds": PLAN.estimate.bound_seconds,
     }
-    assert measured == {"source": "measured", "seconds": seen.measurement(PLAN).seconds}
 
 
-@pytest.mark.parametrize("found", [PREDICTED, MEASURED], ids=["predicted", "measured"])
-def test_the_threads_are_the_engines(found):
-    threads = names(found, "thread_name")
+def test_threads_are_the_engines():
+    threads = names(PREDICTED, "thread_name")
     assert sorted(threads.values()) == ["compute", "copy"]
-    assert {event["tid"] for event in of_kind(found, "X")} <= set(threads)
+    assert {event["tid"] for event in of_kind(PREDICTED, "X")} <= set(threads)
 
 
 def test_stages_are_as_long_as_the_plan_says_in_microseconds():
@@ -91,33 +86,27 @@ def test_stages_are_as_long_as_the_plan_says_in_microseconds():
 
 
 def test_memory_is_counted_by_owner_and_in_all():
-    levels = seen.timeline(PROFILE, PLAN).memory
-    owners = of_kind(PREDICTED, "C", "GPU memory by owner")
-    totals = of_kind(PREDICTED, "C", "GPU memory (bytes)")
-    assert [event["args"] for event in owners] == [level.owners for level in levels]
-    assert [event["args"]["all"] for event in totals] == [sum(level.owners.values()) for level in levels]
+    weights = [event["args"] for event in of_kind(PREDICTED, "C", "GPU memory of weights")]
+    others = [event["args"] for event in of_kind(PREDICTED, "C", "GPU memory of the rest")]
+    totals = [event["args"]["all"] for event in of_kind(PREDICTED, "C", "GPU memory (bytes)")]
+    assert weights == [level.component_bytes for level in TIMELINE.memory]
+    assert totals == [level.held_bytes for level in TIMELINE.memory]
+    assert totals == [sum(w.values()) + sum(o.values()) for w, o in zip(weights, others, strict=True)]
 
 
-def test_measured_stages_follow_one_another_with_what_they_waited():
-    stages = seen.measurement(PLAN).stages
-    found = spans(MEASURED, "compute")
-    assert [event["name"] for event in found] == [stage.name for stage in stages]
-    for before, after in itertools.pairwise(found):
-        assert before["ts"] + before["dur"] == pytest.approx(after["ts"])
-    assert [event["args"] for event in found] == [
-        {"exposed_copy_seconds": stage.exposed_copy_seconds, "moved_bytes": stage.moved_bytes}
-        for stage in stages
-    ]
-    assert [event["args"]["stage"] for event in of_kind(MEASURED, "C")] == [s.peak_bytes for s in stages]
+def test_spans_of_groups_say_their_iteration_and_whether_the_group_is_kept():
+    groups = [event["args"] for event in spans(PREDICTED, "compute") if ": " in event["name"]]
+    assert max(args["iteration"] for args in groups) == 49
+    assert {args["is_kept"] for args in groups} == {True, False}
 
 
 @settings(max_examples=20)
 @given(profiles())
 def test_spans_of_a_thread_lie_beside_or_inside_one_another(profile):
     """Viewers draw what lies inside as its child, and cannot draw what overlaps by halves."""
-    plan = api.plan(profile, 24)
-    timeline = api.timeline(profile, plan)
-    found = events(timeline_trace(timeline, plan=plan))
+    plan = choose_plan(profile, 24 * GIB)
+    timeline = simulate.timeline(profile, plan)
+    found = events(timeline_trace(timeline))
     assert len(of_kind(found, "X")) == len(timeline.spans) + len(plan.stages)
     for thread in ("compute", "copy"):
         open_until: list[float] = []

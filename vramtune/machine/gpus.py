@@ -113,13 +113,6 @@ def gpu_of_driver(name: str, total_bytes: int) -> Device:
     )
 
 
-def this_gpu() -> Device:
-    """See `vramtune.machine.live.this_gpu`."""
-    from vramtune.machine import live
-
-    return live.this_gpu()
-
-
 @cache
 def _table() -> tuple[ListedGpu, ...]:
     with (files("vramtune.machine") / "gpus.csv").open(encoding="utf-8") as file:

@@ -47,8 +47,7 @@ class RecordedComponent:
     class_name: str
     weights: tuple[Weight, ...]
     shells: dict[str, tuple[str, ...]]
-    """What diffusers' block-level group offload hooks around: the component ("") and modules that it names, each
-    with the blocks in it that move by themselves."""
+    """The modules that diffusers' block-level group offload hooks, with their blocks (`contract.blocks_by_shell`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

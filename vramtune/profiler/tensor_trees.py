@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
@@ -19,9 +19,7 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
             return leaf
         twin = copy.copy(leaf)
         for name, attribute in vars(leaf).items():
-            setattr(
-                twin, name, tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, attribute)
-            )
+            setattr(twin, name, tree_map_only(torch.Tensor, function, attribute))
         return twin
 
     return tree_map(replace_leaf, value)

@@ -3,6 +3,7 @@
 import itertools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -171,36 +172,27 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if path in owners:
             self.tape.append(End(path))
 
-    def watch_modules(self, paths: Mapping[nn.Module, str], owners: set[str]) -> "ModuleWatch":
-        """While entered, the stack follows which of these modules are executing."""
-        return ModuleWatch(self, paths, owners)
+    @contextmanager
+    def watch_modules(self, paths: Mapping[nn.Module, str], owners: set[str]) -> Iterator[None]:
+        """While entered, the stack follows which of these modules are executing.
 
+        The hooks are on every module call of the process; other modules' calls are ignored.
+        """
 
-class ModuleWatch:
-    """Hooks on every module call of the process while entered; only the given modules reach the tracker."""
+        def begins(module: nn.Module, args: object) -> None:
+            if (path := paths.get(module)) is not None:
+                self.enter(path, owners)
 
-    def __init__(self, tracker: Tracker, paths: Mapping[nn.Module, str], owners: set[str]) -> None:
-        self._tracker, self._paths, self._owners = tracker, paths, owners
-        self._handles: list[Any] = []
+        def ends(module: nn.Module, args: object, output: object) -> None:
+            if (path := paths.get(module)) is not None:
+                self.leave(path, owners)
 
-    def __enter__(self) -> None:
-        module = torch.nn.modules.module
-        self._handles = [
-            module.register_module_forward_pre_hook(self._entered),
-            module.register_module_forward_hook(self._left, always_call=True),
-        ]
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _entered(self, module: nn.Module, args: object) -> None:
-        if (path := self._paths.get(module)) is not None:
-            self._tracker.enter(path, self._owners)
-
-    def _left(self, module: nn.Module, args: object, output: object) -> None:
-        if (path := self._paths.get(module)) is not None:
-            self._tracker.leave(path, self._owners)
+        hooks = torch.nn.modules.module
+        with (
+            hooks.register_module_forward_pre_hook(begins),
+            hooks.register_module_forward_hook(ends, always_call=True),
+        ):
+            yield
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:

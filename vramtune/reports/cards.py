@@ -3,23 +3,24 @@
 An estimate and a measurement never share a figure: every figure says which of the two it is.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Literal
 
 from vramtune.errors import UsageError
-from vramtune.reports.rows import Tuned
+from vramtune.reports.columns import Table
+from vramtune.reports.reasons import sentence
 from vramtune.reports.tables import (
-    Grid,
-    beside_grid,
-    component_grid,
-    measured_grid,
-    mode_grid,
-    owner_grid,
-    placement_grid,
-    point_grid,
-    stage_grid,
+    activity_table,
+    beside_table,
+    component_table,
+    measured_table,
+    mode_table,
+    owner_table,
+    placement_table,
+    point_table,
+    stage_table,
+    stock_table,
 )
 from vramtune.schema import (
     PLAN_MODE,
@@ -32,8 +33,12 @@ from vramtune.schema import (
     Profile,
     Source,
     Timeline,
+    Workload,
 )
 from vramtune.units import format_bytes, format_seconds
+
+LONG = 20
+"""Characters of a setting that is still shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,7 @@ class Fact:
     source: Source
     note: str = ""
     share: float | None = None
-    """Of a limit that the note names, 0 to 1: drawn as a bar."""
+    """Share of the limit that the note names, 0 to 1: drawn as a bar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,106 +68,125 @@ class Card:
     """A noun in short."""
 
     title: str
+    settings: str = ""
+    """The call's settings, in short."""
     source: Source | None = None
     """None where figures of both kinds stand side by side, each marked."""
     verdict: Verdict | None = None
     summary: str = ""
     facts: tuple[Fact, ...] = ()
     reasons: tuple[str, ...] = ()
-    grids: tuple[Grid, ...] = ()
-    folded: tuple[Grid, ...] = ()
-    """Shown on demand."""
+    tables: tuple[Table, ...] = ()
+    folded: tuple[Table, ...] = ()
+    """Tables that are shown on demand; in text they are left out."""
 
 
 @singledispatch
 def card(noun: object) -> Card:
-    """A profile, plan, comparison, frontier, timeline, measurement or tuned pipeline in short."""
-    if isinstance(noun, Tuned):
-        return _tuned_card(noun)
+    """A profile, plan, comparison, frontier, timeline or measurement in short."""
     known = ", ".join(kind.__name__ for kind in card.registry if kind is not object)
-    raise UsageError(f"A card shows a {known} or a tuned pipeline; got {type(noun).__name__}.")
+    raise UsageError(f"Expected one of {known}; got {type(noun).__name__}.")
 
 
 @card.register(Profile)
 def _profile_card(profile: Profile) -> Card:
     return Card(
         title=f"What one call of {profile.pipeline_class} costs on {profile.device.name}",
-        source=profile.source,
-        facts=tuple(_profile_facts(profile)),
-        grids=(component_grid(profile),),
+        settings=settings(profile.workload),
+        source="predicted",
+        facts=_profile_facts(profile),
+        tables=(component_table(profile), activity_table(profile)),
     )
 
 
-def _profile_facts(profile: Profile) -> Iterable[Fact]:
+def _profile_facts(profile: Profile) -> tuple[Fact, ...]:
     compute = sum(stage.num_iterations * stage.seconds for stage in profile.stages)
     weights = sum(component.weights.num_bytes for component in profile.components)
     largest = max(profile.stages, key=lambda stage: stage.activation_bytes + stage.pipeline_bytes)
-    yield Fact(label="weights", value=format_bytes(weights), source=profile.source)
-    yield Fact(
-        label="activations at most",
-        value=format_bytes(largest.activation_bytes + largest.pipeline_bytes),
-        note=f"in {largest.name}",
-        source=profile.source,
+    activation_bytes = largest.activation_bytes + largest.pipeline_bytes
+    device = profile.device
+    return (
+        _predicted("weights", format_bytes(weights)),
+        _predicted("most activations", format_bytes(activation_bytes), f"in {largest.name}"),
+        _predicted("compute per call", format_seconds(compute), "no plan is faster"),
+        Fact(
+            label="usable GPU memory",
+            value=format_bytes(device.usable_bytes),
+            note=f"of {format_bytes(device.total_bytes)}",
+            source=device.source,
+        ),
     )
-    yield Fact(
-        label="compute per call",
-        value=format_seconds(compute),
-        note="no plan is faster",
-        source=profile.source,
-    )
+
+
+def _predicted(label: str, value: str, note: str = "", *, share: float | None = None) -> Fact:
+    return Fact(label=label, value=value, note=note, share=share, source="predicted")
+
+
+def _measured(label: str, value: str, note: str = "") -> Fact:
+    return Fact(label=label, value=value, note=note, source="measured")
 
 
 @card.register(Plan)
 def _plan_card(plan: Plan) -> Card:
+    return tuned_card(plan, None)
+
+
+def tuned_card(plan: Plan, measurement: Measurement | None) -> Card:
+    """A tuned pipeline: the plan, and once a call has finished, what was measured beside it."""
     return Card(
         title=plan_title(plan),
-        verdict=verdict(plan),
-        facts=plan_facts(plan),
-        reasons=plan.reasons,
-        grids=(placement_grid(plan),),
-        folded=(stage_grid(plan),),
+        settings=settings(plan.workload),
+        verdict=verdict(plan, measurement),
+        facts=plan_facts(plan, measurement),
+        reasons=tuple(map(sentence, plan.reasons)),
+        tables=(*([beside_table(plan, measurement)] if measurement else []), placement_table(plan)),
+        folded=(stage_table(plan),),
     )
 
 
 @card.register(Comparison)
 def _comparison_card(comparison: Comparison) -> Card:
     return Card(
-        title=f"Ways to run it in {_limit(comparison)}",
+        title=f"Ways to run {comparison.pipeline_class} in {limit(comparison)} on {comparison.device.name}",
+        settings=settings(comparison.workload),
         source="predicted",
         summary=comparison_sentence(comparison),
-        grids=(mode_grid(comparison),),
+        tables=(mode_table(comparison),),
     )
 
 
 @card.register(Frontier)
 def _frontier_card(frontier: Frontier) -> Card:
     return Card(
-        title="Seconds against memory",
+        title=f"{frontier.pipeline_class} on {frontier.device.name}: seconds against memory",
+        settings=settings(frontier.workload),
         source="predicted",
         summary=frontier_sentence(frontier),
-        grids=(point_grid(frontier),),
+        tables=(point_table(frontier), stock_table(frontier)),
     )
 
 
 @card.register(Timeline)
 def _timeline_card(timeline: Timeline) -> Card:
-    highest = max(timeline.memory, key=lambda level: sum(level.owners.values()))
-    peak = Fact(label="peak GPU memory", value=format_bytes(sum(highest.owners.values())), source="predicted")
+    peak = max(level.held_bytes for level in timeline.memory)
     return Card(
-        title="A call, copy by copy",
+        title=f"{plan_title(timeline.plan)}, copy by copy",
+        settings=settings(timeline.plan.workload),
         source="predicted",
-        facts=(peak, _busy(timeline, "compute"), _busy(timeline, "copy")),
-        grids=(owner_grid(highest),),
+        facts=(
+            _predicted("peak GPU memory", format_bytes(peak)),
+            _busy(timeline, "compute"),
+            _busy(timeline, "copy"),
+        ),
+        tables=(owner_table(timeline),),
     )
 
 
 def _busy(timeline: Timeline, engine: Engine) -> Fact:
-    """For how much of the call an engine works."""
+    """The share of the call in which an engine works."""
     spans = (span for span in timeline.spans if span.engine == engine)
     share = sum(span.end_seconds - span.start_seconds for span in spans) / timeline.memory[-1].end_seconds
-    return Fact(
-        label=f"{engine} busy", value=f"{share:.0%}", note="of the call", share=share, source="predicted"
-    )
+    return _predicted(f"{engine} busy", f"{share:.0%}", "of the call", share=share)
 
 
 @card.register(Measurement)
@@ -170,24 +194,8 @@ def _measurement_card(measurement: Measurement) -> Card:
     return Card(
         title=f"The last call on {measurement.device_name}",
         source="measured",
-        facts=tuple(_measured_facts(measurement)),
-        grids=(measured_grid(measurement),),
-    )
-
-
-def _tuned_card(tuned: Tuned) -> Card:
-    """A tuned pipeline: the plan, and once a call has run, what was measured beside it."""
-    plan, measured = tuned.plan, tuned.measured
-    if measured is None:
-        return _plan_card(plan)
-    beside = beside_grid(measured, plan=plan)
-    return Card(
-        title=plan_title(plan),
-        verdict=verdict(plan, measured=measured),
-        facts=measured_facts(measured, plan=plan),
-        reasons=plan.reasons,
-        grids=(beside,),
-        folded=(placement_grid(plan), stage_grid(plan)),
+        facts=_measured_facts(measurement),
+        tables=(measured_table(measurement),),
     )
 
 
@@ -200,144 +208,102 @@ def plan_title(plan: Plan) -> str:
     return f"{plan.pipeline_class} in {format_bytes(plan.asked_bytes)} of {plan.device_name}"
 
 
-def verdict(plan: Plan, *, measured: Measurement | None = None) -> Verdict:
-    """Whether it fits: as measured, where it has been."""
-    if measured is None:
-        return _verdict(plan, peak_bytes=plan.estimate.peak_bytes, source="predicted")
-    if measured.context_bytes is None and measured.peak_bytes <= plan.budget_bytes:
-        return Verdict(
-            word="Ran",
-            tone="good",
-            source="measured",
-            sentence=f"PyTorch reserved at most {format_bytes(measured.peak_bytes)} of {_limit(plan)}; nothing tells "
-            f"what the CUDA context took beside it.{_allowed(plan)}{_trouble(measured)}",
-        )
-    found = _verdict(plan, peak_bytes=measured.peak_bytes, source="measured")
-    return replace(found, sentence=found.sentence + _trouble(measured))
+def settings(workload: Workload) -> str:
+    """The call's settings without its prompts; of those that are long (a latent, an image) only the name."""
+    shown = [
+        f"{name}={value if len(str(value)) <= LONG else '...'}"
+        for name, value in workload.call_kwargs.items()
+        if isinstance(value, int | float) or "prompt" not in name
+    ]
+    return ", ".join(shown) or "the pipeline's own"
 
 
-def _verdict(plan: Plan, *, peak_bytes: int, source: Source) -> Verdict:
-    fits = peak_bytes <= plan.budget_bytes
-    return Verdict(
-        word="Fits" if fits else "Over the budget",
-        tone="good" if fits else "bad",
-        source=source,
-        sentence=f"Peak {format_bytes(peak_bytes)} of {_limit(plan)}.{_allowed(plan)}",
-    )
-
-
-def _limit(held_to: Plan | Comparison) -> str:
+def limit(held_to: Plan | Comparison) -> str:
     """The budget, and what of it the card can give."""
-    limit = format_bytes(held_to.budget_bytes)
-    if held_to.asked_bytes > held_to.budget_bytes:
-        limit += f" usable ({format_bytes(held_to.asked_bytes)} asked)"
-    return limit
+    if held_to.asked_bytes == held_to.budget_bytes:
+        return format_bytes(held_to.budget_bytes)
+    return f"{format_bytes(held_to.budget_bytes)} usable of {format_bytes(held_to.asked_bytes)} asked"
 
 
-def _allowed(plan: Plan) -> str:
-    return f" Allowed and used: {', '.join(plan.permissions)}." if plan.permissions else ""
-
-
-def _trouble(measured: Measurement) -> str:
-    """How often memory ran out on the way."""
-    times = measured.num_out_of_memory
-    return f" Memory ran out {times}x; less was kept and the work done again." if times else ""
-
-
-def plan_facts(plan: Plan) -> tuple[Fact, ...]:
-    """What the plan is predicted to cost."""
-    estimate = plan.estimate
-    return (
-        Fact(
-            label="peak GPU memory",
-            value=format_bytes(estimate.peak_bytes),
-            note=f"of {format_bytes(plan.budget_bytes)}",
-            share=estimate.peak_bytes / plan.budget_bytes,
-            source="predicted",
-        ),
-        Fact(
-            label="per call",
-            value=format_seconds(estimate.seconds),
-            note=f"{estimate.gap_fraction:z.1%} above the bound",
-            source="predicted",
-        ),
-        _bound(plan),
-        Fact(
-            label="first call",
-            value=format_seconds(estimate.first_call_seconds),
-            note="nothing is on the GPU yet",
-            source="predicted",
-        ),
-        Fact(
-            label="copied to the GPU",
-            value=format_bytes(estimate.moved_bytes),
-            note="per call",
-            source="predicted",
-        ),
+def verdict(plan: Plan, measurement: Measurement | None) -> Verdict:
+    """Whether the plan fits: as predicted, or as measured once a call has finished."""
+    peak_bytes = measurement.peak_bytes if measurement else plan.estimate.peak_bytes
+    fits = peak_bytes <= plan.budget_bytes
+    is_complete = measurement is None or measurement.context_bytes is not None
+    words = [f"Peak {format_bytes(peak_bytes)} {'within' if fits else 'above'} {limit(plan)}."]
+    if not is_complete:
+        words.append("This is what PyTorch reserved; what the CUDA context took beside it is unknown.")
+    if plan.permissions:
+        words.append(f"Allowed and used: {', '.join(plan.permissions)}.")
+    if measurement and measurement.num_out_of_memory:
+        times = measurement.num_out_of_memory
+        words.append(
+            f"The GPU ran out of memory {'once' if times == 1 else f'{times} times'}; the component was run again with "
+            "fewer weights kept."
+        )
+    return Verdict(
+        word="Over the budget" if not fits else "Fits" if is_complete else "Ran",
+        tone="good" if fits else "bad",
+        source="measured" if measurement else "predicted",
+        sentence=" ".join(words),
     )
 
 
-def measured_facts(measured: Measurement, *, plan: Plan) -> tuple[Fact, ...]:
-    """What the last call took, each figure beside its prediction, and the bound, which is only ever predicted."""
-    guess = plan.estimate
-    peak, seconds, waiting, moved = _measured_facts(measured)
-    limit = format_bytes(plan.budget_bytes)
+def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
+    """What a call costs: as predicted, or as measured beside the prediction. The bound is only ever predicted."""
+    estimate, budget = plan.estimate, f"of {format_bytes(plan.budget_bytes)}"
+    peak, seconds = format_bytes(estimate.peak_bytes), format_seconds(estimate.seconds)
+    moved = format_bytes(estimate.moved_bytes)
+    bound = _predicted("bound", format_seconds(estimate.bound_seconds), "no plan in the budget is faster")
+    if measurement is None:
+        return (
+            _predicted("peak GPU memory", peak, budget, share=estimate.peak_bytes / plan.budget_bytes),
+            _predicted("per call", seconds, f"{estimate.gap_fraction:z.1%} above the bound"),
+            bound,
+            _predicted(
+                "first call", format_seconds(estimate.first_call_seconds), "nothing is on the GPU yet"
+            ),
+            _predicted("moved to the GPU", moved, "per call"),
+        )
+    share = measurement.peak_bytes / plan.budget_bytes
+    peak_fact, seconds_fact, exposed, moved_fact = _measured_facts(measurement)
+    lacking = f"{peak_fact.note}; " if peak_fact.note else ""
     return (
-        replace(
-            peak,
-            note=f"of {limit}; predicted {format_bytes(guess.peak_bytes)}",
-            share=measured.peak_bytes / plan.budget_bytes,
-        ),
-        replace(seconds, note=f"predicted {format_seconds(guess.seconds)}"),
-        waiting,
-        replace(moved, note=f"predicted {format_bytes(guess.moved_bytes)}"),
-        _bound(plan),
+        replace(peak_fact, note=f"{lacking}{budget}; predicted {peak}", share=share),
+        replace(seconds_fact, note=f"predicted {seconds}"),
+        exposed,
+        replace(moved_fact, note=f"predicted {moved}"),
+        bound,
     )
 
 
-def _measured_facts(measured: Measurement) -> tuple[Fact, Fact, Fact, Fact]:
-    waiting = sum(stage.exposed_copy_seconds for stage in measured.stages)
+def _measured_facts(measurement: Measurement) -> tuple[Fact, Fact, Fact, Fact]:
+    exposed = sum(stage.exposed_copy_seconds for stage in measurement.stages)
+    lacking = "" if measurement.context_bytes is not None else "without the CUDA context"
     return (
-        Fact(
-            label="peak GPU memory",
-            value=format_bytes(measured.peak_bytes),
-            note="" if measured.context_bytes is not None else "without the CUDA context",
-            source="measured",
-        ),
-        Fact(label="last call", value=format_seconds(measured.seconds), source="measured"),
-        Fact(label="of it waiting for copies", value=format_seconds(waiting), source="measured"),
-        Fact(label="copied to the GPU", value=format_bytes(measured.moved_bytes), source="measured"),
-    )
-
-
-def _bound(plan: Plan) -> Fact:
-    return Fact(
-        label="bound",
-        value=format_seconds(plan.estimate.bound_seconds),
-        note="no plan in the budget is faster",
-        source="predicted",
+        _measured("peak GPU memory", format_bytes(measurement.peak_bytes), lacking),
+        _measured("last call", format_seconds(measurement.seconds)),
+        _measured("exposed copy", format_seconds(exposed), "the GPU waited for copies"),
+        _measured("moved to the GPU", format_bytes(measurement.moved_bytes)),
     )
 
 
 def comparison_sentence(comparison: Comparison) -> str:
     """How many stock modes fit, the fastest of them, the plan and the bound."""
-    num_stock = len(comparison.stock)
     fitting = [mode for mode in comparison.stock if mode.fits]
-    if not fitting:
-        return f"No stock diffusers mode fits{_plan_clause(comparison)}."
-    best = min(fitting, key=lambda mode: mode.seconds)
-    return (
-        f"Of {num_stock} stock diffusers modes {len(fitting)} fit{'s' if len(fitting) == 1 else ''}; "
-        f"the fastest of them, “{best.mode}”, takes {_per_call(best)}{_plan_clause(comparison)}."
+    plan = comparison.plan_mode
+    ours = (
+        f"{PLAN_MODE} takes {_per_call(plan)}; no plan can beat {format_seconds(comparison.bound_seconds)}."
+        if plan and comparison.bound_seconds is not None
+        else f"No plan of {PLAN_MODE}'s fits."
     )
-
-
-def _plan_clause(comparison: Comparison) -> str:
-    """How long the plan takes beside them, and what none beats."""
-    if comparison.plan is None or comparison.bound_seconds is None:
-        return f"; no plan of {PLAN_MODE}'s fits"
-    bound = format_seconds(comparison.bound_seconds)
-    return f"; {PLAN_MODE} takes {_per_call(comparison.plan)}, where no plan beats {bound}"
+    if not fitting:
+        return f"No stock diffusers mode fits. {ours}"
+    fastest = min(fitting, key=lambda mode: mode.seconds)
+    return (
+        f"{len(fitting)} of {len(comparison.stock)} stock diffusers modes fit; the fastest, “{fastest.mode}”, takes "
+        f"{_per_call(fastest)}. {ours}"
+    )
 
 
 def _per_call(mode: ModeEstimate) -> str:
@@ -348,9 +314,9 @@ def frontier_sentence(frontier: Frontier) -> str:
     """The two ends of the curve."""
     least, most = (
         f"{format_bytes(point.budget_bytes)} ({format_seconds(point.seconds)} per call, "
-        f"bound {format_seconds(point.bound_seconds)})"
+        f"bound {format_seconds(point.estimate.bound_seconds)})"
         for point in (frontier.points[0], frontier.points[-1])
     )
     if len(frontier.points) == 1:
-        return f"It takes {least}; more buys nothing on this GPU."
-    return f"From {least} to {most}; more buys nothing on this GPU."
+        return f"It takes {least}; more memory saves no time on this GPU."
+    return f"From {least} to {most}; more memory saves no time on this GPU."

@@ -5,47 +5,50 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from vramtune.reports.columns import Cell, Column, Table, Tone, table_of, words
 from vramtune.reports.json_output import object_json
+from vramtune.reports.terminal import STYLES, table_text
 from vramtune.schema import Device, Source
 from vramtune.schema.machine import Accelerator, Driver, Holder, Host, Machine, Package
 from vramtune.units import GIB, format_bytes
 
-State = Literal["ok", "attention", "missing"]
+Status = Literal["ok", "attention", "missing"]
+"""`missing` is what autotune cannot do without."""
 
-STYLES: dict[State, str] = {"ok": "green", "attention": "bold yellow", "missing": "bold red"}
+TONES: dict[Status, Tone] = {"ok": "good", "attention": "attention", "missing": "bad"}
 NAMED_PACKAGES = ("Python", "torch", "diffusers", "accelerate", "transformers")
 """These have a line each even where all is well."""
 HELD_FRACTION = 0.1
-"""Of the GPU's memory: others that hold more deserve attention."""
+"""Share of the GPU's memory: others that hold more deserve attention."""
 USUAL_LINK_FRACTION = 0.6
-"""Of the usual copy rate: a slot with half of the lanes is below it."""
+"""Share of the usual copy rate: a slot with half of the lanes is below it."""
 USUAL_ARITHMETIC_FRACTION = 0.35
-"""Of the data sheet's rate: large matrix products reach twice that."""
+"""Share of the data sheet's rate: large matrix products reach twice that."""
 LEAST_OVERLAP_FRACTION = 0.5
+"""Share of the pinned rate that should remain while the GPU computes: below it, streaming hides little."""
 LEAST_HOST_BYTES = 8 * GIB
 """SDXL's weights and the process itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckRow:
-    """One fact, judged: `missing` is what autotune cannot do without."""
+    """One fact, judged."""
 
     subject: str
-    found: str
-    state: State = "ok"
+    finding: str
+    status: Status = "ok"
     advice: str = ""
+    """What to do about it; empty where all is well."""
     source: Source | None = None
     """`measured` by a probe just now; None for what the system tells of itself."""
 
 
 def is_ready(rows: Iterable[CheckRow]) -> bool:
     """Whether autotune would work."""
-    return all(row.state != "missing" for row in rows)
+    return all(row.status != "missing" for row in rows)
 
 
 def check_rows(machine: Machine) -> tuple[CheckRow, ...]:
@@ -64,6 +67,21 @@ def _rows(machine: Machine) -> Iterator[CheckRow]:
     yield from _host(machine)
 
 
+def _judged(
+    subject: str,
+    finding: str,
+    advice: str = "",
+    *,
+    fault: bool = True,
+    status: Status = "missing",
+    source: Source | None = None,
+) -> CheckRow:
+    """A row with a status and advice if there is a fault; without one it is ok."""
+    if not (fault and advice):
+        return CheckRow(subject=subject, finding=finding, source=source)
+    return CheckRow(subject=subject, finding=finding, status=status, advice=advice, source=source)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Software
 
@@ -74,45 +92,36 @@ def _packages(packages: Iterable[Package]) -> Iterator[CheckRow]:
     yield from (_package(by_name[name]) for name in NAMED_PACKAGES)
     yield from (_package(package) for package in others if not package.is_supported)
     num_supported = sum(package.is_supported for package in others)
-    yield CheckRow(subject="other packages", found=f"{num_supported} of {len(others)} as required")
+    yield _judged("other packages", f"{num_supported} of {len(others)} as required")
 
 
 def _package(package: Package) -> CheckRow:
-    wanted = f'"{package.name}{package.required}"'
-    how = (
-        f"pip install --upgrade {wanted}"
-        if package.name != "Python"
-        else f"Install Python {package.required}"
-    )
-    found = f"{package.found} (supported: {package.required})" if package.found else "not installed"
-    return CheckRow(
-        subject=package.name,
-        found=found,
-        state="ok" if package.is_supported else "missing",
-        advice="" if package.is_supported else f"{how}.",
+    name, required = package.name, package.required
+    return _judged(
+        name,
+        f"{package.found} (supported: {required})" if package.found else "not installed",
+        fault=not package.is_supported,
+        advice=f"Install Python {required}."
+        if name == "Python"
+        else f'pip install --upgrade "{name}{required}".',
     )
 
 
 def _build(machine: Machine) -> Iterator[CheckRow]:
     """What PyTorch is built for; nothing where it is not installed, which has its line already."""
-    subject = "torch build"
     if machine.torch_build is not None:
-        works = machine.accelerator is not None or machine.torch_build != "CPU only"
-        yield CheckRow(
-            subject=subject,
-            found=machine.torch_build,
-            state="ok" if works else "missing",
-            advice=""
-            if works
-            else "Install the build for your GPU: https://pytorch.org/get-started/locally (pip's own is the CPU's "
-            "on Windows).",
+        yield _judged(
+            "torch build",
+            machine.torch_build,
+            fault=machine.accelerator is None and machine.torch_build == "CPU only",
+            advice="Install the build for your GPU: https://pytorch.org/get-started/locally (on Windows, pip's own "
+            "build is for CPUs only).",
         )
     elif any(package.name == "torch" and package.found for package in machine.packages):
-        yield CheckRow(
-            subject=subject,
-            found=f"unknown: it does not import ({machine.torch_error})",
-            state="missing",
-            advice="Install it anew: pip install --force-reinstall torch.",
+        yield _judged(
+            "torch build",
+            f"unknown: PyTorch does not import ({machine.torch_error})",
+            "Reinstall it: pip install --force-reinstall torch.",
         )
 
 
@@ -122,27 +131,20 @@ def _build(machine: Machine) -> Iterator[CheckRow]:
 
 def _driver(machine: Machine) -> Iterator[CheckRow]:
     """NVIDIA's driver; nothing where another maker's accelerator is at work."""
-    subject = "NVIDIA driver"
-    driver = machine.driver
+    driver, build = machine.driver, machine.torch_build or ""
     if driver is not None:
-        build = machine.torch_build or ""
-        is_old = build.startswith("CUDA ") and _major(build.removeprefix("CUDA ")) > _major(
-            driver.cuda_version
-        )
-        yield CheckRow(
-            subject=subject,
-            found=f"{driver.version}, runs CUDA up to {driver.cuda_version}",
-            state="missing" if is_old else "ok",
-            advice=f"Too old for PyTorch's {build}: update the driver, or install a PyTorch built for less."
-            if is_old
-            else "",
+        needed = build.removeprefix("CUDA ")
+        yield _judged(
+            "NVIDIA driver",
+            f"{driver.version}, runs CUDA up to {driver.cuda_version}",
+            fault=build.startswith("CUDA ") and _major(needed) > _major(driver.cuda_version),
+            advice=f"Too old for PyTorch's {build}: update the driver, or install a PyTorch for an older CUDA.",
         )
     elif machine.accelerator is None:
-        yield CheckRow(
-            subject=subject,
-            found="none",
-            state="missing",
-            advice="Install it (https://www.nvidia.com/drivers); into a container the GPU must be passed "
+        yield _judged(
+            "NVIDIA driver",
+            "none",
+            "Install it (https://www.nvidia.com/drivers); in a container, pass the GPU in "
             "(docker run --gpus all).",
         )
 
@@ -153,52 +155,44 @@ def _major(version: str) -> int:
 
 def _no_gpu(driver: Driver | None) -> CheckRow:
     if driver is not None and driver.card is not None:
-        return CheckRow(
-            subject="GPU",
-            found=f"{driver.card}, but PyTorch cannot use it",
-            state="missing",
-            advice="Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong.",
+        return _judged(
+            "GPU",
+            f"{driver.card}, but PyTorch cannot use it",
+            "Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong.",
         )
-    return CheckRow(
-        subject="GPU",
-        found="none that PyTorch can use",
-        state="missing",
-        advice='Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".',
+    return _judged(
+        "GPU",
+        "none that PyTorch can use",
+        'Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".',
     )
 
 
-def _accelerator(found: Accelerator) -> Iterator[CheckRow]:
-    count = f", one of {found.count}" if found.count > 1 else ""
-    name = f"{found.name} ({found.label}{count})"
-    if found.device is None:
-        yield CheckRow(
-            subject="GPU",
-            found=f"{name}; its probe failed: {found.error}",
-            state="missing",
-            advice=f"autotune begins with that probe. {_holders(found.holders) or 'Free its memory'}; then try again.",
+def _accelerator(accelerator: Accelerator) -> Iterator[CheckRow]:
+    count = f", one of {accelerator.count}" if accelerator.count > 1 else ""
+    name = f"{accelerator.name} ({accelerator.label}{count})"
+    device, holders = accelerator.device, _holders(accelerator.holders)
+    if device is None:
+        yield _judged(
+            "GPU",
+            f"{name}; its probe failed: {accelerator.error}",
+            f"autotune begins with that probe. {holders or 'Free its memory'}; then try again.",
         )
         return
-    yield CheckRow(subject="GPU", found=name)
-    yield _memory(found.device, found.holders)
-    yield CheckRow(
-        subject="GPU context",
-        found=f"{format_bytes(found.device.context_bytes)}, and {format_bytes(found.device.workspace_bytes)} for "
-        "libraries' workspaces",
+    yield _judged("GPU", name)
+    yield _judged(
+        "GPU memory",
+        f"{format_bytes(device.usable_bytes)} usable of {format_bytes(device.total_bytes)}",
+        status="attention",
+        fault=device.total_bytes - device.usable_bytes > HELD_FRACTION * device.total_bytes,
+        advice=f"{holders or 'The driver does not say who holds the rest; nvidia-smi may'}.",
+    )
+    yield _judged(
+        "GPU context",
+        f"{format_bytes(device.context_bytes)}, and {format_bytes(device.workspace_bytes)} for libraries' "
+        "workspaces",
         source="measured",
     )
-    yield from _rates(found.device, found.listed)
-
-
-def _memory(device: Device, holders: tuple[Holder, ...]) -> CheckRow:
-    held = device.total_bytes - device.usable_bytes
-    is_held = held > HELD_FRACTION * device.total_bytes
-    who = _holders(holders) or "The driver does not say who holds the rest; nvidia-smi may"
-    return CheckRow(
-        subject="GPU memory",
-        found=f"{format_bytes(device.usable_bytes)} usable of {format_bytes(device.total_bytes)}",
-        state="attention" if is_held else "ok",
-        advice=f"{who}." if is_held else "",
-    )
+    yield from _rates(device, accelerator.listed)
 
 
 def _holders(holders: Iterable[Holder]) -> str:
@@ -214,49 +208,42 @@ def _holder(holder: Holder) -> str:
 
 
 def _rates(device: Device, listed: Device | None) -> Iterator[CheckRow]:
-    usual = listed and listed.pinned_copy_bytes_per_second
-    is_slow = bool(usual and device.pinned_copy_bytes_per_second < USUAL_LINK_FRACTION * usual)
-    yield CheckRow(
-        subject="copies, pinned",
-        found=_rate(device.pinned_copy_bytes_per_second),
-        state="attention" if is_slow else "ok",
-        advice=f"Usual for this card is {_rate(usual)}: is it in a slot with all its lanes? nvidia-smi -q, under "
-        "GPU Link Info, says."
-        if is_slow and usual
-        else "",
+    usual = listed.pinned_copy_bytes_per_second if listed else 0.0
+    yield _judged(
+        "copies, pinned",
+        _rate(device.pinned_copy_bytes_per_second),
+        status="attention",
+        fault=device.pinned_copy_bytes_per_second < USUAL_LINK_FRACTION * usual,
+        advice=f"Usual for this card is {_rate(usual)}. Check that its slot has all its lanes: nvidia-smi -q, under "
+        "GPU Link Info.",
         source="measured",
     )
-    yield CheckRow(
-        subject="copies, pageable",
-        found=f"{_rate(device.pageable_copy_bytes_per_second)}, and back {_rate(device.readback_bytes_per_second)}",
+    yield _judged(
+        "copies, pageable",
+        f"{_rate(device.pageable_copy_bytes_per_second)}, and back {_rate(device.readback_bytes_per_second)}",
         source="measured",
     )
-    is_alone = device.overlap_fraction < LEAST_OVERLAP_FRACTION
-    yield CheckRow(
-        subject="copies at work",
-        found=f"{device.overlap_fraction:.0%} of the pinned rate while the GPU computes",
-        state="attention" if is_alone else "ok",
-        advice="Streamed weights come that much slower: prefer budgets that keep more of them."
-        if is_alone
-        else "",
+    yield _judged(
+        "copies, overlapped",
+        f"{device.overlap_fraction:.0%} of the pinned rate while the GPU computes",
+        status="attention",
+        fault=device.overlap_fraction < LEAST_OVERLAP_FRACTION,
+        advice="Streamed weights arrive at this lower rate: prefer a budget that keeps more of them on the GPU.",
         source="measured",
     )
-    yield _arithmetic(device, listed)
-    yield CheckRow(subject="GPU memory rate", found=_rate(device.memory_bytes_per_second), source="measured")
-
-
-def _arithmetic(device: Device, listed: Device | None) -> CheckRow:
+    peak = max(listed.flops_per_second.values()) if listed else 0.0
     rates = device.flops_per_second
-    usual = max(listed.flops_per_second.values()) if listed else 0.0
-    is_slow = max(rates.values()) < USUAL_ARITHMETIC_FRACTION * usual
-    return CheckRow(
-        subject="arithmetic",
-        found=", ".join(f"{dtype} {rate / 1e12:.3g}" for dtype, rate in rates.items()) + " TFLOP/s",
-        state="attention" if is_slow else "ok",
-        advice=f"Its data sheet says {usual / 1e12:.3g}: is something else at work on it, or its power limited?"
-        if is_slow
-        else "",
+    yield _judged(
+        "arithmetic",
+        ", ".join(f"{dtype} {rate / 1e12:.3g}" for dtype, rate in rates.items()) + " TFLOP/s",
+        status="attention",
+        fault=max(rates.values()) < USUAL_ARITHMETIC_FRACTION * peak,
+        advice=f"Its data sheet says {peak / 1e12:.3g}. Check whether something else is using it, or its power is "
+        "limited.",
         source="measured",
+    )
+    yield CheckRow(
+        subject="GPU memory rate", finding=_rate(device.memory_bytes_per_second), source="measured"
     )
 
 
@@ -271,35 +258,30 @@ def _rate(bytes_per_second: float) -> str:
 def _host(machine: Machine) -> Iterator[CheckRow]:
     host = machine.host
     yield _host_memory(host)
-    accelerator = machine.accelerator
-    is_nvidia = accelerator is None or machine.driver is not None
+    is_nvidia = machine.accelerator is None or machine.driver is not None
     if host.locked_limit_bytes is not None and not is_nvidia:
         yield CheckRow(
             subject="locked memory",
-            found=f"at most {format_bytes(host.locked_limit_bytes)} (ulimit -l)",
-            state="attention",
+            finding=f"at most {format_bytes(host.locked_limit_bytes)} (ulimit -l)",
+            status="attention",
             advice="Weights that leave the GPU are page-locked on the host: ulimit -l unlimited.",
         )
 
 
 def _host_memory(host: Host) -> CheckRow:
-    subject = "host memory"
     if host.total_bytes is None or host.available_bytes is None:
-        return CheckRow(subject=subject, found="unknown on this system")
-    found = f"{format_bytes(host.available_bytes)} available of {format_bytes(host.total_bytes)}"
-    available_bytes = host.available_bytes
-    limit_bytes = host.control_group_limit_bytes
+        return _judged("host memory", "unknown on this system")
+    finding = f"{format_bytes(host.available_bytes)} available of {format_bytes(host.total_bytes)}"
+    available_bytes, limit_bytes = host.available_bytes, host.control_group_limit_bytes
     if limit_bytes is not None and limit_bytes < host.total_bytes:
-        found += f"; this process's group may use {format_bytes(limit_bytes)}"
+        finding += f"; this process's group may use {format_bytes(limit_bytes)}"
         available_bytes = min(available_bytes, limit_bytes)
-    is_little = available_bytes < LEAST_HOST_BYTES
-    return CheckRow(
-        subject=subject,
-        found=found,
-        state="attention" if is_little else "ok",
-        advice="Weights that leave the GPU stay here, page-locked: SDXL's take 6.5 GiB, FLUX.1's 31.4 GiB."
-        if is_little
-        else "",
+    return _judged(
+        "host memory",
+        finding,
+        status="attention",
+        fault=available_bytes < LEAST_HOST_BYTES,
+        advice="Weights that leave the GPU stay here, page-locked: SDXL's take 6.5 GiB, FLUX.1's 31.4 GiB.",
     )
 
 
@@ -309,27 +291,39 @@ def _host_memory(host: Host) -> CheckRow:
 
 def check_report(rows: tuple[CheckRow, ...]) -> Group:
     """The verdict, then a line for each fact, with what to do under it."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("what", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("found, and what to do")
-    for row in rows:
-        found = row.found if row.source is None else f"{row.found}, {row.source}"
-        advice = ("\n" + row.advice, "italic") if row.advice else ""
-        table.add_row(row.subject, Text(row.state, style=STYLES[row.state]), Text.assemble(found, advice))
-    return Group(_verdict(rows), "", table)
+    return Group(_verdict(rows), "", table_text(check_table(rows)))
+
+
+def check_table(rows: tuple[CheckRow, ...]) -> Table:
+    """The facts, each with what to do under it."""
+    return table_of(
+        "",
+        None,
+        rows,
+        words("what", lambda row: row.subject),
+        (
+            Column(heading="status", alignment="left"),
+            lambda row: Cell(text=row.status, tone=TONES[row.status]),
+        ),
+        words("finding, and what to do", _finding),
+    )
+
+
+def _finding(row: CheckRow) -> str:
+    finding = f"{row.finding}, {row.source}" if row.source else row.finding
+    return "\n".join(filter(None, (finding, row.advice)))
 
 
 def _verdict(rows: tuple[CheckRow, ...]) -> Text:
-    missing = [row.subject for row in rows if row.state == "missing"]
-    heeded = [row.subject for row in rows if row.state == "attention"]
-    more = f" Deserves attention: {', '.join(heeded)}." if heeded else ""
+    missing = [row.subject for row in rows if row.status == "missing"]
+    noted = [row.subject for row in rows if row.status == "attention"]
+    more = f" Deserves attention: {', '.join(noted)}." if noted else ""
     if missing:
         return Text.assemble(
-            ("Not ready: ", STYLES["missing"]),
+            ("Not ready: ", STYLES["bad"]),
             f"autotune cannot work on this machine. Missing: {', '.join(missing)}.{more}",
         )
-    return Text.assemble(("Ready: ", STYLES["ok"]), f"autotune works on this machine.{more}")
+    return Text.assemble(("Ready: ", STYLES["good"]), f"autotune works on this machine.{more}")
 
 
 def check_json(machine: Machine, rows: tuple[CheckRow, ...]) -> str:

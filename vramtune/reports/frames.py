@@ -1,50 +1,75 @@
 """Nouns as pandas DataFrames: tidy columns, units in their names, a missing value where something is unknown."""
 
-from functools import singledispatch
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from vramtune.errors import UsageError
-from vramtune.reports.rows import (
-    BesideRow,
-    ComponentRow,
-    PlacementRow,
-    Tuned,
-    beside_rows,
-    component_rows,
-    placement_rows,
+from vramtune.reports import rows
+from vramtune.schema import (
+    Comparison,
+    Frontier,
+    MeasuredStage,
+    Measurement,
+    Plan,
+    Profile,
+    Span,
+    Timeline,
 )
-from vramtune.schema import Comparison, Frontier, MeasuredStage, Measurement, Plan, Profile, frame_of
 
 if TYPE_CHECKING:
-    import pandas
+    from pandas import DataFrame
+
+DTYPES: dict[object, str] = {
+    int: "int64",
+    int | None: "Int64",
+    float: "float64",
+    float | None: "float64",
+    bool: "bool",
+    bool | None: "boolean",
+}
+"""The column's type by annotation, so that no value decides it; all others hold words."""
 
 
-@singledispatch
-def to_frame(noun: object) -> "pandas.DataFrame":
-    """One row per component of a profile, placement and stage of a plan, mode of a comparison, point of a
-    frontier, stage of a measurement or of a tuned pipeline (predicted beside measured)."""
-    if isinstance(noun, Tuned):
-        return frame_of(BesideRow, beside_rows(noun.plan, noun.measured))
+ROWS: dict[type, tuple[type, Callable[[Any], Iterable[object]]]] = {
+    Profile: (rows.ComponentRow, rows.component_rows),
+    Plan: (rows.PlacementRow, rows.placement_rows),
+    Comparison: (rows.ModeRow, rows.mode_rows),
+    Frontier: (rows.PointRow, rows.point_rows),
+    Timeline: (Span, lambda timeline: timeline.spans),
+    Measurement: (MeasuredStage, lambda measurement: measurement.stages),
+}
+"""The rows of each noun, and their type."""
+
+
+def to_frame(noun: object) -> "DataFrame":
+    """One row per component of a profile, placement and stage of a plan, mode of a comparison, point of a frontier,
+    span of a timeline, stage of a measurement."""
     if noun is None:
         raise UsageError("to_frame got None. What was measured is None until a call has finished.")
-    known = ", ".join(kind.__name__ for kind in to_frame.registry if kind is not object)
-    raise UsageError(f"to_frame takes a {known} or a tuned pipeline; got {type(noun).__name__}.")
+    if type(noun) not in ROWS:
+        known = ", ".join(kind.__name__ for kind in ROWS)
+        raise UsageError(f"Expected one of {known}; got {type(noun).__name__}.")
+    kind, rows_of = ROWS[type(noun)]
+    frame = _frame(kind, rows_of(noun)).rename(columns={"name": "stage"})
+    if isinstance(noun, Timeline):
+        names = [noun.plan.stages[span.stage].name for span in noun.spans]
+        return frame.assign(stage=names).astype({"stage": "str"})
+    return frame
 
 
-to_frame.register(Comparison, Comparison.to_frame)
-to_frame.register(Frontier, Frontier.to_frame)
+def tuned_frame(plan: Plan, measurement: Measurement | None) -> "DataFrame":
+    """One row per stage: what was predicted, and beside it what was measured, once a call has finished."""
+    return _frame(rows.BesideRow, rows.beside_rows(plan, measurement))
 
 
-@to_frame.register(Profile)
-def _profile_frame(profile: Profile) -> "pandas.DataFrame":
-    return frame_of(ComponentRow, component_rows(profile))
+def _frame(kind: type, observations: Iterable[object]) -> "DataFrame":
+    """One row per dataclass of that kind, one column per field."""
+    import pandas
 
-
-@to_frame.register(Plan)
-def _plan_frame(plan: Plan) -> "pandas.DataFrame":
-    return frame_of(PlacementRow, placement_rows(plan))
-
-
-@to_frame.register(Measurement)
-def _measurement_frame(measurement: Measurement) -> "pandas.DataFrame":
-    return frame_of(MeasuredStage, measurement.stages).rename(columns={"name": "stage"})
+    observations = tuple(observations)
+    return pandas.DataFrame(
+        {
+            name: pandas.Series([getattr(row, name) for row in observations], dtype=DTYPES.get(hint, "str"))
+            for name, hint in get_type_hints(kind).items()
+        }
+    )

@@ -1,39 +1,27 @@
 """An answer as one JSON object, for other programs."""
 
-from dataclasses import dataclass
-
 import msgspec
 
 from vramtune.errors import BudgetError
-from vramtune.reports.rows import ComponentRow, component_rows
-from vramtune.schema import SCHEMA_VERSION, Comparison, Frontier, Plan, Profile, Scalar
+from vramtune.reports.reasons import sentence
+from vramtune.reports.rows import component_rows, mode_rows, point_rows, stock_rows
+from vramtune.schema import SCHEMA_VERSION, Comparison, Frontier, Plan, Profile
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileSummary:
-    """A profile without its layers and segments."""
-
-    pipeline_class: str
-    call_kwargs: dict[str, Scalar | list[Scalar]]
-    device_name: str
-    device_total_bytes: int
-    device_usable_bytes: int
-    source: str
-    components: tuple[ComponentRow, ...]
+Fields = dict[str, object]
 
 
 def plan_json(profile: Profile, plan: Plan, comparison: Comparison) -> str:
-    """What was planned: `"fits": true`, the profile in short, the whole plan, the comparison."""
+    """A plan that fits: `"fits": true`, the profile in short, the whole plan, the comparison."""
     return object_json(
         fits=True,
-        profile=profile_summary(profile, permissions=plan.permissions),
-        plan=plan,
-        comparison=comparison,
+        profile=_profile(profile, permissions=plan.permissions),
+        plan=_plan(plan),
+        comparison=_comparison(comparison),
     )
 
 
 def budget_json(error: BudgetError, profile: Profile, comparison: Comparison) -> str:
-    """That nothing fits: `"fits": false`, and what would."""
+    """A budget that nothing fits: `"fits": false`, and what would."""
     return object_json(
         fits=False,
         error=str(error),
@@ -41,44 +29,71 @@ def budget_json(error: BudgetError, profile: Profile, comparison: Comparison) ->
         smallest_bytes=error.smallest_bytes,
         permission=error.permission,
         permitted_bytes=error.permitted_bytes,
-        profile=profile_summary(profile),
-        comparison=comparison,
+        profile=_profile(profile),
+        comparison=_comparison(comparison),
     )
 
 
 def profile_json(profile: Profile) -> str:
     """What one call costs, in short."""
-    return object_json(profile=profile_summary(profile))
+    return object_json(profile=_profile(profile))
 
 
 def comparison_json(profile: Profile, comparison: Comparison) -> str:
     """The stock modes beside a plan that fits."""
-    return object_json(fits=True, profile=profile_summary(profile), comparison=comparison)
+    return object_json(fits=True, profile=_profile(profile), comparison=_comparison(comparison))
 
 
 def frontier_json(profile: Profile, frontier: Frontier) -> str:
     """Latency against VRAM, where something fits."""
-    return object_json(fits=True, profile=profile_summary(profile), frontier=frontier)
+    return object_json(fits=True, profile=_profile(profile), frontier=_frontier(frontier))
 
 
-def profile_summary(profile: Profile, *, permissions: tuple[str, ...] = ()) -> ProfileSummary:
-    """A profile in short: one row per component, its calls those made under the permissions."""
-    return ProfileSummary(
-        pipeline_class=profile.pipeline_class,
-        call_kwargs=profile.workload.call_kwargs,
-        device_name=profile.device.name,
-        device_total_bytes=profile.device.total_bytes,
-        device_usable_bytes=profile.device.usable_bytes,
-        source=profile.source,
-        components=component_rows(profile, permissions=permissions),
-    )
+def _profile(profile: Profile, *, permissions: tuple[str, ...] = ()) -> Fields:
+    """A profile without its layers and segments: one row per component, its calls those made under the permissions."""
+    return {
+        "pipeline_class": profile.pipeline_class,
+        "call_kwargs": profile.workload.call_kwargs,
+        "device_name": profile.device.name,
+        "device_total_bytes": profile.device.total_bytes,
+        "device_usable_bytes": profile.device.usable_bytes,
+        "source": "predicted",
+        "components": component_rows(profile, permissions=permissions),
+    }
 
 
-def to_text(value: object) -> str:
-    """Rows or nouns as JSON, without the envelope that files have."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+def _plan(plan: Plan) -> Fields:
+    """The plan's own data, what follows from that of its stages, and its reasons in words too."""
+    whole: Fields = msgspec.to_builtins(plan)
+    estimate: Fields = msgspec.to_builtins(plan.estimate)
+    stages: list[Fields] = [
+        {
+            **msgspec.to_builtins(stage),
+            "peak_bytes": stage.peak_bytes,
+            "exposed_copy_seconds": stage.exposed_copy_seconds,
+        }
+        for stage in plan.estimate.stages
+    ]
+    return {**whole, "estimate": {**estimate, "stages": stages}, "why": list(map(sentence, plan.reasons))}
+
+
+def _comparison(comparison: Comparison) -> Fields:
+    """A comparison without the whole plan."""
+    return {
+        "asked_bytes": comparison.asked_bytes,
+        "budget_bytes": comparison.budget_bytes,
+        "bound_seconds": comparison.bound_seconds,
+        "modes": mode_rows(comparison),
+    }
+
+
+def _frontier(frontier: Frontier) -> Fields:
+    """A frontier without the stages of each plan."""
+    return {"points": point_rows(frontier), "stock": stock_rows(frontier)}
 
 
 def object_json(**fields: object) -> str:
-    """One object, with the version of its nouns."""
-    return to_text({"schema_version": SCHEMA_VERSION, **fields})
+    """One object of rows or nouns, with their version; without the envelope that files have."""
+    return msgspec.json.format(
+        msgspec.json.encode({"schema_version": SCHEMA_VERSION, **fields}), indent=2
+    ).decode()

@@ -1,15 +1,16 @@
-"""Nouns as rows: what every table, text and later page is made from.
+"""Nouns as rows: what every table, data frame and JSON answer is made from.
 
 Each row is flat and tidy: one observation, units in the field names, unknown is None.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal
 
 from vramtune.schema import (
     Activity,
     Comparison,
     Component,
+    Estimate,
     Frontier,
     FrontierPoint,
     MeasuredStage,
@@ -22,17 +23,12 @@ from vramtune.schema import (
     StageEstimate,
 )
 
-
-@runtime_checkable
-class Tuned(Protocol):
-    """A tuned pipeline, as far as it can be shown."""
-
-    @property
-    def profile(self) -> Profile: ...  # noqa: D102
-    @property
-    def plan(self) -> Plan: ...  # noqa: D102
-    @property
-    def measured(self) -> Measurement | None: ...  # noqa: D102
+Limit = Literal["compute", "loads", "copy rate"]
+"""What sets a plan's pace. `compute`: copies are hidden, or there are none. `loads`: stages wait for what they load
+before they run; more room would carry it over. `copy rate`: more is streamed than can be copied meanwhile, in any plan
+of that budget."""
+HIDDEN_FRACTION = 0.005
+"""Share of a call's seconds: a plan that waits no longer for copies is limited by compute, as its reasons say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +40,17 @@ class ComponentRow:
     dtype: str
     weight_bytes: int
     used_bytes: int
-    """Of `weight_bytes`, what this call uses."""
+    """The part of `weight_bytes` that this call uses."""
     is_excluded: bool
     """Whether the pipeline excludes it from offload: then all of it is on the device throughout."""
     activation_bytes: int | None
     """Highest reserved bytes of any of its calls; None where it is never called."""
     num_calls: int
-    """Of all its methods."""
+    """Calls of any of its methods."""
     compute_seconds: float
-    """Of all its calls."""
+    """Seconds of all its calls."""
     copy_seconds: float
-    """To copy `used_bytes` to the device once from pinned memory, with the GPU otherwise idle."""
+    """Seconds of one copy of `used_bytes` to the device from pinned memory, with the GPU otherwise idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,33 +64,10 @@ class PlacementRow:
     role: Role
     num_kept: int
     num_groups: int
+    weight_bytes: int
+    """All of its groups."""
     kept_bytes: int
     slot_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageRow:
-    """What is on the device in one stage of a planned call, and how long it takes.
-
-    Weights, slots, activations, context and workspaces add up to the peak.
-    """
-
-    stage: str
-    num_iterations: int
-    kept_bytes: int
-    """Weights there throughout: those kept, also of idle components, and all of what is excluded from offload."""
-    slot_bytes: int
-    """The slots through which the other weights are streamed."""
-    activation_bytes: int
-    """The stage's highest activations, with what the pipeline itself holds."""
-    fixed_bytes: int
-    """The CUDA context and the libraries' workspaces."""
-    peak_bytes: int
-    seconds: float
-    """Of all iterations."""
-    compute_seconds: float
-    moved_bytes: int
-    """Host to device, in a call that follows another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +79,14 @@ class ModeRow:
     peak_bytes: int
     seconds: float
     plan_ratio: float | None
-    """Its seconds over the plan's; None where there is no plan."""
+    """Ratio of its seconds to the plan's; None where there is no plan."""
     compute_seconds: float
     exposed_copy_seconds: float
-    """The rest of its seconds: the GPU's arithmetic waits for copies, in or out."""
+    """Seconds in which the GPU waits for copies, in either direction."""
     moved_bytes: int
+    """Host to device, per call."""
     moved_back_bytes: int
+    """Device to host, per call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,30 +97,52 @@ class PointRow:
     peak_bytes: int
     seconds: float
     bound_seconds: float
+    gap_fraction: float
+    """Distance above the bound: 0.02 is two percent."""
+    limit: Limit
+    permissions: str
+    """Names of the permissions that the plan uses, separated by commas."""
     stock_mode: str | None
     """None where no stock mode fits."""
     stock_seconds: float | None
 
-    @property
-    def gap_fraction(self) -> float:
-        """How far above the bound."""
-        return self.seconds / self.bound_seconds - 1
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockRow:
+    """A stock mode at the memory that it needs, beside the fastest plan in as much."""
+
+    mode: str
+    fits: bool
+    """Whether the card can give as much."""
+    peak_bytes: int
+    """The smallest memory that it works in: stock modes know no budget."""
+    seconds: float
+    plan_seconds: float | None
+    """Seconds of the fastest plan in that memory, or in all that the card gives; None where no plan fits it."""
+    plan_ratio: float | None
+    """Ratio of its seconds to the plan's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BesideRow:
     """One stage as it was predicted and as it was measured.
 
-    What was predicted is None for a stage that the plan does not know, what was measured for one that did not run.
+    What was predicted is None for a stage that the plan does not know, what was measured for one that did not run. The
+    four predicted parts add up to the predicted peak.
     """
 
     stage: str
     num_iterations: int | None
+    predicted_kept_bytes: int | None
+    predicted_slot_bytes: int | None
+    predicted_activation_bytes: int | None
+    predicted_fixed_bytes: int | None
     predicted_peak_bytes: int | None
     measured_peak_bytes: int | None
     """With the CUDA context where that is known; it is always in the predicted one."""
     predicted_seconds: float | None
     measured_seconds: float | None
+    predicted_exposed_copy_seconds: float | None
     measured_exposed_copy_seconds: float | None
     predicted_moved_bytes: int | None
     measured_moved_bytes: int | None
@@ -159,16 +156,7 @@ def stage_label(name: str, num_iterations: int | None) -> str:
 def component_rows(profile: Profile, *, permissions: tuple[str, ...] = ()) -> tuple[ComponentRow, ...]:
     """One row per component, in order of first use; calls are those made under the permissions."""
     stages = profile.stages_with(permissions)
-    return tuple(
-        _component_row(component, profile, stages) for component in components_in_call_order(profile)
-    )
-
-
-def components_in_call_order(profile: Profile) -> tuple[Component, ...]:
-    """The components by first use; those that are never called come last."""
-    called = list(dict.fromkeys(name for stage in profile.stages for name in stage.components))
-    last = len(called)
-    return tuple(sorted(profile.components, key=lambda c: called.index(c.name) if c.name in called else last))
+    return tuple(_component_row(component, profile, stages) for component in profile.components_in_call_order)
 
 
 def _component_row(component: Component, profile: Profile, stages: tuple[Stage, ...]) -> ComponentRow:
@@ -208,6 +196,7 @@ def placement_rows(plan: Plan) -> tuple[PlacementRow, ...]:
             role=placement.role(index),
             num_kept=placement.kept[index],
             num_groups=len(placement.groups),
+            weight_bytes=sum(group.weight_bytes for group in placement.groups),
             kept_bytes=placement.kept_bytes(index),
             slot_bytes=placement.slot_bytes(index),
         )
@@ -216,53 +205,18 @@ def placement_rows(plan: Plan) -> tuple[PlacementRow, ...]:
     )
 
 
-def stage_rows(profile: Profile, plan: Plan) -> tuple[StageRow, ...]:
-    """One row per stage of the plan, in call order."""
-    stages = profile.stages_with(plan.permissions)
-    return tuple(
-        _stage_row(profile, plan, index, stage, estimate)
-        for index, (stage, estimate) in enumerate(zip(stages, plan.estimate.stages, strict=True))
-    )
-
-
-def _stage_row(profile: Profile, plan: Plan, index: int, stage: Stage, estimate: StageEstimate) -> StageRow:
-    kept_bytes = sum(placement.kept_bytes(index) for placement in plan.placements)
-    return StageRow(
-        stage=stage.name,
-        num_iterations=stage.num_iterations,
-        kept_bytes=kept_bytes + _unplanned_bytes(profile, plan),
-        slot_bytes=sum(placement.slot_bytes(index) for placement in plan.placements),
-        activation_bytes=stage.activation_bytes + stage.pipeline_bytes,
-        fixed_bytes=profile.device.context_bytes + profile.device.workspace_bytes,
-        peak_bytes=estimate.peak_bytes,
-        seconds=estimate.seconds,
-        compute_seconds=estimate.compute_seconds,
-        moved_bytes=estimate.moved_bytes,
-    )
-
-
-def _unplanned_bytes(profile: Profile, plan: Plan) -> int:
-    """What components excluded from offload own beyond what the plan places; a root that placements share counts once."""
-    excluded = [component for component in profile.components if component.name in profile.excluded]
-    placed = {(p.component, group) for p in plan.placements for group in p.groups}
-    names = {component.name for component in excluded}
-    return sum(component.weights.allocated_bytes for component in excluded) - sum(
-        group.weight_bytes for component, group in placed if component in names
-    )
-
-
 def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
     """One row per mode, those that fit first, the fastest first among them."""
-    plan = comparison.plan
+    plan_seconds = comparison.plan.estimate.seconds if comparison.plan else None
     rows = tuple(
         ModeRow(
             mode=mode.mode,
             fits=mode.fits,
             peak_bytes=mode.peak_bytes,
             seconds=mode.seconds,
-            plan_ratio=mode.seconds / plan.seconds if plan else None,
+            plan_ratio=_ratio(mode.seconds, plan_seconds),
             compute_seconds=mode.compute_seconds,
-            exposed_copy_seconds=max(mode.seconds - mode.compute_seconds, 0.0),  # no less, but for rounding
+            exposed_copy_seconds=max(mode.seconds - mode.compute_seconds, 0.0),  # below 0 only by rounding
             moved_bytes=mode.moved_bytes,
             moved_back_bytes=mode.moved_back_bytes,
         )
@@ -271,21 +225,54 @@ def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
     return tuple(sorted(rows, key=lambda row: (not row.fits, row.seconds)))
 
 
+def _ratio(seconds: float, plan_seconds: float | None) -> float | None:
+    return seconds / plan_seconds if plan_seconds else None
+
+
 def point_rows(frontier: Frontier) -> tuple[PointRow, ...]:
     """One row per budget, in rising order."""
-    return tuple(_point_row(point, frontier.modes) for point in frontier.points)
+    return tuple(_point_row(point, frontier.stock) for point in frontier.points)
 
 
-def _point_row(point: FrontierPoint, modes: tuple[ModeEstimate, ...]) -> PointRow:
-    fitting = [mode for mode in modes if mode.peak_bytes <= point.budget_bytes]
+def _point_row(point: FrontierPoint, stock: tuple[ModeEstimate, ...]) -> PointRow:
+    fitting = [mode for mode in stock if mode.peak_bytes <= point.budget_bytes]
     best = min(fitting, key=lambda mode: mode.seconds, default=None)
     return PointRow(
         budget_bytes=point.budget_bytes,
-        peak_bytes=point.peak_bytes,
-        seconds=point.seconds,
-        bound_seconds=point.bound_seconds,
+        peak_bytes=point.estimate.peak_bytes,
+        seconds=point.estimate.seconds,
+        bound_seconds=point.estimate.bound_seconds,
+        gap_fraction=point.estimate.gap_fraction,
+        limit=_limit(point.estimate),
+        permissions=", ".join(point.permissions),
         stock_mode=best.mode if best else None,
         stock_seconds=best.seconds if best else None,
+    )
+
+
+def _limit(estimate: Estimate) -> Limit:
+    hidden = estimate.compute_seconds + HIDDEN_FRACTION * estimate.seconds
+    if estimate.seconds < hidden:
+        return "compute"
+    return "loads" if estimate.bound_seconds < hidden else "copy rate"
+
+
+def stock_rows(frontier: Frontier) -> tuple[StockRow, ...]:
+    """One row per stock mode, the one that needs least memory first."""
+    rows = (_stock_row(mode, frontier) for mode in frontier.stock)
+    return tuple(sorted(rows, key=lambda row: (row.peak_bytes, row.seconds)))
+
+
+def _stock_row(mode: ModeEstimate, frontier: Frontier) -> StockRow:
+    fitting = [point.seconds for point in frontier.points if point.budget_bytes <= mode.peak_bytes]
+    plan_seconds = fitting[-1] if fitting else None  # points are faster the more memory they have
+    return StockRow(
+        mode=mode.mode,
+        fits=mode.peak_bytes <= frontier.device.usable_bytes,
+        peak_bytes=mode.peak_bytes,
+        seconds=mode.seconds,
+        plan_seconds=plan_seconds,
+        plan_ratio=_ratio(mode.seconds, plan_seconds),
     )
 
 
@@ -295,25 +282,24 @@ def beside_rows(plan: Plan, measurement: Measurement | None) -> tuple[BesideRow,
     Stages are matched by name, which is unique in a plan; a call that came back to one counts together.
     """
     predicted = {stage.name: stage for stage in plan.estimate.stages}
-    num_iterations = {stage.name: stage.num_iterations for stage in plan.stages}
     measured = _by_name(measurement.stages if measurement else ())
     context_bytes = (measurement.context_bytes or 0) if measurement else 0
     return tuple(
-        _beside_row(name, num_iterations.get(name), predicted.get(name), measured.get(name), context_bytes)
+        _beside_row(name, predicted.get(name), measured.get(name), context_bytes)
         for name in dict.fromkeys((*predicted, *measured))
     )
 
 
 def _by_name(stages: tuple[MeasuredStage, ...]) -> dict[str, MeasuredStage]:
-    """What ran under one name, together."""
-    found: dict[str, MeasuredStage] = {}
+    """The stages that ran under one name, together."""
+    together: dict[str, MeasuredStage] = {}
     for stage in stages:
-        before = found.get(stage.name)
-        found[stage.name] = _together(before, stage) if before else stage
-    return found
+        before = together.get(stage.name)
+        together[stage.name] = _sum(before, stage) if before else stage
+    return together
 
 
-def _together(one: MeasuredStage, other: MeasuredStage) -> MeasuredStage:
+def _sum(one: MeasuredStage, other: MeasuredStage) -> MeasuredStage:
     return MeasuredStage(
         name=one.name,
         seconds=one.seconds + other.seconds,
@@ -324,20 +310,21 @@ def _together(one: MeasuredStage, other: MeasuredStage) -> MeasuredStage:
 
 
 def _beside_row(
-    name: str,
-    num_iterations: int | None,
-    guess: StageEstimate | None,
-    seen: MeasuredStage | None,
-    context_bytes: int,
+    name: str, predicted: StageEstimate | None, measured: MeasuredStage | None, context_bytes: int
 ) -> BesideRow:
     return BesideRow(
         stage=name,
-        num_iterations=num_iterations,
-        predicted_peak_bytes=guess.peak_bytes if guess else None,
-        measured_peak_bytes=seen.peak_bytes + context_bytes if seen else None,
-        predicted_seconds=guess.seconds if guess else None,
-        measured_seconds=seen.seconds if seen else None,
-        measured_exposed_copy_seconds=seen.exposed_copy_seconds if seen else None,
-        predicted_moved_bytes=guess.moved_bytes if guess else None,
-        measured_moved_bytes=seen.moved_bytes if seen else None,
+        num_iterations=predicted.num_iterations if predicted else None,
+        predicted_kept_bytes=predicted.kept_bytes if predicted else None,
+        predicted_slot_bytes=predicted.slot_bytes if predicted else None,
+        predicted_activation_bytes=predicted.activation_bytes if predicted else None,
+        predicted_fixed_bytes=predicted.fixed_bytes if predicted else None,
+        predicted_peak_bytes=predicted.peak_bytes if predicted else None,
+        measured_peak_bytes=measured.peak_bytes + context_bytes if measured else None,
+        predicted_seconds=predicted.seconds if predicted else None,
+        measured_seconds=measured.seconds if measured else None,
+        predicted_exposed_copy_seconds=predicted.exposed_copy_seconds if predicted else None,
+        measured_exposed_copy_seconds=measured.exposed_copy_seconds if measured else None,
+        predicted_moved_bytes=predicted.moved_bytes if predicted else None,
+        measured_moved_bytes=measured.moved_bytes if measured else None,
     )

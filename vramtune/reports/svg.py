@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 Data = TypeVar("Data")
 
 DARK_LUMA = 100
-"""Of 255: darker colours are lost on a dark page."""
+"""Brightness, 0 to 255: darker colours are lost on a dark page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

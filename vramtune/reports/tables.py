@@ -1,289 +1,336 @@
-"""Nouns as tables for people: text in cells, with what it is worth at a glance. Pages and notebooks draw them.
+"""Nouns as tables for people. One table each, which the terminal, notebooks and pages draw.
 
-Bytes stand in GiB under a heading that says so.
+Where 80 columns of text have no room for a column, the column says so itself.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Protocol
 
+from vramtune.reports.columns import (
+    UNKNOWN,
+    Cell,
+    Column,
+    Field,
+    Table,
+    figure,
+    gib,
+    table_of,
+    time,
+    times,
+    words,
+)
 from vramtune.reports.rows import (
+    ComponentRow,
+    PlacementRow,
+    PointRow,
     beside_rows,
     component_rows,
     mode_rows,
+    placement_rows,
     point_rows,
     stage_label,
+    stock_rows,
 )
 from vramtune.schema import (
     PLAN_MODE,
     Comparison,
+    Device,
     Frontier,
     Measurement,
-    MemoryLevel,
-    Placement,
     Plan,
     Profile,
-    Source,
+    Timeline,
 )
-from vramtune.units import GIB, format_seconds
-
-UNKNOWN = "-"
-
-Tone = Literal["good", "bad", "faint"]
-Observation = TypeVar("Observation")
+from vramtune.units import GIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """A heading, its unit, and on which side its cells stand."""
-
-    heading: str
-    unit: str = ""
-    alignment: Literal["left", "right"] = "right"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """What stands in a table."""
-
-    text: str
-    share: float | None = None
-    """Length of the bar behind it, 0 to 1."""
-    tone: Tone | None = None
-
-
-Row = tuple[Cell, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """A table; its first column names the rows."""
-
-    title: str
-    source: Source | None
-    """None where columns of both kinds stand side by side: then their headings say it."""
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    marked: int | None = None
-    """Index of the row that the table is about."""
-
-
-def component_grid(profile: Profile, *, permissions: tuple[str, ...] = ()) -> Grid:
-    """What each component costs in one call."""
-    rows = component_rows(profile, permissions=permissions)
+def component_table(profile: Profile, plan: Plan | None = None) -> Table:
+    """What each component costs in one call, and where its weights are while it runs if there is a plan."""
+    rows = component_rows(profile, permissions=plan.permissions if plan else ())
     most_bytes = max((row.weight_bytes for row in rows), default=0)
     longest = max((row.compute_seconds for row in rows), default=0.0)
-    return _grid(
+    placed = (_placed(placement_rows(plan)),) if plan else ()
+    return table_of(
         "Components, over one call",
-        profile.source,
-        rows,
-        (_words("component"), lambda row: Cell(text=row.component)),
-        (_words("class"), lambda row: Cell(text=row.class_name)),
-        (_words("dtype"), lambda row: Cell(text=row.dtype)),
-        (_in_gib("weights"), lambda row: _gib(row.weight_bytes, of=most_bytes)),
-        (_in_gib("used"), lambda row: _gib(row.used_bytes)),
-        (_in_gib("activations"), lambda row: _gib(row.activation_bytes)),
-        (Column(heading="calls"), lambda row: Cell(text=str(row.num_calls))),
-        (
-            Column(heading="compute"),
-            lambda row: _time(row.compute_seconds if row.num_calls else None, of=longest),
-        ),
-        (Column(heading="one copy"), lambda row: _time(row.copy_seconds if row.used_bytes else None)),
-    )
-
-
-def placement_grid(plan: Plan) -> Grid:
-    """The plan itself: how many weight groups of each component are on the GPU in each stage."""
-    stages = [
-        (_words(stage_label(stage.name, stage.num_iterations)), _kept_in(index))
-        for index, stage in enumerate(plan.stages)
-    ]
-    return _grid(
-        "Where the weights are: groups on the GPU, by stage",
         "predicted",
-        plan.placements,
-        (_words("component"), lambda placement: Cell(text=placement.name)),
-        (_in_gib("weights"), lambda placement: _gib(_group_bytes(placement))),
-        *stages,
+        rows,
+        words("component", lambda row: row.component),
+        words("class", lambda row: row.class_name, only="page"),
+        words("dtype", lambda row: row.dtype, only="page"),
+        gib("weights", lambda row: row.weight_bytes, of=most_bytes),
+        gib("used", lambda row: row.used_bytes),
+        gib("activations", lambda row: row.activation_bytes, short="activ."),
+        figure("calls", lambda row: str(row.num_calls)),
+        time("compute", lambda row: row.compute_seconds if row.num_calls else None, of=longest),
+        time("copy once", lambda row: row.copy_seconds if row.used_bytes else None),
+        *placed,
+        note="streamed: weight groups kept / all" if plan else "",
     )
 
 
-def _group_bytes(placement: Placement) -> int:
-    return sum(group.weight_bytes for group in placement.groups)
+def _placed(placements: tuple[PlacementRow, ...]) -> Field[ComponentRow]:
+    def placement(row: ComponentRow) -> str:
+        if row.is_excluded:
+            return "resident"
+        if not row.used_bytes:
+            return "unused"
+        return placement_label(placed for placed in placements if placed.component == row.component)
+
+    return words("placement", placement)
 
 
-def _kept_in(stage: int) -> Callable[[Placement], Cell]:
-    def kept(placement: Placement) -> Cell:
-        role, whole = placement.role(stage), _group_bytes(placement)
-        count = (
-            "" if role in ("resident", "offloaded") else f" {placement.kept[stage]}/{len(placement.groups)}"
-        )
-        return Cell(
-            text=role + count,
-            share=placement.kept_bytes(stage) / whole if whole else 0.0,
-            tone=None if placement.active[stage] else "faint",
-        )
-
-    return kept
+def placement_label(rows: Iterable[PlacementRow]) -> str:
+    """The roles in the stages where the component runs: `"streamed 22/40"` keeps 22 of its 40 groups."""
+    return ", ".join(dict.fromkeys(_role(row) for row in rows if row.active)) or UNKNOWN
 
 
-def stage_grid(plan: Plan) -> Grid:
-    """What is on the GPU in each stage, how long the stage takes, and what is copied in for it."""
-    estimates = plan.estimate.stages
-    most_bytes = max(stage.peak_bytes for stage in estimates)
-    longest = max(stage.seconds for stage in estimates)
-    kept = [sum(p.kept_bytes(index) for p in plan.placements) for index in range(len(estimates))]
-    slots = [sum(p.slot_bytes(index) for p in plan.placements) for index in range(len(estimates))]
+def _role(row: PlacementRow) -> str:
+    is_whole = row.role in ("resident", "offloaded")
+    return row.role if is_whole else f"{row.role} {row.num_kept}/{row.num_groups}"
+
+
+def placement_table(plan: Plan) -> Table:
+    """The plan itself: how many weight groups of each component are on the GPU, on a page in each stage."""
+    placements = [tuple(rows) for _, rows in groupby(placement_rows(plan), key=lambda row: row.placement)]
     labels = [stage_label(stage.name, stage.num_iterations) for stage in plan.stages]
-    return _grid(
+    return table_of(
+        "Where the weights are",
+        "predicted",
+        placements,
+        words("component", lambda rows: rows[0].placement),
+        gib("weights", lambda rows: rows[0].weight_bytes),
+        figure("groups", lambda rows: str(rows[0].num_groups), only="text"),
+        words("while it runs", placement_label, only="text"),
+        *(_kept_in(index, label) for index, label in enumerate(labels)),
+        note="weight groups on the GPU / all",
+    )
+
+
+def _kept_in(stage: int, label: str) -> Field[tuple[PlacementRow, ...]]:
+    def cell(rows: tuple[PlacementRow, ...]) -> Cell:
+        row = rows[stage]
+        share = row.kept_bytes / row.weight_bytes if row.weight_bytes else 0.0
+        return Cell(text=_role(row), share=share, tone=None if row.active else "faint")
+
+    return Column(heading=label, alignment="left", only="page"), cell
+
+
+def stage_table(plan: Plan) -> Table:
+    """What is on the GPU in each stage, how long the stage takes, and what is moved for it."""
+    stages = plan.estimate.stages
+    most_bytes = max(stage.peak_bytes for stage in stages)
+    longest = max(stage.seconds for stage in stages)
+    return table_of(
         "Stages of the call",
         "predicted",
-        tuple(zip(labels, estimates, kept, slots, strict=True)),
-        (_words("stage"), lambda row: Cell(text=row[0])),
-        (_in_gib("weights kept"), lambda row: _gib(row[2])),
-        (_in_gib("slots"), lambda row: _gib(row[3])),
-        (_in_gib("activations, all else"), lambda row: _gib(row[1].peak_bytes - row[2] - row[3])),
-        (_in_gib("peak"), lambda row: _gib(row[1].peak_bytes, of=most_bytes)),
-        (Column(heading="time"), lambda row: _time(row[1].seconds, of=longest)),
-        (Column(heading="compute"), lambda row: _time(row[1].compute_seconds)),
-        (_in_gib("copied in"), lambda row: _gib(row[1].moved_bytes)),
+        stages,
+        words("stage", lambda stage: stage_label(stage.name, stage.num_iterations)),
+        gib("kept", lambda stage: stage.kept_bytes),
+        gib("slots", lambda stage: stage.slot_bytes),
+        gib("activations", lambda stage: stage.activation_bytes, short="activ."),
+        gib("fixed", lambda stage: stage.fixed_bytes),
+        gib("peak", lambda stage: stage.peak_bytes, of=most_bytes),
+        time("time", lambda stage: stage.seconds, of=longest),
+        time("compute", lambda stage: stage.compute_seconds),
+        time("exposed copy", lambda stage: stage.exposed_copy_seconds, only="page"),
+        gib("moved", lambda stage: stage.moved_bytes),
+        note="fixed: CUDA context and workspaces",
     )
 
 
-def mode_grid(comparison: Comparison) -> Grid:
+def mode_table(comparison: Comparison) -> Table:
     """The ways to run the pipeline, side by side."""
     rows = mode_rows(comparison)
     most_bytes = max(row.peak_bytes for row in rows)
     longest = max(row.seconds for row in rows)
-    return _grid(
-        "Ways to run it, by seconds per call",
-        "predicted",
-        rows,
-        (_words("mode"), lambda row: Cell(text=row.mode)),
-        (_words("fits"), lambda row: _fits(row.fits)),
-        (_in_gib("peak"), lambda row: _gib(row.peak_bytes, of=most_bytes)),
-        (Column(heading="time"), lambda row: _time(row.seconds, of=longest)),
-        (Column(heading="times as long"), lambda row: _ratio(row.plan_ratio)),
-        (Column(heading="waiting for copies"), lambda row: _time(row.exposed_copy_seconds)),
-        (_in_gib("copied in"), lambda row: _gib(row.moved_bytes)),
-        (_in_gib("copied out"), lambda row: _gib(row.moved_back_bytes)),
-        marked=next((index for index, row in enumerate(rows) if row.mode == PLAN_MODE), None),
-    )
-
-
-def point_grid(frontier: Frontier) -> Grid:
-    """The fastest plan at each budget, and the fastest stock mode that fits it."""
-    rows = point_rows(frontier)
-    widest = max(row.gap_fraction for row in rows)
-    return _grid(
-        "The fastest plan at each budget",
-        "predicted",
-        rows,
-        (_in_gib("budget"), lambda row: _gib(row.budget_bytes)),
-        (_in_gib("peak"), lambda row: _gib(row.peak_bytes)),
-        (Column(heading="time"), lambda row: _time(row.seconds)),
-        (Column(heading="bound"), lambda row: _time(row.bound_seconds)),
-        (Column(heading="above it"), lambda row: _percent(row.gap_fraction, of=widest)),
-        (_words("fastest stock mode that fits"), lambda row: Cell(text=row.stock_mode or UNKNOWN)),
-        (Column(heading="its time"), lambda row: _time(row.stock_seconds)),
-    )
-
-
-def measured_grid(measurement: Measurement) -> Grid:
-    """What each stage of a measured call took."""
-    most_bytes = max((stage.peak_bytes for stage in measurement.stages), default=0)
-    longest = max((stage.seconds for stage in measurement.stages), default=0.0)
-    return _grid(
-        "Stages of the last call",
-        "measured",
-        measurement.stages,
-        (_words("stage"), lambda stage: Cell(text=stage.name)),
-        (_in_gib("PyTorch's peak"), lambda stage: _gib(stage.peak_bytes, of=most_bytes)),
-        (Column(heading="time"), lambda stage: _time(stage.seconds, of=longest)),
-        (Column(heading="waiting for copies"), lambda stage: _time(stage.exposed_copy_seconds)),
-        (_in_gib("copied in"), lambda stage: _gib(stage.moved_bytes)),
-    )
-
-
-def beside_grid(measurement: Measurement, *, plan: Plan) -> Grid:
-    """Each stage as it was predicted and as it was measured."""
-    omitted = "" if measurement.context_bytes is not None else "; measured peaks are without the CUDA context"
-    return _grid(
-        f"Stages of the call, predicted beside measured{omitted}",
-        None,
-        beside_rows(plan, measurement),
-        (_words("stage"), lambda row: Cell(text=stage_label(row.stage, row.num_iterations))),
-        (_in_gib("peak predicted"), lambda row: _gib(row.predicted_peak_bytes)),
-        (_in_gib("peak measured"), lambda row: _gib(row.measured_peak_bytes)),
-        (Column(heading="time predicted"), lambda row: _time(row.predicted_seconds)),
-        (Column(heading="time measured"), lambda row: _time(row.measured_seconds)),
-        (
-            Column(heading="waiting for copies, measured"),
-            lambda row: _time(row.measured_exposed_copy_seconds),
-        ),
-        (_in_gib("copied in, predicted"), lambda row: _gib(row.predicted_moved_bytes)),
-        (_in_gib("copied in, measured"), lambda row: _gib(row.measured_moved_bytes)),
-    )
-
-
-def owner_grid(level: MemoryLevel) -> Grid:
-    """Who holds how much of the GPU at one moment, the largest first."""
-    held = sorted(level.owners.items(), key=lambda owner: -owner[1])
-    return _grid(
-        "Who holds the memory at its highest",
-        "predicted",
-        [owner for owner in held if owner[1]],
-        (_words("owner"), lambda owner: Cell(text=owner[0])),
-        (_in_gib("held"), lambda owner: _gib(owner[1], of=held[0][1])),
-    )
-
-
-def _grid(
-    title: str,
-    source: Source | None,
-    observations: Sequence[Observation],
-    *columns: tuple[Column, Callable[[Observation], Cell]],
-    marked: int | None = None,
-) -> Grid:
-    """A row per observation; each column comes with what fills its cells."""
-    return Grid(
-        title=title,
-        source=source,
-        columns=tuple(column for column, _ in columns),
-        rows=tuple(tuple(cell(observation) for _, cell in columns) for observation in observations),
-        marked=marked,
-    )
-
-
-def _words(heading: str) -> Column:
-    return Column(heading=heading, alignment="left")
-
-
-def _in_gib(heading: str) -> Column:
-    return Column(heading=heading, unit="GiB")
-
-
-def _gib(num_bytes: int | None, *, of: int = 0) -> Cell:
-    text = UNKNOWN if num_bytes is None else f"{num_bytes / GIB:.2f}"
-    return Cell(text=text, share=num_bytes / of if of and num_bytes is not None else None)
-
-
-def _time(seconds: float | None, *, of: float = 0.0) -> Cell:
-    text = UNKNOWN if seconds is None else format_seconds(seconds)
-    return Cell(text=text, share=seconds / of if of and seconds is not None else None)
-
-
-def _ratio(ratio: float | None) -> Cell:
-    return Cell(text=UNKNOWN if ratio is None else f"{ratio:.2f}x")
-
-
-def _percent(fraction: float, *, of: float) -> Cell:
-    return Cell(text=f"{fraction:z.1%}", share=fraction / of if of else None)
-
-
-def _fits(fits: bool | None) -> Cell:
-    return {
+    tones: dict[bool | None, Cell] = {
         True: Cell(text="yes", tone="good"),
         False: Cell(text="no", tone="bad"),
         None: Cell(text=UNKNOWN),
-    }[fits]
+    }
+    return table_of(
+        "Ways to run it",
+        "predicted",
+        rows,
+        words("mode", lambda row: row.mode),
+        (Column(heading="fits", alignment="left"), lambda row: tones[row.fits]),
+        gib("peak", lambda row: row.peak_bytes, of=most_bytes),
+        time("time", lambda row: row.seconds, of=longest),
+        figure("/ plan", lambda row: times(row.plan_ratio)),
+        time("exposed copy", lambda row: row.exposed_copy_seconds, only="page"),
+        gib("moved", lambda row: row.moved_bytes),
+        gib("moved back", lambda row: row.moved_back_bytes, short="back"),
+        marked=next((index for index, row in enumerate(rows) if row.mode == PLAN_MODE), None),
+        note="moved: to the GPU and back, per call",
+    )
+
+
+def point_table(frontier: Frontier) -> Table:
+    """The fastest plan at each budget, and the fastest stock mode that fits it."""
+    rows = point_rows(frontier)
+    widest = max(row.gap_fraction for row in rows)
+
+    def gap(row: PointRow) -> Cell:
+        share = row.gap_fraction / widest if widest > 0 else None
+        return Cell(text=f"{row.gap_fraction:z.1%}", share=share)
+
+    return table_of(
+        "The fastest plan at each budget",
+        "predicted",
+        rows,
+        gib("budget", lambda row: row.budget_bytes),
+        gib("peak", lambda row: row.peak_bytes),
+        time("time", lambda row: row.seconds),
+        time("bound", lambda row: row.bound_seconds, only="page"),
+        (Column(heading="above bound"), gap),
+        words("limited by", lambda row: row.limit),
+        words("fastest stock mode", lambda row: row.stock_mode or "none fits"),
+        time("its time", lambda row: row.stock_seconds),
+    )
+
+
+def stock_table(frontier: Frontier) -> Table:
+    """The stock modes at the memory that they need, beside the plan in as much."""
+    return table_of(
+        "The stock diffusers modes at the memory they need",
+        "predicted",
+        stock_rows(frontier),
+        words("mode", lambda row: row.mode),
+        words("fits", lambda row: "yes" if row.fits else "no"),
+        gib("needs", lambda row: row.peak_bytes),
+        time("time", lambda row: row.seconds),
+        time("the plan's", lambda row: row.plan_seconds),
+        figure("/ plan", lambda row: times(row.plan_ratio)),
+        note="the plan's time: in the same memory",
+    )
+
+
+def measured_table(measurement: Measurement) -> Table:
+    """What each stage of a measured call took."""
+    most_bytes = max((stage.peak_bytes for stage in measurement.stages), default=0)
+    longest = max((stage.seconds for stage in measurement.stages), default=0.0)
+    return table_of(
+        "Stages of the last call",
+        "measured",
+        measurement.stages,
+        words("stage", lambda stage: stage.name),
+        gib("PyTorch's peak", lambda stage: stage.peak_bytes, of=most_bytes),
+        time("time", lambda stage: stage.seconds, of=longest),
+        time("exposed copy", lambda stage: stage.exposed_copy_seconds),
+        gib("moved", lambda stage: stage.moved_bytes),
+    )
+
+
+def beside_table(plan: Plan, measurement: Measurement) -> Table:
+    """Each stage as it was predicted and as it was measured."""
+    return table_of(
+        "Stages of the call, predicted beside measured",
+        None,
+        beside_rows(plan, measurement),
+        words("stage", lambda row: stage_label(row.stage, row.num_iterations)),
+        gib("peak, predicted", lambda row: row.predicted_peak_bytes, short="pred. peak"),
+        gib("peak, measured", lambda row: row.measured_peak_bytes, short="meas. peak"),
+        time("time, predicted", lambda row: row.predicted_seconds, short="pred. time"),
+        time("time, measured", lambda row: row.measured_seconds, short="meas. time"),
+        time(
+            "exposed copy, predicted",
+            lambda row: row.predicted_exposed_copy_seconds,
+            only="page",
+        ),
+        time(
+            "exposed copy, measured",
+            lambda row: row.measured_exposed_copy_seconds,
+            short="meas. exposed copy",
+        ),
+        gib("moved, predicted", lambda row: row.predicted_moved_bytes, short="pred. moved"),
+        gib("moved, measured", lambda row: row.measured_moved_bytes, short="meas. moved"),
+        note="" if measurement.context_bytes is not None else "measured peaks lack the CUDA context",
+    )
+
+
+def owner_table(timeline: Timeline) -> Table:
+    """Who holds how much of the GPU at the call's worst moment, the largest first."""
+    level = max(timeline.memory, key=lambda level: level.held_bytes)
+    held = (
+        *level.component_bytes.items(),
+        ("slots", level.slot_bytes),
+        ("activations", level.activation_bytes),
+        ("pipeline tensors", level.pipeline_bytes),
+        ("workspaces", level.workspace_bytes),
+        ("CUDA context", level.context_bytes),
+    )
+    owners = sorted((owner for owner in held if owner[1]), key=lambda owner: -owner[1])
+    return table_of(
+        "Who holds the memory at the peak",
+        "predicted",
+        owners,
+        words("owner", lambda owner: owner[0]),
+        gib("held", lambda owner: owner[1], of=owners[0][1]),
+    )
+
+
+def activity_table(profile: Profile) -> Table:
+    """What each stage computes, and what it needs besides weights."""
+    return table_of(
+        "Stages of the call",
+        "predicted",
+        profile.stages,
+        words("stage", lambda stage: stage_label(stage.name, stage.num_iterations)),
+        gib("activations", lambda stage: stage.activation_bytes + stage.pipeline_bytes),
+        time("one iteration", lambda stage: stage.seconds),
+        time("compute", lambda stage: stage.num_iterations * stage.seconds),
+    )
+
+
+class Model(Protocol):
+    """A pipeline that is known by name."""
+
+    @property
+    def name(self) -> str:
+        """What the command line takes."""
+
+    @property
+    def title(self) -> str:
+        """What its makers call it."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all of its weights."""
+
+    @property
+    def dtype(self) -> str:
+        """The type of its weights."""
+
+
+def model_table(models: Sequence[Model]) -> Table:
+    """The pipelines that are known by name."""
+    return table_of(
+        "Pipelines known by name",
+        None,
+        models,
+        words("model", lambda model: model.name),
+        words("title", lambda model: model.title),
+        figure("parameters", lambda model: f"{model.num_parameters / 1e9:.2f} B"),
+        words("dtype", lambda model: model.dtype),
+    )
+
+
+def gpu_table(devices: Sequence[Device]) -> Table:
+    """The GPUs that are known by name, with the rates that predictions rest on."""
+
+    def arithmetic(device: Device) -> str:
+        rate = device.flops_per_second.get("float16")
+        return UNKNOWN if rate is None else f"{rate / 1e12:.0f}"
+
+    return table_of(
+        "GPUs known by name",
+        None,
+        devices,
+        words("GPU", lambda device: device.name),
+        figure("memory", lambda device: f"{device.total_bytes / GIB:.0f}", unit="GiB"),
+        figure("usable", lambda device: f"{device.usable_bytes / GIB:.1f}", unit="GiB"),
+        figure("float16", arithmetic, unit="TFLOP/s"),
+        figure("bandwidth", lambda device: f"{device.memory_bytes_per_second / 1e9:.0f}", unit="GB/s"),
+        figure("copies", lambda device: f"{device.pinned_copy_bytes_per_second / 1e9:.0f}", unit="GB/s"),
+    )

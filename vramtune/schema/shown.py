@@ -21,6 +21,10 @@ class Shown:
 
     __slots__ = ()
 
+    def __init_subclass__(cls) -> None:
+        # A dataclass writes a `__repr__` of its own, and IPython asks the class that has one first.
+        cls._repr_pretty_ = Shown._repr_pretty_  # type: ignore[method-assign]
+
     def to_frame(self) -> "DataFrame":
         """A tidy pandas table: units in the columns' names, a missing value where something is unknown."""
         from vramtune.reports.frames import to_frame

@@ -72,7 +72,7 @@ def test_a_budget_near_the_peak_is_a_line_and_one_far_above_it_only_a_word():
     assert "budget 6.00 GiB" in legend(near)
     assert near.get_xlim()[1] > 6
     far = plots.draw_peaks(plots.stage_peaks(examples.timeline(*factories.CASES["crowded"])))
-    assert "budget 40.00 GiB (off the chart)" in legend(far)
+    assert "budget 40.00 GiB (off scale)" in legend(far)
     assert far.get_xlim()[1] < 20
 
 

@@ -28,12 +28,12 @@ LEVELS_PER_STAGE = 300
 SMALL_FRACTION = 0.01
 """Share of the peak that an owner must reach once to be drawn by itself."""
 NARROWEST_STAGE = 0.15
-"""Share of the call's seconds that a stage is drawn as wide as, if it is shorter."""
+"""Least width of a stage, as a share of the call's seconds."""
 
 CHARACTER = 0.0145
 """Width of a character under the axis, as a share of the axis."""
-HEAD_ROOM = 1.25
-"""Height of the axes, as a multiple of the highest that is drawn."""
+HEAD_ROOM = 1.3
+"""Height of the axes, as a multiple of the highest value drawn."""
 NAMED_PEAK_OWNERS = 3
 PEAK_CHARACTERS = 66
 """Characters that fit on a line inside the axes."""
@@ -246,10 +246,10 @@ def _draw_peak(plot: MemoryPlot, *, ax: Axes) -> None:
     if others:
         owners.append((OTHER, sum(gib for _, gib in others)))
     parts = [f"{owner.name} {gib:.2f}".replace(" ", NO_BREAK) for owner, gib in owners]
-    lines = textwrap.fill(" + ".join(parts), PEAK_CHARACTERS)
+    lines = textwrap.fill(", ".join(parts), PEAK_CHARACTERS)
     x, alignment = (0.01, "left") if plot.peak_position < 0.5 else (0.99, "right")
     ax.annotate(
-        f"peak {plot.peak_gib:.2f} GiB in {plot.peak_stage}\n{lines}",
+        f"peak {plot.peak_gib:.2f} GiB in {plot.peak_stage}:\n{lines}",
         xy=(plot.peak_position, plot.peak_gib),
         xytext=(x, 0.985),
         textcoords=ax.transAxes,

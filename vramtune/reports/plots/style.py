@@ -112,7 +112,7 @@ def draw_budget(budget: float, *, peak: float, line: Callable[..., object], ax: 
     if budget <= highest_drawn(peak, budget):
         line(budget, label=label, **BUDGET_LINE)
     else:
-        ax.plot([], [], label=f"{label} (off the chart)", **BUDGET_LINE)
+        ax.plot([], [], label=f"{label} (off scale)", **BUDGET_LINE)
 
 
 def own_axes(height_inches: float = 4.8) -> Axes:

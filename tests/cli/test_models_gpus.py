@@ -8,7 +8,7 @@ from vramtune.units import GIB
 def test_models_are_listed():
     result = run("models")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == list(catalog.names())
+    assert [line.split()[0] for line in result.stdout.splitlines()[3:]] == list(catalog.names())
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 

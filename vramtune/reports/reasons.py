@@ -1,0 +1,50 @@
+"""The words of a `Reason`."""
+
+from vramtune.schema import Reason
+from vramtune.units import format_bytes, format_seconds
+
+
+def sentence(reason: Reason) -> str:
+    """One finding in one sentence."""
+    sizes = {name: format_bytes(num) for name, num in reason.num_bytes.items()}
+    times = {name: format_seconds(seconds) for name, seconds in reason.seconds.items()}
+    match reason.kind:
+        case "permission_used":
+            return f"Uses {reason.permission!r}, which you allowed: the output changes slightly."
+        case "compute_bound":
+            return "Compute sets the pace: copies are hidden behind it, or there are none."
+        case "copy_bound":
+            verb, moved = ("streams", "streamed") if "streamed" in sizes else ("loads", "loaded")
+            return (
+                f"Stage {reason.stage!r} waits longest for copies: it {verb} {sizes[moved]} ({times['copies']} of "
+                f"copying beside {times['compute']} of compute) and loses {times['exposed']}."
+            )
+        case "peak":
+            return (
+                f"The peak is in stage {reason.stage!r}: {sizes['weights']} of weights and slots, {sizes['others']} of "
+                f"activations, pipeline tensors, workspaces and context; {sizes['free']} stay free."
+            )
+        case "excluded":
+            return (
+                f"{reason.component} is resident because the pipeline excludes it from offload: {sizes['weights']} in "
+                "every stage."
+            )
+        case "not_resident":
+            return (
+                f"{reason.component} is not resident: keeping the other {sizes['missing']} of it {_effect(reason)}; "
+                f"its stages wait {times['exposed']} for copies."
+            )
+        case "all_resident":
+            return "Everything the call uses stays on the GPU: more memory would save nothing."
+        case "more_memory":
+            return (
+                f"One GiB more could save at most {times['one_gib']}; unlimited memory {times['unlimited']}."
+            )
+
+
+def _effect(reason: Reason) -> str:
+    """What would happen if the component were resident."""
+    over = reason.num_bytes["over_budget"]
+    if over <= 0:
+        return "would fit, and save next to nothing"
+    return f"would put stage {reason.stage!r} {format_bytes(over)} over the budget"
