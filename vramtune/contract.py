@@ -3,7 +3,6 @@
 Read from diffusers 0.42 and accelerate 1.15. When a release changes one of these names, only this file has to follow.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -189,8 +188,27 @@ def refuse_unmovable(component: str, module: nn.Module) -> None:
 # Tracing a call
 
 
+def pipelines_in(pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    """The pipeline and those in it: combined pipelines (Kandinsky, Stable Cascade) call others."""
+    yield pipe
+    for value in vars(pipe).values():
+        if isinstance(value, DiffusionPipeline):
+            yield from pipelines_in(value)
+
+
+def shared_by_copies(pipe: DiffusionPipeline) -> Iterator[object]:
+    """What takes long to copy and is never changed by a call: the compiled half of fast tokenizers.
+
+    `_tokenizer` in `transformers/tokenization_utils_tokenizers.py`; processors have a tokenizer in them.
+    """
+    for component in pipe.components.values():
+        for tokenizer in (component, getattr(component, "tokenizer", None)):
+            if (compiled := getattr(tokenizer, "_tokenizer", None)) is not None:
+                yield compiled
+
+
 def quieten(pipe: DiffusionPipeline) -> None:
-    """Switch off the progress bar and the stock hooks of a pipeline that is about to be traced.
+    """Switch off the progress bar and the stock hooks of a pipeline's copy that is about to be traced.
 
     Written past `DiffusionPipeline.__setattr__`, which would register the values in the pipeline's config. Without
     entries in `_all_hooks`, `maybe_free_model_hooks` at the end of the call moves nothing.
@@ -199,16 +217,6 @@ def quieten(pipe: DiffusionPipeline) -> None:
     own["_progress_bar_config"] = {"disable": True}
     own["_all_hooks"] = []
     own.pop("maybe_free_model_hooks", None)
-
-
-def copy_schedulers(pipe: DiffusionPipeline) -> None:
-    """Give a pipeline that is about to be traced its own schedulers, whose state the call will change.
-
-    Written past `DiffusionPipeline.__setattr__`, as in `quieten`.
-    """
-    for name, component in pipe.components.items():
-        if hasattr(component, "set_timesteps"):
-            vars(pipe)[name] = copy.deepcopy(component)
 
 
 def drop_offload_hook(module: nn.Module) -> None:

@@ -56,7 +56,7 @@ class Twin:
     storage: Storage
 
 
-class ComponentTracker(Tracker):
+class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
     """A tracker of a component's call that answers from twins where the code asks for values."""
 
     def __init__(self, weights: dict[int, Weight]) -> None:
@@ -77,6 +77,10 @@ class ComponentTracker(Tracker):
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]
     ) -> Any:
         """Do an operation on fakes, and with their twins where all inputs have one."""
+        if func is aten.masked_select.default and self.is_known(args[1]):
+            shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+            mask = self.execute(aten.expand.default, (args[1], shape), {}, args[1:])
+            return self.execute(aten.index.Tensor, (args[0].expand(shape), [mask]), {}, args)
         if func in INDEXING:
             args = self._with_known_masks(args)
         twins = self._twins(func, inputs)
@@ -155,7 +159,7 @@ class ComponentTracker(Tracker):
             setattr(output, ATTRIBUTE, Twin(value, sources, storage))
 
 
-class PipelineTracker(Tracker):
+class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
     """A tracker of the pipeline's own work, on real tensors, that knows which of them depend on components' outputs."""
 
     def __init__(self) -> None:

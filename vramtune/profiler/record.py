@@ -1,6 +1,7 @@
 """Run a pipeline's own `__call__` while its components answer from fake tensors, and record what they did."""
 
 import logging
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -20,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from vramtune.contract import METHODS, blocks_by_shell, modules_of, switched_off_tiling
 from vramtune.errors import TraceError
-from vramtune.profiler.fake_weights import on_fake_weights, restored
+from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 from vramtune.profiler.known_values import PipelineTracker
 from vramtune.profiler.signature import describe
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of
@@ -66,21 +68,22 @@ def record_calls(
     largest_real_bytes: int,
     on_call: Callable[[str], None],
 ) -> Recording:
-    """Run the pipeline on fake weights; afterwards it is as it was.
+    """Run a copy of the pipeline on fake weights; the pipeline itself is not touched.
 
     Components' outputs up to `largest_real_bytes` reach the pipeline's own code as real zeros, larger ones as
     fakes: neither materialised nor computed with.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
-    with on_fake_weights(pipe, mode), _quiet_libraries():
-        components = {name: recorded_component(module) for name, module in modules_of(pipe).items()}
+    with _random_state_restored(), _single_threaded(), _quiet_libraries(), cached_fakes_forgotten():
+        copied = fake_copy(pipe, mode)
+        components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call)
-        recorder.answer_for(modules_of(pipe))
+        recorder.answer_for(modules_of(copied))
         for tensor in tensors_of(inputs):
             recorder.pipeline.count(tensor)
         with torch.no_grad(), recorder.pipeline:
-            pipe(**inputs)
+            copied(**inputs)
     return Recording(
         components=components, calls=tuple(recorder.calls), pipeline_tape=tuple(recorder.pipeline.tape)
     )
@@ -110,7 +113,7 @@ class Recorder:
         """Arguments that keys name by `id`."""
 
     def answer_for(self, components: Mapping[str, nn.Module]) -> None:
-        """Replace the methods on the instances; whoever restores the instances undoes it."""
+        """Replace the methods on the instances, which are copies."""
         names: dict[nn.Module, str] = {}
         for name, component in components.items():
             names.setdefault(component, name)  # two names may stand for one module
@@ -176,13 +179,14 @@ class Recorder:
         """The same call with VAE tiling; None where there is no such thing, or it fails: then it is not offered."""
         if not switched_off_tiling(target.module):
             return None
-        with restored([target.module]):
-            target.module.enable_tiling()  # type: ignore[operator]
-            try:
-                return trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
-            except TraceError as error:
-                logger.debug("%s cannot be tiled: %s", target.component, error)
-                return None
+        target.module.enable_tiling()  # type: ignore[operator]
+        try:
+            return trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+        except TraceError as error:
+            logger.debug("%s cannot be tiled: %s", target.component, error)
+            return None
+        finally:
+            target.module.disable_tiling()  # type: ignore[operator]
 
     def _for_pipeline(self, outputs: Any) -> Any:
         """What the pipeline's own code gets; views of one storage stay views of one storage."""
@@ -198,6 +202,28 @@ class Recorder:
             return bases[key].as_strided(fake.shape, fake.stride(), fake.storage_offset())
 
         return map_tensors(substitute, outputs)
+
+
+@contextmanager
+def _random_state_restored() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    # The pipeline's own arithmetic is on small tensors: a second thread would only spin.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @contextmanager
