@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.looks import output
+from tests.offload.state import output
 
 
 @pytest.fixture

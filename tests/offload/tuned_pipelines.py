@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 from tests import tiny_pipelines
 from tests.simgpu import load
 from tests.simgpu.prediction import RATES, predicted_profile, sim_device
-from vramtune.offload.install import Installation, install
+from vramtune.offload.install import install
+from vramtune.offload.runtime import Runtime
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 
@@ -60,13 +61,13 @@ def planned(name: str, fraction: float = TIGHT_FRACTION, *, copy_to_compute: flo
 @contextmanager
 def tuned(
     name: str, fraction: float = 0.5, *, copy_to_compute: float = 1.0, pipe: DiffusionPipeline | None = None
-) -> Iterator[tuple[Any, Installation]]:
+) -> Iterator[tuple[Any, Runtime]]:
     """The named pipeline under that plan, with the rates it is made for; removed at the end."""
     plan = planned(name, fraction, copy_to_compute=copy_to_compute)
     profiled(name, copy_to_compute=copy_to_compute)
     pipe = tiny_pipelines.build(name) if pipe is None else pipe
-    with install(pipe, plan, device="sim") as installation:
-        yield pipe, installation
+    with install(pipe, plan, device="sim") as runtime:
+        yield pipe, runtime
 
 
 def resident_bytes(plan: Plan) -> int:
