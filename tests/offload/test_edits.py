@@ -210,6 +210,46 @@ def test_a_component_that_comes_back_is_used_again(sim: ModuleType) -> None:
         assert torch.equal(output(pipe, "flux"), expected)
 
 
+def test_a_component_may_be_exchanged_after_another_one_was_taken_out_or_cast(sim: ModuleType) -> None:
+    def call(pipe: DiffusionPipeline) -> torch.Tensor:
+        embeds = {"prompt_embeds": torch.zeros(1, 48, 32, device="sim")}
+        embeds |= {"pooled_prompt_embeds": torch.zeros(1, 32, device="sim")}
+        size = {"height": 32, "width": 32, "num_inference_steps": 1}
+        generator = torch.Generator("cpu").manual_seed(0)
+        return pipe(**embeds, **size, generator=generator, output_type="pt")[0].cpu()
+
+    pipes = [tiny_pipelines.build("flux").to("sim"), tiny_pipelines.build("flux")]
+    with install(pipes[1], planned("flux"), device="sim"):
+        for pipe in pipes:
+            pipe.text_encoder = None
+            pipe.text_encoder_2.to(torch.float64)  # which this call does not use
+        call(pipes[1])
+        pipes[0].vae = other("flux", "vae").to("sim")
+        pipes[1].vae = other("flux", "vae")
+        assert torch.equal(call(pipes[1]), call(pipes[0]))
+
+
+def test_a_component_under_a_second_name_and_two_exchanged_for_each_other_run_right(sim: ModuleType) -> None:
+    def use_twice(pipe: DiffusionPipeline) -> None:
+        pipe.text_encoder_2 = pipe.text_encoder
+
+    def swap(pipe: DiffusionPipeline) -> None:
+        pipe.text_encoder, pipe.text_encoder_2 = second[pipe], pipe.text_encoder
+
+    untuned_pipe, pipe = tiny_pipelines.build("sd3").to("sim"), tiny_pipelines.build("sd3")
+    second = {each: each.text_encoder_2 for each in (untuned_pipe, pipe)}
+    with install(pipe, planned("sd3"), device="sim"):
+        for edit in (use_twice, swap):
+            edit(untuned_pipe)
+            edit(pipe)
+            expected = output(untuned_pipe, "sd3")
+            for _ in range(2):
+                assert torch.equal(output(pipe, "sd3"), expected)
+    assert {
+        p.device.type for each in (pipe.text_encoder, pipe.text_encoder_2) for p in each.parameters()
+    } == {"cpu"}
+
+
 def without_first_block(pipe: DiffusionPipeline) -> None:
     blocks = pipe.transformer.single_transformer_blocks
     pipe.transformer.single_transformer_blocks = blocks[1:]

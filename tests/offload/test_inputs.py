@@ -1,4 +1,4 @@
-"""What a pipeline, a plan or a caller asks for beside the plain call."""
+"""Exclusions, tiling, inputs, own methods, and calls by hand."""
 
 import functools
 from dataclasses import replace

@@ -47,7 +47,7 @@ def test_a_measurement_is_what_the_device_counted(
 
 
 def counted_peak_bytes(sim, monkeypatch, pipe, name):  # type: ignore[no-untyped-def]
-    """Of another call, during which nobody sets the counter back."""
+    """Peak of another call, during which nothing sets the counter back."""
     held_bytes()
     sim.reset()
     monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda *_: None)

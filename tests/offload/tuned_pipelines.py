@@ -18,9 +18,9 @@ from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 
 NUM_ENCODERS = 2
-"""Flux's, which run before its transformer."""
+"""Number of Flux's text encoders, which run before its transformer."""
 TIGHT_FRACTION = 0.4
-"""Of the weights beside the activations: every component that runs long is streamed."""
+"""Fraction of the weights that has room; every component that runs long is streamed."""
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def _traced(name: str) -> Profile:
 
 
 def weight_bytes(name: str) -> int:
-    """What a plan moves or keeps of the named pipeline."""
+    """Weight bytes of the named pipeline that a plan moves or keeps."""
     return sum(component.used_bytes for component in _traced(name).components)
 
 
@@ -71,7 +71,7 @@ def tuned(
 
 
 def resident_bytes(plan: Plan) -> int:
-    """What a plan keeps on the device between calls; methods of a component share its root."""
+    """Weight bytes that a plan keeps on the device between calls; methods of a component share its root."""
     groups = {
         (placement.component, group.name, group.modules): group.weight_bytes
         for placement in plan.placements
@@ -86,7 +86,7 @@ def whole(name: str) -> Any:
 
 
 def held_bytes() -> int:
-    """What is allocated on the device, without what only waits to be collected."""
+    """Bytes allocated on the device, without garbage that only waits to be collected."""
     gc.collect()
     load().synchronize()
     return int(load().memory_allocated())

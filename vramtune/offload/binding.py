@@ -141,7 +141,8 @@ class Binding:
 
     def __init__(self, pipe: Any, plan: Plan) -> None:
         self.plan, self._pipe = plan, pipe
-        self.components = self._bind(modules_of(pipe))
+        self.components = self._bind(modules_of(pipe), plan.placements)
+        _refuse_shared(self.components)
 
     @property
     def placements(self) -> list[BoundPlacement]:
@@ -157,21 +158,27 @@ class Binding:
         present = modules_of(self._pipe)
         for old in list(self.components):
             module = present.get(old.name)
-            if module is None and not old.is_vacant:
-                yield old, _vacant(old.name, self.plan)
-            elif module is not None and module is not old.module:
-                others = {c.name: c.module for c in self.components if c is not old}
-                bound = self._bind({**others, old.name: module})
-                yield old, next(c for c in bound if c.name == old.name)
+            others = [component for component in self.components if component is not old]
+            if module is None or module in {
+                other.module for other in others
+            }:  # gone, or another one's second name
+                if not old.is_vacant:
+                    yield old, _vacant(old.name, self.plan)
+            elif module is not old.module:
+                planned = [p for p in self.plan.placements if p.component == old.name]
+                (new,) = self._bind({old.name: module}, planned)
+                _refuse_shared([*others, new])
+                yield old, new
         for old in [c for c in self.components if c.is_rebuilt and not c.is_vacant]:
             yield old, self.bind_again(old)
         for name, module in present.items():
             if module not in {component.module for component in self.components}:
-                yield None, self._bind_present(name, module)
+                vacant = next((c for c in self.components if c.name == name), None)
+                yield vacant, self._bind_component(name, module, name in excluded_components(self._pipe))
 
     def bind_again(self, component: BoundComponent) -> BoundComponent:
         """The same component with its modules as they are now."""
-        return _bind_component(component.name, component.module, self.plan, is_excluded=component.is_excluded)
+        return self._bind_component(component.name, component.module, component.is_excluded)
 
     def replace(self, old: BoundComponent | None, new: BoundComponent) -> None:
         """Put a component in the place of an old one, or at the end."""
@@ -182,27 +189,28 @@ class Binding:
             new.restore_devices_before(old.devices_before())
         self.components[self.components.index(old)] = new
 
-    def _bind(self, modules: Mapping[str, nn.Module]) -> list[BoundComponent]:
-        """Components bound to the plan; a `UsageError` says what differs if it is for others."""
+    def _bind(self, modules: Mapping[str, nn.Module], planned: Iterable[Placement]) -> list[BoundComponent]:
+        """Components bound to their placements; a `UsageError` says what differs if those are for others."""
         for name, module in modules.items():
             refuse_unmovable(name, module)
-        _refuse_differences(modules, self.plan)
-        components: dict[nn.Module, BoundComponent] = {}
+        if differences := list(_differences(modules, planned)):
+            more = len(differences) - MOST_DIFFERENCES
+            listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+            raise UsageError(
+                f"This plan for a {self.plan.pipeline_class} does not fit the pipeline: {listed}. Make a plan for "
+                "this one."
+            )
+        excluded = excluded_components(self._pipe)
+        names: dict[nn.Module, str] = {}
         for name, module in modules.items():
-            if module not in components:  # two names may stand for one module
-                components[module] = self._bind_present(name, module)
-        _refuse_shared(list(components.values()))
-        return list(components.values())
+            names.setdefault(module, name)  # two names may stand for one module
+        return [self._bind_component(name, module, name in excluded) for module, name in names.items()]
 
-    def _bind_present(self, name: str, module: nn.Module) -> BoundComponent:
-        return _bind_component(name, module, self.plan, is_excluded=name in excluded_components(self._pipe))
-
-
-def _bind_component(name: str, module: nn.Module, plan: Plan, *, is_excluded: bool) -> BoundComponent:
-    component = _vacant(name, plan)
-    component.module, component.is_excluded = module, is_excluded
-    component.collect()
-    return component
+    def _bind_component(self, name: str, module: nn.Module, is_excluded: bool) -> BoundComponent:
+        component = _vacant(name, self.plan)
+        component.module, component.is_excluded = module, is_excluded
+        component.collect()
+        return component
 
 
 def _vacant(name: str, plan: Plan) -> BoundComponent:
@@ -231,18 +239,8 @@ def _refuse_shared(components: list[BoundComponent]) -> None:
                 )
 
 
-def _refuse_differences(modules: Mapping[str, nn.Module], plan: Plan) -> None:
-    differences = list(_differences(modules, plan))
-    if differences:
-        more = len(differences) - MOST_DIFFERENCES
-        listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise UsageError(
-            f"This plan for a {plan.pipeline_class} does not fit the pipeline: {listed}. Make a plan for this one."
-        )
-
-
-def _differences(components: Mapping[str, nn.Module], plan: Plan) -> Iterable[str]:
-    for planned in plan.placements:
+def _differences(components: Mapping[str, nn.Module], placements: Iterable[Placement]) -> Iterable[str]:
+    for planned in placements:
         component = components.get(planned.component)
         if component is None:
             yield f"the pipeline has no component {planned.component!r}"
