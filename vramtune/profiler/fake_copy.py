@@ -37,7 +37,7 @@ def fake_copy(pipe: DiffusionPipeline, mode: FakeTensorMode) -> DiffusionPipelin
     pipelines = list(pipelines_in(pipe))
     modules = _modules_of_all(pipelines)
     owners: list[Any] = [*pipelines, *modules]
-    memo: Memo = {id(owner): type(owner).__new__(type(owner)) for owner in owners}
+    memo: Memo = {id(owner): object.__new__(type(owner)) for owner in owners}
     for tensor in _weights(modules):
         memo[id(tensor)] = _fake_like(tensor, mode)
     for shared in shared_by_copies(pipe):

@@ -78,7 +78,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Do an operation on fakes, and with their twins where all inputs have one."""
         if func is aten.masked_select.default and self.is_known(args[1]):
-            shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+            shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
             mask = self.execute(aten.expand.default, (args[1], shape), {}, args[1:])
             return self.execute(aten.index.Tensor, (args[0].expand(shape), [mask]), {}, args)
         if func in INDEXING:

@@ -20,7 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from vramtune.contract import METHODS, blocks_by_shell, modules_of, switched_off_tiling
+from vramtune.contract import (
+    METHODS,
+    blocks_by_shell,
+    forward_to_follow,
+    modules_of,
+    switched_off_tiling,
+)
 from vramtune.errors import TraceError
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 from vramtune.profiler.known_values import PipelineTracker
@@ -120,11 +126,12 @@ class Recorder:
         for component, name in names.items():
             for method in METHODS:
                 if callable(original := getattr(component, method, None)):
-                    target = ComponentMethod(component=name, method=method, module=component, run=original)
+                    run = (method == "forward" and forward_to_follow(component)) or original
+                    target = ComponentMethod(component=name, method=method, module=component, run=run)
                     vars(component)[method] = self._answering(target)
 
     def _answering(self, target: ComponentMethod) -> Callable[..., Any]:
-        @wraps(target.run)  # pipelines look at the signature
+        @wraps(getattr(target.module, target.method))  # pipelines look at the signature
         def answering(*args: Any, **kwargs: Any) -> Any:
             return self.answer(target, args, kwargs)
 

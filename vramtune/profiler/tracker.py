@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vramtune.profiler.allocator import rounded_bytes
@@ -70,6 +71,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `weights` maps storages (their `_cdata`) to weights; these and whatever `know` is given are never counted.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, weights: Mapping[int, Weight]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights = weights
@@ -88,6 +91,13 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
+        if not isinstance(
+            func, OpOverload
+        ):  # a higher-order operator, such as flex attention: its memory counts
+            out = func(*args, **kwargs)
+            for tensor in tensors_in((out,)):
+                self.count(tensor)
+            return out
         inputs = list(tensors_in(args)) if not kwargs else list(tensors_in((args, kwargs.values())))
         out = self.execute(func, args, kwargs, inputs)
         if outputs := list(tensors_in((out,))):
