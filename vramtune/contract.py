@@ -3,12 +3,12 @@
 Read from diffusers 0.42 and accelerate 1.15. When a release changes one of these names, only this file has to follow.
 """
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate.hooks import AlignDevicesHook, SequentialHook
+from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -53,10 +53,15 @@ def excluded_components(pipe: DiffusionPipeline) -> tuple[str, ...]:
 def stock_offload_device(pipe: DiffusionPipeline) -> torch.device | None:
     """The device of `enable_model_cpu_offload`, or None where that is off.
 
-    `_offload_device` and `_all_hooks` in `diffusers/pipelines/pipeline_utils.py`.
+    By accelerate's hooks: `_all_hooks` of `diffusers/pipelines/pipeline_utils.py` is not kept by pipelines with an
+    `enable_model_cpu_offload` of their own (`diffusers/pipelines/audioldm2/pipeline_audioldm2.py`).
     """
-    is_on = bool(getattr(pipe, "_all_hooks", None))
-    return getattr(pipe, "_offload_device", None) if is_on else None
+    has_own = type(pipe).enable_model_cpu_offload is not DiffusionPipeline.enable_model_cpu_offload
+    if not has_own and not getattr(pipe, "_all_hooks", None):
+        return None
+    hooks = (getattr(component, "_hf_hook", None) for component in modules_of(pipe).values())
+    devices = (hook.execution_device for hook in hooks if isinstance(hook, CpuOffload))
+    return next((torch.device(device) for device in devices), None)
 
 
 def switched_off_tiling(component: object) -> bool:
@@ -133,7 +138,8 @@ def refuse_layer_offload(pipe: DiffusionPipeline) -> None:
         for module in component.modules():
             hook = getattr(module, "_hf_hook", None)
             is_offloaded = isinstance(hook, AlignDevicesHook) and hook.offload
-            if hook is not None and (module is not component or is_offloaded):
+            is_whole = hook is None or isinstance(hook, CpuOffload)  # AudioLDM2 moves halves of a component
+            if not is_whole and (module is not component or is_offloaded):
                 raise _under_layer_hooks(name)
             registry = getattr(module, "_diffusers_hook", None)
             if registry is not None and any("group_offloading" in entry for entry in registry.hooks):
@@ -189,8 +195,27 @@ def refuse_unmovable(component: str, module: nn.Module) -> None:
 # Tracing a call
 
 
+def pipelines_in(pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+    """The pipeline and those in it: combined pipelines (Kandinsky, Stable Cascade) call others."""
+    yield pipe
+    for value in vars(pipe).values():
+        if isinstance(value, DiffusionPipeline):
+            yield from pipelines_in(value)
+
+
+def shared_by_copies(pipe: DiffusionPipeline) -> Iterator[object]:
+    """What takes long to copy and is never changed by a call: the compiled half of fast tokenizers.
+
+    `_tokenizer` in `transformers/tokenization_utils_tokenizers.py`; processors have a tokenizer in them.
+    """
+    for component in pipe.components.values():
+        for tokenizer in (component, getattr(component, "tokenizer", None)):
+            if (compiled := getattr(tokenizer, "_tokenizer", None)) is not None:
+                yield compiled
+
+
 def quieten(pipe: DiffusionPipeline) -> None:
-    """Switch off the progress bar and the stock hooks of a pipeline that is about to be traced.
+    """Switch off the progress bar and the stock hooks of a pipeline's copy that is about to be traced.
 
     Written past `DiffusionPipeline.__setattr__`, which would register the values in the pipeline's config. Without
     entries in `_all_hooks`, `maybe_free_model_hooks` at the end of the call moves nothing.
@@ -201,14 +226,25 @@ def quieten(pipe: DiffusionPipeline) -> None:
     own.pop("maybe_free_model_hooks", None)
 
 
-def copy_schedulers(pipe: DiffusionPipeline) -> None:
-    """Give a pipeline that is about to be traced its own schedulers, whose state the call will change.
+def forward_to_follow(component: nn.Module) -> Callable[..., Any] | None:
+    """A `forward` with the same work, where the component's own looks at values that only its weights decide.
 
-    Written past `DiffusionPipeline.__setattr__`, as in `quieten`.
+    Stable Diffusion's safety checker compares embeddings in NumPy
+    (`diffusers/pipelines/stable_diffusion/safety_checker.py`); here it finds nothing, as it mostly does.
     """
-    for name, component in pipe.components.items():
-        if hasattr(component, "set_timesteps"):
-            vars(pipe)[name] = copy.deepcopy(component)
+    return (
+        partial(_checked, component) if type(component).__name__ == "StableDiffusionSafetyChecker" else None
+    )
+
+
+def _checked(checker: Any, clip_input: torch.Tensor, images: Any) -> tuple[Any, list[bool]]:
+    embeddings = nn.functional.normalize(checker.visual_projection(checker.vision_model(clip_input)[1]))
+    for concepts, thresholds in (
+        (checker.special_care_embeds, checker.special_care_embeds_weights),
+        (checker.concept_embeds, checker.concept_embeds_weights),
+    ):
+        torch.mm(embeddings, nn.functional.normalize(concepts).t()).float() - thresholds
+    return images, [False] * len(images)
 
 
 def drop_offload_hook(module: nn.Module) -> None:

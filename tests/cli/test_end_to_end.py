@@ -39,7 +39,7 @@ def test_a_folder_is_planned_for_end_to_end(folder, tmp_path):
 def test_a_folders_plan_in_text_begins_with_the_verdict(folder):
     result = run("plan", folder, "--vram-gb", 1, *SMALL)
     assert result.exit_code == 0
-    assert result.stdout.startswith("Fits: predicted peak ")
+    assert result.stdout.startswith("Fits (predicted). Peak ")
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 

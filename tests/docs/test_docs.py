@@ -9,7 +9,7 @@ import typer
 
 import vramtune
 from docs.pictures import PICTURES
-from tests.cli.running import run
+from tests.cli.cli_runner import run
 from vramtune.cli import app
 
 ROOT = Path(__file__).parents[2]

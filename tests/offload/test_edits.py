@@ -8,8 +8,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.offload.looks import modules, output, same, values
-from tests.offload.plans import held_bytes, planned, resident_bytes
+from tests.offload.state import output, same, values
+from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes
+from vramtune.contract import modules_of
 from vramtune.offload.install import install
 from vramtune.schema import Plan
 
@@ -100,8 +101,13 @@ def untuned(name: str, edit: Callable[[DiffusionPipeline], object]) -> torch.Ten
 
 
 @pytest.mark.parametrize("moving", [True, False], ids=["moving", "resident"])
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
-@pytest.mark.parametrize("name", ["flux", "sdxl", "wan"])
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        *(("flux", edit) for edit in EDITS),
+        *((name, edit) for name in ("sdxl", "wan") for edit in (in_place, rebound, replaced_module)),
+    ],
+)
 def test_an_edited_weight_reaches_the_next_call(sim: ModuleType, name: str, edit: Edit, moving: bool) -> None:
     pipe, plan = tiny_pipelines.build(name), planned(name)
     component, path = linear_weight(pipe, plan, moving=moving)
@@ -119,7 +125,7 @@ def test_an_edited_weight_reaches_the_next_call(sim: ModuleType, name: str, edit
 
 
 @pytest.mark.parametrize("edit", [in_place, rebound, replaced_parameter], ids=lambda edit: edit.__name__)
-def test_an_edit_before_the_first_call_counts(sim: ModuleType, edit: Edit) -> None:
+def test_an_edit_before_the_first_call_reaches_it(sim: ModuleType, edit: Edit) -> None:
     pipe, plan = tiny_pipelines.build("flux"), planned("flux")
     component, path = linear_weight(pipe, plan, moving=True)
     with install(pipe, plan, device="sim"):
@@ -131,16 +137,16 @@ def test_an_edit_before_the_first_call_counts(sim: ModuleType, edit: Edit) -> No
 
 @pytest.mark.parametrize("moving", [True, False], ids=["moving", "resident"])
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
-def test_an_edit_is_still_there_after_removing(sim: ModuleType, edit: Edit, moving: bool) -> None:
+def test_an_edit_stays_after_remove(sim: ModuleType, edit: Edit, moving: bool) -> None:
     pipe, twin, plan = tiny_pipelines.build("flux"), tiny_pipelines.build("flux"), planned("flux")
     component, path = linear_weight(pipe, plan, moving=moving)
-    installation = install(pipe, plan, device="sim")
+    runtime = install(pipe, plan, device="sim")
     output(pipe, "flux")
     edit(getattr(pipe, component), path)
     edit(getattr(twin, component), path)
-    installation.remove()
+    runtime.remove()
     assert same(values(pipe), values(twin))
-    assert all(t.device.type == "cpu" for m in modules(pipe).values() for t in m.parameters())
+    assert all(t.device.type == "cpu" for m in modules_of(pipe).values() for t in m.parameters())
 
 
 def test_an_edit_in_a_callback_reaches_the_next_step(sim: ModuleType) -> None:
@@ -193,7 +199,7 @@ def test_a_replaced_component_is_used_and_the_old_one_let_go(
     assert held_bytes() == start
 
 
-def test_a_component_may_come_back(sim: ModuleType) -> None:
+def test_a_component_that_comes_back_is_used_again(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     expected = output(tiny_pipelines.build("flux").to("sim"), "flux")
     with install(pipe, planned("flux"), device="sim"):
@@ -202,6 +208,46 @@ def test_a_component_may_come_back(sim: ModuleType) -> None:
         assert not torch.equal(output(pipe, "flux"), expected)
         pipe.transformer = first
         assert torch.equal(output(pipe, "flux"), expected)
+
+
+def test_a_component_may_be_exchanged_after_another_one_was_taken_out_or_cast(sim: ModuleType) -> None:
+    def call(pipe: DiffusionPipeline) -> torch.Tensor:
+        embeds = {"prompt_embeds": torch.zeros(1, 48, 32, device="sim")}
+        embeds |= {"pooled_prompt_embeds": torch.zeros(1, 32, device="sim")}
+        size = {"height": 32, "width": 32, "num_inference_steps": 1}
+        generator = torch.Generator("cpu").manual_seed(0)
+        return pipe(**embeds, **size, generator=generator, output_type="pt")[0].cpu()
+
+    pipes = [tiny_pipelines.build("flux").to("sim"), tiny_pipelines.build("flux")]
+    with install(pipes[1], planned("flux"), device="sim"):
+        for pipe in pipes:
+            pipe.text_encoder = None
+            pipe.text_encoder_2.to(torch.float64)  # which this call does not use
+        call(pipes[1])
+        pipes[0].vae = other("flux", "vae").to("sim")
+        pipes[1].vae = other("flux", "vae")
+        assert torch.equal(call(pipes[1]), call(pipes[0]))
+
+
+def test_a_component_under_a_second_name_and_two_exchanged_for_each_other_run_right(sim: ModuleType) -> None:
+    def use_twice(pipe: DiffusionPipeline) -> None:
+        pipe.text_encoder_2 = pipe.text_encoder
+
+    def swap(pipe: DiffusionPipeline) -> None:
+        pipe.text_encoder, pipe.text_encoder_2 = second[pipe], pipe.text_encoder
+
+    untuned_pipe, pipe = tiny_pipelines.build("sd3").to("sim"), tiny_pipelines.build("sd3")
+    second = {each: each.text_encoder_2 for each in (untuned_pipe, pipe)}
+    with install(pipe, planned("sd3"), device="sim"):
+        for edit in (use_twice, swap):
+            edit(untuned_pipe)
+            edit(pipe)
+            expected = output(untuned_pipe, "sd3")
+            for _ in range(2):
+                assert torch.equal(output(pipe, "sd3"), expected)
+    assert {
+        p.device.type for each in (pipe.text_encoder, pipe.text_encoder_2) for p in each.parameters()
+    } == {"cpu"}
 
 
 def without_first_block(pipe: DiffusionPipeline) -> None:
@@ -233,7 +279,7 @@ class Wrapped(nn.Module):
     "edit", [without_first_block, with_one_more_block, with_wrapped_blocks], ids=lambda edit: edit.__name__
 )
 @pytest.mark.parametrize("fraction", [0.4, 1.0])
-def test_a_component_with_other_modules_than_planned(
+def test_a_component_with_other_modules_than_planned_runs_right_and_holds_no_more(
     sim: ModuleType, edit: Callable[[DiffusionPipeline], None], fraction: float
 ) -> None:
     expected = untuned("flux", edit)
@@ -252,7 +298,9 @@ def test_a_component_with_other_modules_than_planned(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["flux", "sdxl"])
 @pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
-def test_the_pipeline_cast_to_another_dtype(sim: ModuleType, name: str, dtype: torch.dtype) -> None:
+def test_a_pipeline_cast_to_another_dtype_gives_the_untuned_output(
+    sim: ModuleType, name: str, dtype: torch.dtype
+) -> None:
     expected = untuned(name, lambda pipe: pipe.to(dtype))
     pipe = tiny_pipelines.build(name)
     with install(pipe, planned(name), device="sim"):
@@ -262,11 +310,11 @@ def test_the_pipeline_cast_to_another_dtype(sim: ModuleType, name: str, dtype: t
         assert torch.equal(output(pipe, name), expected)
         assert held_bytes() <= rest
         assert torch.equal(output(pipe, name), expected)
-    assert {p.dtype for m in modules(pipe).values() for p in m.parameters()} == {dtype}
-    assert {p.device.type for m in modules(pipe).values() for p in m.parameters()} == {"cpu"}
+    assert {p.dtype for m in modules_of(pipe).values() for p in m.parameters()} == {dtype}
+    assert {p.device.type for m in modules_of(pipe).values() for p in m.parameters()} == {"cpu"}
 
 
-def test_a_component_cast_down_and_up_again(sim: ModuleType) -> None:
+def test_a_component_cast_down_and_up_again_computes_with_rounded_weights(sim: ModuleType) -> None:
     def cast(pipe: DiffusionPipeline) -> None:
         pipe.transformer.to(torch.bfloat16)
         pipe.transformer.to(torch.float32)

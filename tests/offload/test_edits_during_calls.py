@@ -10,9 +10,9 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from tests import tiny_pipelines
-from tests.offload.looks import output
-from tests.offload.plans import held_bytes, planned, profiled, resident_bytes, tuned
+from tests.offload.state import output
 from tests.offload.test_edits import Edit, rebound, untuned
+from tests.offload.tuned_pipelines import held_bytes, planned, profiled, resident_bytes, tuned
 from vramtune.offload.install import install
 from vramtune.schema import Plan
 
@@ -57,7 +57,7 @@ def transformer_weight(pipe: DiffusionPipeline, plan: Plan, *, kept: bool) -> st
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["with a stage between", "within a stage"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
 @pytest.mark.parametrize("edit", [rebound, exchanged, without_bias], ids=lambda edit: edit.__name__)
-def test_what_is_edited_during_a_call_is_there_from_the_next_stage_on(
+def test_a_weight_edited_during_a_call_counts_from_the_next_stage_on(
     sim: ModuleType, no_garbage: None, edit: Edit, kept: bool, elsewhere: bool
 ) -> None:
     """Where the order changes: a stage that keeps the weights too, while copies of them are on their way."""
@@ -100,7 +100,9 @@ def test_weights_may_be_written_as_soon_as_a_call_has_failed(sim: ModuleType, no
         assert torch.equal(output(pipe, "flux"), expected)
 
 
-def test_a_component_put_in_later_is_placed_too(sim: ModuleType, no_garbage: None) -> None:
+def test_a_component_put_in_after_install_is_on_the_device_only_while_it_runs(
+    sim: ModuleType, no_garbage: None
+) -> None:
     """No plan knows it: its weights come when it runs, and go."""
     tokens = torch.ones(1, 4, dtype=torch.int64)
     added = CLIPTextModel(tiny_pipelines.clip_config()).eval()
@@ -111,10 +113,10 @@ def test_a_component_put_in_later_is_placed_too(sim: ModuleType, no_garbage: Non
         rest = held_bytes()
         pipe.image_encoder = added
         output(pipe, "flux")
-        found = pipe.image_encoder(tokens).last_hidden_state
-        assert found.device.type == "sim"
-        assert torch.equal(found.cpu(), expected)
-        del found
+        states = pipe.image_encoder(tokens).last_hidden_state
+        assert states.device.type == "sim"
+        assert torch.equal(states.cpu(), expected)
+        del states
         pipe.maybe_free_model_hooks()
         assert held_bytes() == rest
     assert {p.device.type for p in added.parameters()} == {"cpu"}

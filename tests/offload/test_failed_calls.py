@@ -6,8 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests import tiny_pipelines
-from tests.offload.looks import looks, output, same, values
-from tests.offload.plans import held_bytes, planned, resident_bytes
+from tests.offload.state import output, same, state_of, values
+from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes
 from vramtune.offload.install import install
 
 NAMES = ["flux", "sdxl", "wan"]
@@ -26,7 +26,6 @@ BROKEN = [
     ("wan", "transformer", "blocks.1.ffn"),
     ("wan", "vae", "decoder.mid_block"),
 ]
-ERRORS = [RuntimeError("broken"), KeyboardInterrupt()]
 
 
 def fail(pipe: DiffusionPipeline, name: str, error: BaseException, **call_kwargs: Any) -> None:
@@ -47,10 +46,9 @@ def assert_recovered(
     assert held_bytes() - start == resident_bytes(planned(name))
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
-@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(("step", "error"), [(0, RuntimeError("broken")), (1, KeyboardInterrupt())], ids=repr)
 @pytest.mark.parametrize("name", NAMES)
-def test_an_error_in_the_callback_loses_nothing(
+def test_after_an_error_in_a_callback_memory_weights_and_output_are_as_before(
     sim: ModuleType, expected: dict[str, torch.Tensor], name: str, step: int, error: BaseException
 ) -> None:
     start, pipe = held_bytes(), tiny_pipelines.build(name)
@@ -68,10 +66,11 @@ def test_an_error_in_the_callback_loses_nothing(
         assert_recovered(pipe, name, expected[name], weights, start)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
-@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize(
+    ("place", "error"), [("before", RuntimeError("broken")), ("after", KeyboardInterrupt())], ids=repr
+)
 @pytest.mark.parametrize(("name", "component", "path"), BROKEN)
-def test_an_error_inside_a_component_loses_nothing(
+def test_after_an_error_inside_a_component_memory_weights_and_output_are_as_before(
     sim: ModuleType,
     expected: dict[str, torch.Tensor],
     name: str,
@@ -85,22 +84,24 @@ def test_an_error_inside_a_component_loses_nothing(
 
     start, pipe = held_bytes(), tiny_pipelines.build(name)
     weights = values(pipe)
-    with install(pipe, planned(name), device="sim") as installation:
+    with install(pipe, planned(name), device="sim") as runtime:
         output(pipe, name)
-        measured = installation.measured
+        measured = runtime.measured
         module = getattr(pipe, component).get_submodule(path)
         handle = (module.register_forward_pre_hook if place == "before" else module.register_forward_hook)(
             hook
         )
         fail(pipe, name, error)
         handle.remove()
-        assert installation.measured == measured
+        assert runtime.measured == measured
         assert_recovered(pipe, name, expected[name], weights, start)
 
 
-def test_a_pipeline_whose_call_failed_can_be_given_back(sim: ModuleType, no_garbage: None) -> None:
+def test_remove_after_a_failed_call_gives_the_pipeline_back_as_it_was(
+    sim: ModuleType, no_garbage: None
+) -> None:
     pipe = tiny_pipelines.build("flux")
-    looked, weights, held = looks(pipe), values(pipe), held_bytes()
+    state, weights, held = state_of(pipe), values(pipe), held_bytes()
 
     def hook(*_: object) -> None:
         raise error
@@ -110,6 +111,6 @@ def test_a_pipeline_whose_call_failed_can_be_given_back(sim: ModuleType, no_garb
         handle = pipe.transformer.transformer_blocks[1].register_forward_hook(hook)
         fail(pipe, "flux", error)
         handle.remove()
-    assert looks(pipe) == looked
+    assert state_of(pipe) == state
     assert same(values(pipe), weights)
     assert held_bytes() == held

@@ -1,4 +1,4 @@
-"""What a pipeline, a plan or a caller asks for beside the plain call."""
+"""Exclusions, tiling, inputs, own methods, and calls by hand."""
 
 import functools
 from dataclasses import replace
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.looks import output, tensors
-from tests.offload.plans import held_bytes, planned, resident_bytes
+from tests.offload.state import output, tensors
+from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes
 from vramtune.offload.install import install
 from vramtune.schema import Placement
 
@@ -17,7 +17,7 @@ from vramtune.schema import Placement
 # What a pipeline or a plan asks for
 
 
-def test_what_the_pipeline_excludes_from_offloading_stays_on_the_device(
+def test_a_component_that_the_pipeline_excludes_from_offload_stays_on_the_device(
     sim: ModuleType, expected: dict[str, torch.Tensor]
 ) -> None:
     pipe = tiny_pipelines.build("flux")
@@ -34,7 +34,7 @@ def test_what_the_pipeline_excludes_from_offloading_stays_on_the_device(
 
 @pytest.mark.parametrize("was_tiled", [True, False])
 @pytest.mark.parametrize("permissions", [(), ("vae_tiling",)])
-def test_tiling_is_switched_on_where_the_plan_uses_it_and_back(
+def test_tiling_is_on_under_a_plan_that_may_use_it_and_as_before_after_remove(
     sim: ModuleType, was_tiled: bool, permissions: tuple[str, ...]
 ) -> None:
     pipe = tiny_pipelines.build("flux")
@@ -45,12 +45,12 @@ def test_tiling_is_switched_on_where_the_plan_uses_it_and_back(
 
 
 @pytest.mark.parametrize("fraction", [0.4, 1.0])
-def test_what_is_evicted_goes_back_to_the_device(
-    sim: ModuleType, monkeypatch: pytest.MonkeyPatch, fraction: float
+def test_evicted_memory_is_given_back_to_the_device(
+    sim: ModuleType, no_garbage: None, monkeypatch: pytest.MonkeyPatch, fraction: float
 ) -> None:
     """The simulated allocator keeps nothing; others give back what they cache when they are asked."""
     allocated: list[int] = []
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: allocated.append(held_bytes()))
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: allocated.append(sim.memory_allocated()))
     start, pipe, plan = held_bytes(), tiny_pipelines.build("flux"), planned("flux", fraction)
     rest = start + resident_bytes(plan)
     with install(pipe, plan, device="sim"):
@@ -62,13 +62,15 @@ def test_what_is_evicted_goes_back_to_the_device(
     assert allocated[-1] == start
 
 
-def test_a_module_called_by_hand_is_sent_home_too(sim: ModuleType, no_garbage: None) -> None:
+def test_a_module_called_by_hand_is_on_the_device_only_until_hooks_are_freed(
+    sim: ModuleType, no_garbage: None
+) -> None:
     """Without its component's call, whose end would say that it is done."""
     pipe, start = tiny_pipelines.build("flux"), held_bytes()
     block, states = pipe.text_encoder_2.encoder.block[1], torch.ones(1, 4, 32)
     with torch.no_grad():
         expected = block(states)[0]
-    with install(pipe, planned("flux", 0.4), device="sim") as installation, torch.no_grad():
+    with install(pipe, planned("flux", 0.4), device="sim") as runtime, torch.no_grad():
         for _ in range(2):
             assert torch.equal(block(states.to("sim"))[0].cpu(), expected)
             pipe.maybe_free_model_hooks()
@@ -77,10 +79,10 @@ def test_a_module_called_by_hand_is_sent_home_too(sim: ModuleType, no_garbage: N
         block(states.to("sim"))
     assert {p.device.type for p in block.parameters()} == {"cpu"}
     assert held_bytes() == start
-    assert installation.measured is None
+    assert runtime.measured is None
 
 
-def test_a_component_that_is_cast_while_another_one_computes_waits_for_its_end(
+def test_a_component_cast_while_another_one_computes_changes_no_output(
     sim: ModuleType, expected: dict[str, torch.Tensor]
 ) -> None:
     pipe = tiny_pipelines.build("flux")
@@ -111,18 +113,18 @@ def test_a_root_that_is_not_resident_comes_when_its_component_starts(
             assert held_bytes() == start
 
 
-def test_what_a_component_is_given_comes_to_the_device(sim: ModuleType) -> None:
+def test_inputs_of_a_component_are_brought_to_the_device(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     latents = torch.linspace(-1, 1, pipe.vae.config.latent_channels * 64).reshape(1, -1, 8, 8)
     with torch.no_grad():
         expected = pipe.vae.decode(latents).sample
         with install(pipe, planned("flux"), device="sim"):
-            found = pipe.vae.decode(latents).sample
-            assert found.device.type == "sim"
-            assert torch.equal(found.cpu(), expected)
+            image = pipe.vae.decode(latents).sample
+            assert image.device.type == "sim"
+            assert torch.equal(image.cpu(), expected)
 
 
-def test_a_method_that_a_component_has_of_its_own_is_given_back(
+def test_a_method_on_a_components_instance_is_back_after_remove(
     sim: ModuleType, expected: dict[str, torch.Tensor]
 ) -> None:
     pipe = tiny_pipelines.build("flux")

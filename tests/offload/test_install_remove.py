@@ -10,9 +10,10 @@ from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.offload.looks import looks, modules, output, same, tensors, values
-from tests.offload.plans import held_bytes, planned, resident_bytes
+from tests.offload.state import output, same, state_of, tensors, values
+from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes
 from tests.simgpu.stock_modes import MODES
+from vramtune.contract import modules_of
 from vramtune.offload.install import install
 
 NAMES = ["flux", "sdxl", "wan"]
@@ -29,14 +30,14 @@ def test_remove_gives_the_pipeline_back_as_it_was(
     sim: ModuleType, no_garbage: None, name: str, place: str, num_calls: int
 ) -> None:
     pipe = tiny_pipelines.build(name).to(place)
-    looked, weights = looks(pipe), values(pipe)
+    state, weights = state_of(pipe), values(pipe)
     held, pinned = held_bytes(), sim.pinned_memory_allocated()
-    installation = install(pipe, planned(name), device="sim")
-    assert looks(pipe) != looked
+    runtime = install(pipe, planned(name), device="sim")
+    assert state_of(pipe) != state
     for _ in range(num_calls):
         output(pipe, name)
-    installation.remove()
-    assert looks(pipe) == looked
+    runtime.remove()
+    assert state_of(pipe) == state
     assert same(values(pipe), weights)
     assert held_bytes() == held
     assert sim.pinned_memory_allocated() == pinned
@@ -44,34 +45,34 @@ def test_remove_gives_the_pipeline_back_as_it_was(
 
 def test_removing_twice_is_removing_once(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
-    installation = install(pipe, planned("flux"), device="sim")
-    installation.remove()
-    looked = looks(pipe)
-    installation.remove()
-    assert looks(pipe) == looked
+    runtime = install(pipe, planned("flux"), device="sim")
+    runtime.remove()
+    state = state_of(pipe)
+    runtime.remove()
+    assert state_of(pipe) == state
 
 
-def test_one_that_was_removed_leaves_the_next_one_alone(sim: ModuleType) -> None:
+def test_a_removed_plan_leaves_the_next_plan_alone(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     first = install(pipe, planned("flux"), device="sim")
     first.remove()
     with install(pipe, planned("flux", 0.7), device="sim"):
-        looked = looks(pipe)
+        state = state_of(pipe)
         first.remove()
-        assert looks(pipe) == looked
+        assert state_of(pipe) == state
 
 
 @pytest.mark.parametrize("error", [None, ValueError("mine"), KeyboardInterrupt()], ids=str)
-def test_as_a_context_manager_it_removes_itself_however_it_ends(
+def test_a_with_block_removes_the_plan_however_it_ends(
     sim: ModuleType, no_garbage: None, error: BaseException | None
 ) -> None:
     pipe = tiny_pipelines.build("flux")
-    looked, held = looks(pipe), held_bytes()
+    state, held = state_of(pipe), held_bytes()
 
     def enter_and_leave() -> None:
-        with install(pipe, planned("flux"), device="sim") as installation:
+        with install(pipe, planned("flux"), device="sim") as runtime:
             output(pipe, "flux")
-            assert installation.measured is not None
+            assert runtime.measured is not None
             if error is not None:
                 raise error
 
@@ -80,12 +81,12 @@ def test_as_a_context_manager_it_removes_itself_however_it_ends(
     else:
         with pytest.raises(type(error)):
             enter_and_leave()
-    assert looks(pipe) == looked
+    assert state_of(pipe) == state
     assert held_bytes() == held
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stock_model_offload_is_active_again_after(
+def test_stock_model_offload_is_active_again_after_remove(
     sim: ModuleType, expected: dict[str, torch.Tensor], name: str
 ) -> None:
     pipe = tiny_pipelines.build(name)
@@ -94,8 +95,8 @@ def test_stock_model_offload_is_active_again_after(
     with install(pipe, planned(name), device="sim"):
         assert torch.equal(output(pipe, name), expected[name])
         assert held_bytes() - held == resident_bytes(planned(name))
-    assert {type(module._hf_hook) for module in modules(pipe).values()} == {CpuOffload}
-    assert len(pipe._all_hooks) == len(modules(pipe))
+    assert {type(module._hf_hook) for module in modules_of(pipe).values()} == {CpuOffload}
+    assert len(pipe._all_hooks) == len(modules_of(pipe))
     assert held_bytes() == held
     assert same(values(pipe), weights)
     assert torch.equal(output(pipe, name), expected[name])
@@ -126,13 +127,13 @@ def test_installing_pins_each_group_once(sim: ModuleType, no_garbage: None) -> N
 # What diffusers expects of offloading
 
 
-def test_hooks_live_after_every_call(sim: ModuleType) -> None:
+def test_hooks_are_the_same_after_every_call(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("sdxl")
     with install(pipe, planned("sdxl"), device="sim"):
-        hooks = [module._hf_hook for module in modules(pipe).values()]
+        hooks = [module._hf_hook for module in modules_of(pipe).values()]
         for _ in range(2):
             output(pipe, "sdxl")
-            assert [module._hf_hook for module in modules(pipe).values()] == hooks
+            assert [module._hf_hook for module in modules_of(pipe).values()] == hooks
         assert all(isinstance(hook, CpuOffload) for hook in hooks)
 
 
@@ -145,7 +146,9 @@ def test_the_execution_device_is_the_one_installed_on(sim: ModuleType, index: in
         assert pipe._execution_device == torch.device("sim", index)
 
 
-def test_the_second_device_holds_it_all(sim: ModuleType, expected: dict[str, torch.Tensor]) -> None:
+def test_a_plan_on_the_second_device_takes_nothing_of_the_first(
+    sim: ModuleType, expected: dict[str, torch.Tensor]
+) -> None:
     pipe, held, other = tiny_pipelines.build("flux"), held_bytes(), sim.memory_allocated(1)
     with install(pipe, planned("flux"), device="sim:1"):
         assert torch.equal(output(pipe, "flux"), expected["flux"])
@@ -157,14 +160,14 @@ def test_the_second_device_holds_it_all(sim: ModuleType, expected: dict[str, tor
 
 def test_remove_all_hooks_removes_the_plan(sim: ModuleType, no_garbage: None) -> None:
     pipe = tiny_pipelines.build("flux")
-    looked, held = looks(pipe), held_bytes()
-    installation = install(pipe, planned("flux"), device="sim")
+    state, held = state_of(pipe), held_bytes()
+    runtime = install(pipe, planned("flux"), device="sim")
     output(pipe, "flux")
     pipe.remove_all_hooks()
-    assert looks(pipe) == looked
+    assert state_of(pipe) == state
     assert held_bytes() == held
-    installation.remove()
-    assert looks(pipe) == looked
+    runtime.remove()
+    assert state_of(pipe) == state
 
 
 def test_maybe_free_model_hooks_frees_all_but_what_is_resident(
@@ -186,10 +189,10 @@ def test_to_a_device_warns_and_moves_nothing(
 ) -> None:
     pipe = tiny_pipelines.build("flux")
     with install(pipe, planned("flux"), device="sim"):
-        looked, held = looks(pipe), held_bytes()
+        state, held = state_of(pipe), held_bytes()
         with pytest.warns(UserWarning, match="vramtune decides where its weights are"):
             assert pipe.to(device) is pipe
-        assert looks(pipe) == looked
+        assert state_of(pipe) == state
         assert held_bytes() == held
         assert torch.equal(output(pipe, "flux"), expected["flux"])
 
@@ -220,7 +223,7 @@ def test_a_lora_loader_takes_the_hooks_off_and_gets_the_plan_back(
     sim: ModuleType, no_garbage: None, name: str
 ) -> None:
     def change(pipe: DiffusionPipeline) -> None:
-        for module in modules(pipe).values():
+        for module in modules_of(pipe).values():
             for part in module.modules():
                 if type(part) is nn.Linear:
                     with torch.no_grad():
@@ -231,7 +234,7 @@ def test_a_lora_loader_takes_the_hooks_off_and_gets_the_plan_back(
     expected = output(untuned.to("sim"), name)
     del untuned
     pipe, start = tiny_pipelines.build(name), held_bytes()
-    looked = looks(pipe)
+    state = state_of(pipe)
     with install(pipe, planned(name), device="sim"):
         output(pipe, name)
         assert _func_optionally_disable_offloading(pipe) == (True, False, False)
@@ -242,7 +245,7 @@ def test_a_lora_loader_takes_the_hooks_off_and_gets_the_plan_back(
         assert held_bytes() - start == resident_bytes(planned(name))
         assert torch.equal(output(pipe, name), expected)
         assert held_bytes() - start == resident_bytes(planned(name))
-    assert looks(pipe) == looked
+    assert state_of(pipe) == state
 
 
 def test_modules_added_while_the_hooks_are_off_run_on_the_device(sim: ModuleType) -> None:
@@ -272,7 +275,7 @@ def test_modules_added_while_the_hooks_are_off_run_on_the_device(sim: ModuleType
         assert torch.equal(output(pipe, "flux"), expected)
 
 
-def test_it_is_saved_as_what_it_is(sim: ModuleType, tmp_path: Path) -> None:
+def test_a_tuned_pipeline_is_saved_like_an_untuned_one(sim: ModuleType, tmp_path: Path) -> None:
     pipe = tiny_pipelines.build("sdxl")
     tiny_pipelines.build("sdxl").save_pretrained(tmp_path / "untuned")
     with install(pipe, planned("sdxl"), device="sim"):
@@ -283,7 +286,7 @@ def test_it_is_saved_as_what_it_is(sim: ModuleType, tmp_path: Path) -> None:
         )
     index = "model_index.json"
     assert (tmp_path / "tuned" / index).read_bytes() == (tmp_path / "untuned" / index).read_bytes()
-    for component in modules(pipe):
+    for component in modules_of(pipe):
         saved, known = (
             {file.name: file.read_bytes() for file in (tmp_path / folder / component).glob("*.safetensors")}
             for folder in ("tuned", "untuned")
@@ -308,16 +311,16 @@ def test_sdxl_upcasts_its_half_vae_and_puts_it_back(sim: ModuleType, no_garbage:
     expected = output(untuned.to("sim"), "sdxl")
     del untuned
     start, pipe = held_bytes(), half(tiny_pipelines.build("sdxl"))
-    looked, weights = looks(pipe), values(pipe)
+    state, weights = state_of(pipe), values(pipe)
     with install(pipe, planned("sdxl"), device="sim"):
         rests: list[int] = []
         pinned: list[int] = []
         for _ in range(3):
             sim.reset()
-            found = tiny_pipelines.run(pipe, "sdxl")
-            assert sim.counters().copied_out_bytes == 0
-            assert torch.equal(found.cpu(), expected)
-            del found
+            image = tiny_pipelines.run(pipe, "sdxl")
+            assert sim.counters().moved_back_bytes == 0
+            assert torch.equal(image.cpu(), expected)
+            del image
             output(pipe, "sdxl")  # and takes its timesteps off the device
             assert {p.dtype for p in pipe.vae.parameters()} == {torch.float16}
             rests.append(held_bytes() - start)
@@ -325,19 +328,19 @@ def test_sdxl_upcasts_its_half_vae_and_puts_it_back(sim: ModuleType, no_garbage:
         assert max(rests) <= resident_bytes(planned("sdxl"))
         assert rests[1] == rests[2]
         assert pinned[1] == pinned[2]
-    assert looks(pipe) == looked
+    assert state_of(pipe) == state
     assert same(values(pipe), weights)
     assert held_bytes() == start
 
 
 def test_a_second_thread_waits_for_the_first(sim: ModuleType, expected: dict[str, torch.Tensor]) -> None:
-    pipe, found = tiny_pipelines.build("flux"), []
+    pipe, outputs = tiny_pipelines.build("flux"), []
     pipe.set_progress_bar_config(disable=True)
     with install(pipe, planned("flux"), device="sim"):
-        threads = [threading.Thread(target=lambda: found.append(output(pipe, "flux"))) for _ in range(2)]
+        threads = [threading.Thread(target=lambda: outputs.append(output(pipe, "flux"))) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert len(found) == 2
-    assert all(torch.equal(one, expected["flux"]) for one in found)
+    assert len(outputs) == 2
+    assert all(torch.equal(one, expected["flux"]) for one in outputs)

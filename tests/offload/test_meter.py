@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.plans import NUM_ENCODERS, held_bytes, planned, profiled, tuned, whole
+from tests.offload.tuned_pipelines import NUM_ENCODERS, held_bytes, planned, profiled, tuned, whole
 from vramtune.offload.install import install
 from vramtune.schema import Measurement, Plan
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_garbage")
 
 @pytest.mark.parametrize("name", ["sdxl", "flux", "wan22"])
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
-def test_measured_is_what_the_device_counted(
+def test_a_measurement_is_what_the_device_counted(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, fraction: float
 ) -> None:
     resident = whole(name)
@@ -28,26 +28,26 @@ def test_measured_is_what_the_device_counted(
     tiny_pipelines.run(resident, name)
     sim.reset()
     tiny_pipelines.run(resident, name)
-    input_bytes = sim.counters().copied_in_bytes
+    input_bytes = sim.counters().moved_bytes
     del resident
-    with tuned(name, fraction) as (pipe, installation):
+    with tuned(name, fraction) as (pipe, runtime):
         tiny_pipelines.run(pipe, name)
         held_bytes()
         sim.reset()
         tiny_pipelines.run(pipe, name)
         sim.synchronize()
         seconds, counters = sim.virtual_seconds(), sim.counters()
-        measured = installation.measured
+        measured = runtime.measured
         assert measured.seconds == pytest.approx(seconds, rel=0.02)
         assert measured.seconds == pytest.approx(sum(stage.seconds for stage in measured.stages))
-        assert [stage.name for stage in measured.stages] == [s.name for s in installation.plan.stages]
-        assert measured.moved_bytes == counters.copied_in_bytes - input_bytes
-        assert measured.moved_bytes == installation.plan.estimate.moved_bytes
+        assert [stage.name for stage in measured.stages] == [s.name for s in runtime.plan.stages]
+        assert measured.moved_bytes == counters.moved_bytes - input_bytes
+        assert measured.moved_bytes == runtime.plan.estimate.moved_bytes
         assert measured.peak_bytes == counted_peak_bytes(sim, monkeypatch, pipe, name)
 
 
 def counted_peak_bytes(sim, monkeypatch, pipe, name):  # type: ignore[no-untyped-def]
-    """Of another call, during which nobody sets the counter back."""
+    """Peak of another call, during which nothing sets the counter back."""
     held_bytes()
     sim.reset()
     monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda *_: None)
@@ -64,14 +64,14 @@ def test_exposed_copies_are_zero_where_all_is_resident_and_seen_where_copying_is
 
 
 def exposed_seconds(name: str, fraction: float) -> float:
-    with tuned(name, fraction, copy_to_compute=5) as (pipe, installation):
+    with tuned(name, fraction, copy_to_compute=5) as (pipe, runtime):
         tiny_pipelines.run(pipe, name)
         tiny_pipelines.run(pipe, name)
-        measured: Measurement = installation.measured
+        measured: Measurement = runtime.measured
         return sum(stage.exposed_copy_seconds for stage in measured.stages)
 
 
-def test_waits_are_added_up_on_the_way_and_none_is_lost(
+def test_waits_added_up_during_a_call_make_the_same_sum(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept_to_the_end = exposed_seconds("flux", 0.4)
@@ -79,19 +79,19 @@ def test_waits_are_added_up_on_the_way_and_none_is_lost(
     assert exposed_seconds("flux", 0.4) == pytest.approx(kept_to_the_end, rel=1e-9)
 
 
-def test_the_peak_has_what_the_process_holds_outside_of_the_allocator(sim: ModuleType) -> None:
-    plan, found = planned("flux"), []
+def test_a_measured_peak_includes_the_context(sim: ModuleType) -> None:
+    plan, measurements = planned("flux"), []
     for context_bytes in (None, 12_345):
         pipe = tiny_pipelines.build("flux")
-        with install(pipe, plan, device="sim", context_bytes=context_bytes) as installation:
+        with install(pipe, plan, device="sim", context_bytes=context_bytes) as runtime:
             tiny_pipelines.run(pipe, "flux")
             held_bytes()
             tiny_pipelines.run(pipe, "flux")
-            found.append(installation.measured)
-        assert found[-1].context_bytes == context_bytes
+            measurements.append(runtime.measured)
+        assert measurements[-1].context_bytes == context_bytes
         del pipe
         held_bytes()
-    assert found[1].peak_bytes - found[0].peak_bytes == 12_345
+    assert measurements[1].peak_bytes - measurements[0].peak_bytes == 12_345
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def previewing(plan: Plan) -> Plan:
     return replace(plan, stages=(*encoders, denoise, decode, *again), placements=tuple(placements))
 
 
-def test_a_component_of_two_stages_is_in_the_one_that_its_call_has_come_to(sim: ModuleType) -> None:
+def test_a_component_of_two_stages_runs_in_the_one_that_the_call_has_come_to(sim: ModuleType) -> None:
     plan, pipe = previewing(planned("flux", 0.4)), tiny_pipelines.build("flux")
     embeds = {
         "prompt": None,
@@ -127,10 +127,10 @@ def test_a_component_of_two_stages_is_in_the_one_that_its_call_has_come_to(sim: 
         size = {"height": 32, "width": 32, "num_inference_steps": 4}
         pipe(**embeds, **size, output_type="pt", callback_on_step_end=preview)
 
-    with install(pipe, plan, device="sim") as installation:
+    with install(pipe, plan, device="sim") as runtime:
         for _ in range(2):
             call()
-            assert [stage.name for stage in installation.measured.stages] == [
+            assert [stage.name for stage in runtime.measured.stages] == [
                 stage.name for stage in plan.stages[NUM_ENCODERS:]
             ]
             with pytest.raises(KeyboardInterrupt):
@@ -139,10 +139,10 @@ def test_a_component_of_two_stages_is_in_the_one_that_its_call_has_come_to(sim: 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
 def test_each_stage_is_measured_by_itself(sim: ModuleType, name: str) -> None:
-    with tuned(name, 0.4, copy_to_compute=5) as (pipe, installation):
+    with tuned(name, 0.4, copy_to_compute=5) as (pipe, runtime):
         tiny_pipelines.run(pipe, name)
         tiny_pipelines.run(pipe, name)
-        measured, estimate = installation.measured, installation.plan.estimate
+        measured, estimate = runtime.measured, runtime.plan.estimate
         assert [s.moved_bytes for s in measured.stages] == [s.moved_bytes for s in estimate.stages]
         assert all(0 <= stage.exposed_copy_seconds <= stage.seconds for stage in measured.stages)
         assert len({stage.peak_bytes for stage in measured.stages}) > 1

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.plans import tuned, whole
+from tests.offload.tuned_pipelines import tuned, whole
 from vramtune.offload import pinned
 from vramtune.offload.pinned import LOCKED_FRACTION, pinned_buffer
 
 CUDA = torch.device("cuda", 1)
 
 
-class Runtime:
-    """What of CUDA's runtime is called."""
+class CudaRuntime:
+    """The functions of CUDA's runtime that are called."""
 
     def __init__(self, status: int = 0) -> None:
         self.registered: dict[int, int] = {}
@@ -47,15 +47,15 @@ class Runtime:
         self.current = None
 
 
-def use(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+def use(runtime: CudaRuntime, monkeypatch: pytest.MonkeyPatch) -> CudaRuntime:
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "device", runtime.device)
     return runtime
 
 
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    return use(Runtime(), monkeypatch)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> CudaRuntime:
+    return use(CudaRuntime(), monkeypatch)
 
 
 def host_of(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
@@ -63,7 +63,9 @@ def host_of(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [1, mmap.PAGESIZE - 1, mmap.PAGESIZE, 3 * mmap.PAGESIZE + 5])
-def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(runtime: Runtime, num_bytes: int) -> None:
+def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(
+    runtime: CudaRuntime, num_bytes: int
+) -> None:
     flat = pinned_buffer(num_bytes, CUDA)
     assert flat.numel() == num_bytes
     ((address, locked_bytes),) = runtime.registered.items()
@@ -79,8 +81,10 @@ def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(runtime: Run
     assert not runtime.registered
 
 
-def test_what_the_system_refuses_to_lock_is_ordinary_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(Runtime(status=2), monkeypatch)
+def test_memory_that_the_system_refuses_to_lock_is_ordinary_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(CudaRuntime(status=2), monkeypatch)
     asked = []
 
     def zeros(size: int, *, device: torch.device) -> torch.Tensor:
@@ -88,18 +92,18 @@ def test_what_the_system_refuses_to_lock_is_ordinary_memory(monkeypatch: pytest.
         raise RuntimeError("CUDA error: out of memory")  # what CUDA still remembers of the call before
 
     monkeypatch.setattr(pinned.torch, "zeros", zeros)  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match=r"cudaHostRegister: out of memory.*slower"):
+    with pytest.warns(UserWarning, match=r"cudaHostRegister: out of memory\).*more slowly"):
         assert pinned_buffer(1000, CUDA).numel() == 1000
     assert asked == [CUDA]
 
 
-def test_no_more_is_locked_than_a_share_of_the_host(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+def test_no_more_than_a_share_of_the_host_memory_is_locked(
+    runtime: CudaRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host_of(monkeypatch, 10 * mmap.PAGESIZE)
     assert LOCKED_FRACTION == 0.8
     first = pinned_buffer(5 * mmap.PAGESIZE, CUDA)
-    with pytest.warns(UserWarning, match="80% of it"):
+    with pytest.warns(UserWarning, match="80% of RAM"):
         pinned_buffer(4 * mmap.PAGESIZE, CUDA)
     assert len(runtime.registered) == 1
     del first
@@ -117,4 +121,4 @@ def test_a_pipeline_runs_from_ordinary_memory_and_says_so_once(
         with tuned("flux", 0.4) as (pipe, _):
             assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), want)
             assert sim.pinned_memory_allocated() == before_bytes
-    assert len([w for w in caught if "page-locked" in str(w.message)]) == 1
+    assert len([w for w in caught if "Page-locked" in str(w.message)]) == 1

@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
 from tests import tiny_pipelines
-from tests.offload.looks import looks, output, same, values
-from tests.offload.plans import held_bytes, planned, resident_bytes
+from tests.offload.state import output, same, state_of, values
+from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes
 from tests.simgpu.stock_modes import MODES
 from vramtune.errors import NoAcceleratorError, UsageError
 from vramtune.offload import device
@@ -16,10 +16,10 @@ from vramtune.offload.install import install
 
 
 def refused(pipe: DiffusionPipeline, plan: Any, match: str, error: type = UsageError, **where: Any) -> None:
-    looked, weights, held = looks(pipe), values(pipe), held_bytes()
+    state, weights, held = state_of(pipe), values(pipe), held_bytes()
     with pytest.raises(error, match=match):
         install(pipe, plan, **where)
-    assert looks(pipe) == looked
+    assert state_of(pipe) == state
     assert same(values(pipe), weights)
     assert held_bytes() == held
 
@@ -27,26 +27,32 @@ def refused(pipe: DiffusionPipeline, plan: Any, match: str, error: type = UsageE
 @pytest.mark.parametrize(
     ("where", "match", "error"),
     [
-        ({"device": "cpu"}, "the CPU was asked for", UsageError),
+        ({"device": "cpu"}, "The CPU was asked for", UsageError),
         ({"device": "sim:1", "gpu_id": 0}, "Both gpu_id=0 and an index in device='sim:1'", UsageError),
-        ({"device": "sim:7"}, "sim:7 was asked for; there are 2", UsageError),
-        ({"device": "sim", "gpu_id": 2}, "sim:2 was asked for; there are 2", UsageError),
-        ({"gpu_id": -1}, "sim:-1 was asked for; there are 2", UsageError),
-        ({"device": "toaster"}, "device='toaster' is no device", UsageError),
-        ({"device": "xpu"}, "'xpu' was asked for; this machine has 'sim'", NoAcceleratorError),
+        ({"device": "sim:7"}, "sim:7 was asked for; this machine has 2", UsageError),
+        ({"device": "sim", "gpu_id": 2}, "sim:2 was asked for; this machine has 2", UsageError),
+        ({"gpu_id": -1}, "sim:-1 was asked for; this machine has 2", UsageError),
+        ({"device": "toaster"}, "device='toaster' is not a device PyTorch knows", UsageError),
+        (
+            {"device": "xpu"},
+            "'xpu' was asked for; PyTorch finds only 'sim' on this machine",
+            NoAcceleratorError,
+        ),
     ],
 )
-def test_a_device_that_cannot_be(sim: ModuleType, where: dict[str, Any], match: str, error: type) -> None:
+def test_a_device_that_is_absent_or_no_gpu_is_refused(
+    sim: ModuleType, where: dict[str, Any], match: str, error: type
+) -> None:
     refused(tiny_pipelines.build("flux"), planned("flux"), match, error, **where)
 
 
-def test_memory_that_is_the_hosts_own(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apple_gpus_are_refused(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned("flux")
     monkeypatch.setattr(device, "_accelerator", lambda: torch.device("mps", 0))
     refused(tiny_pipelines.build("flux"), plan, "Apple's GPUs compute in the host's own memory")
 
 
-def test_a_plan_of_another_pipeline_class(sim: ModuleType) -> None:
+def test_a_plan_for_another_pipeline_class_is_refused(sim: ModuleType) -> None:
     refused(
         tiny_pipelines.build("sdxl"),
         planned("flux"),
@@ -54,35 +60,35 @@ def test_a_plan_of_another_pipeline_class(sim: ModuleType) -> None:
     )
 
 
-def test_a_plan_of_another_size_names_what_differs(sim: ModuleType) -> None:
+def test_a_plan_for_another_size_is_refused_and_the_group_named(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     pipe.text_encoder_2 = tiny_pipelines.t5(64)
     refused(pipe, planned("flux"), r"text_encoder_2's group .* has .* where the plan has")
 
 
-def test_a_plan_with_more_blocks_names_one_that_is_missing(sim: ModuleType) -> None:
+def test_a_plan_with_more_blocks_is_refused_and_a_missing_one_named(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     pipe.transformer = tiny_pipelines.flux(num_layers=1).transformer
     refused(pipe, planned("flux"), r"transformer has no module 'transformer_blocks\.1")
 
 
-def test_a_plan_for_a_component_that_is_missing(sim: ModuleType) -> None:
+def test_a_plan_for_a_component_that_is_missing_is_refused(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     pipe.text_encoder_2 = None
-    refused(pipe, planned("flux"), "it has no component 'text_encoder_2'")
+    refused(pipe, planned("flux"), "the pipeline has no component 'text_encoder_2'")
 
 
-def test_another_dtype_than_planned(sim: ModuleType) -> None:
+def test_a_pipeline_of_another_dtype_than_planned_is_refused(sim: ModuleType) -> None:
     refused(tiny_pipelines.build("flux").to(torch.bfloat16), planned("flux"), "does not fit the pipeline")
 
 
-def test_group_offload_active(sim: ModuleType) -> None:
+def test_a_pipeline_under_group_offload_is_refused(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     MODES["group, leaf"](pipe)
     refused(pipe, planned("flux"), "group offloading")
 
 
-def test_sequential_offload_active(sim: ModuleType) -> None:
+def test_a_pipeline_under_sequential_offload_is_refused(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     MODES["sequential offload"](pipe)
     with pytest.raises(UsageError, match="sequential CPU offload"):
@@ -91,19 +97,19 @@ def test_sequential_offload_active(sim: ModuleType) -> None:
     assert torch.isfinite(output(pipe, "flux")).all()
 
 
-def test_a_device_map(sim: ModuleType) -> None:
+def test_a_pipeline_with_a_device_map_is_refused(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     pipe.hf_device_map = {"transformer": 0, "vae": "cpu"}
     refused(pipe, planned("flux"), "reset_device_map")
 
 
-def test_installed_twice(sim: ModuleType) -> None:
+def test_a_pipeline_with_a_plan_is_refused(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     with install(pipe, planned("flux"), device="sim"):
         refused(pipe, planned("flux", 0.7), "already installed on this pipeline")
 
 
-def test_weights_without_values(sim: ModuleType) -> None:
+def test_weights_on_the_meta_device_are_refused(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     pipe.text_encoder = pipe.text_encoder.to("meta")
     with pytest.raises(UsageError, match=r"'text_encoder' is on the meta device"):
@@ -113,13 +119,13 @@ def test_weights_without_values(sim: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("attribute", ["quantization_method", "hf_quantizer"])
-def test_quantized_components(sim: ModuleType, attribute: str) -> None:
+def test_quantized_components_are_refused(sim: ModuleType, attribute: str) -> None:
     pipe = tiny_pipelines.build("flux")
     setattr(pipe.transformer, attribute, "bitsandbytes")
     refused(pipe, planned("flux"), "Component 'transformer' is quantized")
 
 
-def test_a_weight_two_components_share(sim: ModuleType) -> None:
+def test_a_weight_that_two_components_share_is_refused(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("sdxl")
     pipe.text_encoder_2.text_model.embeddings.token_embedding.weight = (
         pipe.text_encoder.embeddings.token_embedding.weight
@@ -150,7 +156,7 @@ def test_of_many_differences_five_are_listed_and_the_rest_counted(
     )
 
 
-def test_weights_of_a_class_of_their_own(sim: ModuleType) -> None:
+def test_weights_that_are_a_tensor_subclass_are_refused(sim: ModuleType) -> None:
     class Packed(torch.nn.Parameter):
         pass
 

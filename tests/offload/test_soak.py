@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from tests.offload.plans import held_bytes, tuned, weight_bytes, whole
-from vramtune.offload.install import Installation
+from tests.offload.tuned_pipelines import held_bytes, tuned, weight_bytes, whole
+from vramtune.offload.runtime import Runtime
 
 NUM_CALLS = int(os.environ.get("VRAMTUNE_SOAK_CALLS", "50"))
 CALLS_PER_PLAN = 5
@@ -23,7 +23,7 @@ FRACTIONS = (0.4, 0.5, 0.7, 0.9, 1.0)
 
 @pytest.mark.usefixtures("no_garbage")
 @pytest.mark.timeout(60 + 3 * NUM_CALLS)
-def test_soak(sim: ModuleType) -> None:
+def test_many_random_calls_are_right_and_leave_no_memory_behind(sim: ModuleType) -> None:
     rng = random.Random(0)
     pipes: dict[str, tuple[Any, Any]] = {name: (tiny_pipelines.build(name), whole(name)) for name in NAMES}
     for pair in pipes.values():
@@ -36,16 +36,14 @@ def test_soak(sim: ModuleType) -> None:
         name = NAMES[episode % len(NAMES)]
         pipe, twin = pipes[name]
         sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
-        with tuned(name, rng.choice(FRACTIONS), pipe=pipe) as (_, installation):
-            soak(sim, rng, name, twin, pipe, installation)
+        with tuned(name, rng.choice(FRACTIONS), pipe=pipe) as (_, runtime):
+            soak(sim, rng, name, twin, pipe, runtime)
         share_schedule(pipe, twin)
         assert held_bytes() == before_bytes, f"plan {episode} ({name})"
         assert sim.pinned_memory_allocated() == before_pinned_bytes, f"plan {episode} ({name})"
 
 
-def soak(
-    sim: ModuleType, rng: random.Random, name: str, twin: Any, pipe: Any, installation: Installation
-) -> None:
+def soak(sim: ModuleType, rng: random.Random, name: str, twin: Any, pipe: Any, runtime: Runtime) -> None:
     at_rest: set[tuple[int, int]] = set()
     for _ in range(CALLS_PER_PLAN):
         edit = rng.choice(EDITS)
@@ -56,12 +54,12 @@ def soak(
         settings |= {"num_inference_steps": rng.randint(1, 4)}
         seed = rng.randrange(1000)
         want = run(twin, name, seed, settings)
-        sim.set_capacity(capacity(rng, name, installation, settings))
+        sim.set_capacity(capacity(rng, name, runtime, settings))
         got = run(pipe, name, seed, settings)
         sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
         assert torch.equal(got, want), (name, settings, edit)
         share_schedule(pipe, twin)
-        if not installation.overrun_bytes:
+        if not runtime.overrun_bytes:
             at_rest.add((held_bytes(), sim.pinned_memory_allocated()))
     assert len(at_rest) <= 1, f"{name}: device and pinned bytes between calls: {sorted(at_rest)}"
 
@@ -79,15 +77,14 @@ def share_schedule(pipe: Any, twin: Any) -> None:
             setattr(pipe.scheduler, name, getattr(twin.scheduler, name))
 
 
-def capacity(rng: random.Random, name: str, installation: Installation, settings: dict[str, int]) -> int:
+def capacity(rng: random.Random, name: str, runtime: Runtime, settings: dict[str, int]) -> int:
     """Sometimes less than planned, by up to a tenth of the weights, where the image is no larger than planned."""
     if settings["height"] * settings["width"] > 32 * 32 or rng.random() < 0.7:
         return int(torch.sim.DEFAULT_CAPACITY_BYTES)  # type: ignore[attr-defined]
-    resting = sum(
-        group.num_bytes for part in installation._parts for group in part.groups if group.master is None
-    )
+    groups = (group for component in runtime._binding.components for group in component.groups)
+    resting = sum(group.num_bytes for group in groups if group.master is None)
     less = int(rng.uniform(0, 0.1) * weight_bytes(name))
-    return held_bytes() - resting + installation.plan.estimate.peak_bytes - less
+    return held_bytes() - resting + runtime.plan.estimate.peak_bytes - less
 
 
 # ---------------------------------------------------------------------------------------------------

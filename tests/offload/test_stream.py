@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny_pipelines
-from tests.offload.plans import tuned
-from vramtune.offload.groups import Group, Held
+from tests.offload.tuned_pipelines import tuned
+from vramtune.offload.groups import Group, HeldTensor
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
 
 CPU = torch.device("cpu")
@@ -40,19 +40,19 @@ class EagerLane:
 def make_group(number: int, num_bytes: int) -> Group:
     """One tensor full of its number, and a master on the host."""
     tensor = torch.full((num_bytes,), number, dtype=torch.uint8)
-    group = Group(f"group {number}", [Held(tensor, [], CPU)])
-    group.measure()
+    group = Group(f"group {number}", [HeldTensor(tensor, [], CPU)])
+    group.update_layout()
     group.master = torch.full((group.num_bytes,), number, dtype=torch.uint8)
-    group.home = [group.master[:num_bytes]]
-    group.go_home()
-    group.held[0].point_at(group.home[0])
+    group.master_views = [group.master[:num_bytes]]
+    group.use_master()
+    group.held[0].point_at(group.master_views[0])
     return group
 
 
 def is_there(group: Group, number: int) -> bool:
     """Whether the group's tensor has its values, and not in its master."""
     tensor = group.held[0].tensor
-    return group.is_away and bool((tensor == number).all())
+    return group.uses_copy and bool((tensor == number).all())
 
 
 sizes = st.lists(st.integers(1, 3000), min_size=1, max_size=5)
@@ -113,7 +113,7 @@ def test_every_group_is_there_when_it_computes_whatever_the_order(
         assert is_there(groups[number], number)
     traffic.leave(passage)
     traffic.close([passage])
-    assert not any(group.is_away for group in streamed)
+    assert not any(group.uses_copy for group in streamed)
     if order == planned:
         assert [group for group, _ in lane.copied] == [
             group for i, group in enumerate(groups * num_iterations) if group in streamed or i < len(groups)
@@ -129,13 +129,13 @@ def streaming(sizes: list[int], num_slots: int) -> tuple[list[Group], Passage]:
 def are_under_way(traffic: Traffic, passage: Passage, groups: list[Group], order: list[int]) -> list[bool]:
     """Whether each of these visits finds its group's copy asked for already."""
     assert passage.ring is not None
-    found = []
+    asked = []
     for number in order:
         traffic.leave(passage)
-        found.append(any(place.group is groups[number] for place in passage.ring.waiting))
+        asked.append(any(place.group is groups[number] for place in passage.ring.waiting))
         traffic.enter(passage, groups[number])
         assert is_there(groups[number], number)
-    return found
+    return asked
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_behind_a_detour_copies_are_under_way_again_and_none_is_made_twice(
     groups, passage = streaming([512] * 4, num_slots=2)
     lane = EagerLane()
     traffic = Traffic(lane, [(passage, group) for group in groups], 2, {})  # type: ignore[arg-type]
-    found = are_under_way(traffic, passage, groups, order)
+    under_way = are_under_way(traffic, passage, groups, order)
     traffic.leave(passage)
-    assert [visit for visit, is_under_way in enumerate(found) if not is_under_way] == unforeseen
+    assert [visit for visit, was_asked in enumerate(under_way) if not was_asked] == unforeseen
     assert [groups.index(group) for group, _ in lane.copied] == copied
 
 
-def test_a_detour_of_one_placement_takes_the_others_along() -> None:
+def test_a_detour_of_one_placement_moves_the_order_of_the_others_too() -> None:
     groups, passage = streaming([512] * 3, num_slots=1)
     others, other = streaming([512] * 2, num_slots=2)
     visits = [*((passage, group) for group in groups), *((other, group) for group in others)]
@@ -180,7 +180,7 @@ def test_a_group_that_computes_twice_in_a_row_with_an_end_between_is_there_both_
         traffic.enter(passage, groups[0])
         assert is_there(groups[0], 0)
         traffic.leave(passage)
-        assert not groups[0].is_away
+        assert not groups[0].uses_copy
 
 
 def test_a_stage_that_ends_while_a_group_computes_sends_it_home() -> None:
@@ -189,7 +189,7 @@ def test_a_stage_that_ends_while_a_group_computes_sends_it_home() -> None:
     traffic = Traffic(lane, [(passage, group) for group in groups], 1, {})  # type: ignore[arg-type]
     traffic.enter(passage, groups[0])
     traffic.close([passage])
-    assert not groups[0].is_away
+    assert not groups[0].uses_copy
     assert passage.current is None
 
 
@@ -212,7 +212,7 @@ def test_a_copy_over_several_places_waits_for_the_last_computation_on_any_of_the
 
 @pytest.mark.usefixtures("no_garbage")
 @pytest.mark.parametrize("name", ["flux", "sdxl"])
-def test_computing_without_waiting_for_the_copy_is_found(
+def test_computing_without_waiting_for_the_copy_is_found_as_a_race(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(Lane, "wait", lambda self, ready: None)
@@ -221,7 +221,7 @@ def test_computing_without_waiting_for_the_copy_is_found(
 
 @pytest.mark.usefixtures("no_garbage")
 @pytest.mark.parametrize("name", ["flux", "sdxl"])
-def test_overwriting_a_place_without_waiting_for_its_computation_is_found(
+def test_overwriting_a_place_without_waiting_for_its_computation_is_found_as_a_race(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     copy: Callable[..., Any] = Lane.copy
@@ -230,7 +230,7 @@ def test_overwriting_a_place_without_waiting_for_its_computation_is_found(
 
 
 @pytest.mark.usefixtures("no_garbage")
-def test_freeing_slots_without_waiting_for_their_copies_is_found(
+def test_freeing_slots_without_waiting_for_their_copies_is_found_as_a_race(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lane, "precede_compute", lambda self: None)

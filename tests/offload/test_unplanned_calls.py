@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from tests import tiny_pipelines
-from tests.offload.plans import held_bytes, tuned, whole
+from tests.offload.tuned_pipelines import held_bytes, tuned, whole
 
 pytestmark = pytest.mark.usefixtures("sim", "no_garbage")
 
@@ -44,16 +44,16 @@ def assert_equal(got: Any, want: Any) -> None:
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3", "wan"])
 @pytest.mark.parametrize("num_steps", [1, 5])
-def test_fewer_and_more_steps(name: str, num_steps: int) -> None:
+def test_fewer_or_more_steps_than_planned_give_the_untuned_output(name: str, num_steps: int) -> None:
     same(name, lambda pipe: tiny_pipelines.run(pipe, name, num_inference_steps=num_steps))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
-def test_a_larger_image(name: str) -> None:
+def test_a_larger_image_than_planned_is_the_untuned_one(name: str) -> None:
     same(name, lambda pipe: tiny_pipelines.run(pipe, name, height=64, width=48))
 
 
-def test_prompt_embeddings_passed_in_to_sdxl() -> None:
+def test_prompt_embeddings_passed_in_to_sdxl_give_the_untuned_output() -> None:
     def work(pipe: Any) -> torch.Tensor:
         torch.manual_seed(0)
         embeds = {
@@ -67,7 +67,7 @@ def test_prompt_embeddings_passed_in_to_sdxl() -> None:
     same("sdxl", work)
 
 
-def test_prompt_embeddings_of_an_earlier_call_to_flux() -> None:
+def test_prompt_embeddings_from_encode_prompt_give_flux_the_untuned_output() -> None:
     def work(pipe: Any) -> torch.Tensor:
         with torch.no_grad():
             prompt_embeds, pooled, _ = pipe.encode_prompt("a cat", None, max_sequence_length=48)
@@ -90,7 +90,7 @@ def run_without_prompt(pipe: Any, embeds: dict[str, torch.Tensor]) -> torch.Tens
         ("sd3", StableDiffusion3Img2ImgPipeline),
     ],
 )
-def test_img2img_of_the_same_components(name: str, img2img: Any) -> None:
+def test_img2img_with_the_same_components_gives_the_untuned_output(name: str, img2img: Any) -> None:
     def work(pipe: Any) -> torch.Tensor:
         extra = {"requires_safety_checker": False} if name == "sd15" else {}
         other = img2img(**pipe.components, **extra)
@@ -106,7 +106,7 @@ def test_img2img_of_the_same_components(name: str, img2img: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd15", "flux"])
-def test_the_vae_called_directly(name: str) -> None:
+def test_the_vae_called_directly_gives_the_untuned_output(name: str) -> None:
     @torch.no_grad()
     def work(pipe: Any) -> list[torch.Tensor]:
         image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32).to("sim")
@@ -117,7 +117,7 @@ def test_the_vae_called_directly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_a_latent_preview_at_every_step(name: str) -> None:
+def test_a_latent_preview_at_every_step_is_the_untuned_one(name: str) -> None:
     def work(pipe: Any) -> list[torch.Tensor]:
         previews = []
 
@@ -133,7 +133,7 @@ def test_a_latent_preview_at_every_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.4, 0.7])
-def test_first_block_cache(fraction: float) -> None:
+def test_first_block_cache_gives_the_untuned_output(fraction: float) -> None:
     def work(pipe: Any) -> list[torch.Tensor]:
         pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
         with_cache = tiny_pipelines.run(pipe, "flux", num_inference_steps=5)
@@ -145,7 +145,7 @@ def test_first_block_cache(fraction: float) -> None:
     same("flux", work, fraction=fraction)
 
 
-def test_guidance_that_skips_layers() -> None:
+def test_guidance_that_skips_layers_gives_the_untuned_output() -> None:
     def work(pipe: Any) -> torch.Tensor:
         skip = {
             "skip_guidance_layers": [0],
@@ -158,7 +158,7 @@ def test_guidance_that_skips_layers() -> None:
     same("sd3", work)
 
 
-def test_a_nested_call_in_a_callback() -> None:
+def test_a_nested_call_in_a_callback_gives_the_untuned_output() -> None:
     def work(pipe: Any) -> list[torch.Tensor]:
         inner = []
 
@@ -177,10 +177,10 @@ def test_a_nested_call_is_measured_as_part_of_the_outer_one() -> None:
             tiny_pipelines.run(pipe, "sd15")
         return {}
 
-    with tuned("sd15") as (pipe, installation):
+    with tuned("sd15") as (pipe, runtime):
         tiny_pipelines.run(pipe, "sd15", callback_on_step_end=nest)
-        encode, denoise, decode = (stage.name for stage in installation.plan.stages)
-        names = [stage.name for stage in installation.measured.stages]
+        encode, denoise, decode = (stage.name for stage in runtime.plan.stages)
+        names = [stage.name for stage in runtime.measured.stages]
         assert names == [encode, denoise, encode, denoise, decode, denoise, decode]
 
 

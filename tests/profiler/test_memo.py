@@ -9,9 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipelines
 from vramtune.profiler import trace
+from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.record import record_calls
-from vramtune.profiler.tracker import Allocation, Tracker
+from vramtune.profiler.tracker import Allocation
 from vramtune.units import MIB
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
@@ -34,7 +35,7 @@ def history(tape):
 
 
 def traced(model, shape, context):
-    tracker = Tracker(weights={})
+    tracker = ComponentTracker({})
     with MODE:
         given = torch.empty(shape)
     tracker.know([given])
@@ -144,8 +145,9 @@ def traced_decode(latents, tile, monkeypatch, context):
     vae = tiny_pipelines.build("wan").vae
     if tile is not None:
         vae.enable_tiling(tile, tile, tile // 2, tile // 2)
-    num_runs, decode = itertools.count(), vae.decoder.forward
-    vae.decoder.forward = lambda *args, **kwargs: (next(num_runs), decode(*args, **kwargs))[1]
+    num_runs, decoder = itertools.count(), type(vae.decoder)
+    decode = decoder.forward  # of the class, which the copy that is followed shares
+    monkeypatch.setattr(decoder, "forward", lambda *args, **kw: (next(num_runs), decode(*args, **kw))[1])
     monkeypatch.setattr(trace, "memoised_children", context)
     recording = record_calls(
         DecodingPipeline(vae),
@@ -153,6 +155,7 @@ def traced_decode(latents, tile, monkeypatch, context):
         largest_real_bytes=MIB,
         on_call=lambda name: None,
     )
+    monkeypatch.setattr(decoder, "forward", decode)
     (call,) = recording.calls
     return history(call.trace.tape), call.trace.usage, next(num_runs)
 

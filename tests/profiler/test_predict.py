@@ -17,7 +17,7 @@ from diffusers import (
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.profiler.test_fake_weights import state_of
+from tests.profiler.test_fake_copy import picture as state_of
 from vramtune.contract import modules_of
 from vramtune.errors import TraceError, UsageError
 from vramtune.profiler.predict import predict_profile
@@ -349,7 +349,7 @@ def test_a_component_whose_layers_do_not_match_is_named_in_the_error_and_nothing
     pipe = tiny_pipelines.build("sd15")
     pipe.unet.conv_out = nn.Conv2d(3, 4, 1)
     with pytest.raises(
-        TraceError, match=r"RuntimeError in its module 'conv_out': .*[^.]\. Prediction runs it"
+        TraceError, match=r"RuntimeError in its module 'conv_out', .*: .*[^.]\. Prediction runs it"
     ):
         predict(pipe, "sd15", device)
     assert caplog.text == ""

@@ -2,14 +2,15 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.trace import weights_of
-from vramtune.profiler.tracker import Allocation, Start, Tracker
+from vramtune.profiler.tracker import Allocation, Start
 
 MODE = FakeTensorMode()
 
 
 def tracked(run, tracker=None):
-    tracker = tracker or Tracker(weights={})
+    tracker = tracker or ComponentTracker({})
     with torch.no_grad(), MODE, tracker:
         run()
     return tracker
@@ -62,7 +63,7 @@ def test_a_storage_lives_as_long_as_its_last_view():
 def test_inputs_and_weights_take_no_memory_but_their_use_is_recorded():
     with MODE:
         model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
-    tracker = Tracker(weights_of(model))
+    tracker = ComponentTracker(weights_of(model))
     tracker.know([given])
     with tracker.watch_modules({model[0]: "0"}, {"0"}):
         tracked(lambda: model(given), tracker)
@@ -74,7 +75,7 @@ def test_inputs_and_weights_take_no_memory_but_their_use_is_recorded():
 def test_a_weight_used_outside_its_module_starts_that_layer():
     with MODE:
         model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
-    tracker = Tracker(weights_of(model))
+    tracker = ComponentTracker(weights_of(model))
     tracked(lambda: nn.functional.linear(given, model[0].weight), tracker)
     assert Start("0") in tracker.tape
     assert tracker.usage.weights == {("0.weight", ())}
@@ -82,7 +83,7 @@ def test_a_weight_used_outside_its_module_starts_that_layer():
 
 def test_hooks_are_removed_after_a_watched_module_fails():
     module = nn.Linear(2, 2)
-    tracker = Tracker(weights={})
+    tracker = ComponentTracker({})
     try:
         with tracker.watch_modules({module: "x"}, set()):
             module("no tensor")

@@ -172,11 +172,11 @@ def test_stock_mode_that_needs_more_than_the_card_gives_does_not_fit():
 def test_beside_rows_before_a_call_have_nothing_measured():
     plan = examples.sdxl_plan()
     rows = beside_rows(plan, None)
-    assert [row.predicted_seconds for row in rows] == [stage.seconds for stage in plan.estimate.stages]
-    assert {row.measured_seconds for row in rows} == {None}
+    assert [row.predicted.seconds for row in rows] == [stage.seconds for stage in plan.estimate.stages]
+    assert {row.measured for row in rows} == {None}
 
 
 def test_beside_rows_after_a_call_add_up_to_what_was_measured():
     plan = examples.sdxl_plan()
     measured = plan_results.measurement(plan)
-    assert sum(row.measured_seconds for row in beside_rows(plan, measured)) == pytest.approx(measured.seconds)
+    assert sum(row.measured.seconds for row in beside_rows(plan, measured)) == pytest.approx(measured.seconds)

@@ -4,16 +4,15 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.reports import examples, plan_results
-from vramtune.reports import plots
 from vramtune.reports.svg import svg_of
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
-PEAKS = plots.stage_peaks(plan_results.timeline(PROFILE, PLAN))
+TIMELINE = plan_results.timeline(PROFILE, PLAN)
 
 
 @pytest.fixture(scope="module")
 def picture():
-    return svg_of(plots.draw_peaks, PEAKS, name="peaks")
+    return svg_of(TIMELINE.plot_peaks, name="peaks")
 
 
 def test_a_picture_is_one_svg_element_with_a_role_and_a_name(picture):
@@ -54,5 +53,5 @@ def test_greys_follow_the_theme_and_dark_colours_are_lifted(picture):
 
 
 def test_nothing_depends_on_chance_or_the_date(picture):
-    assert svg_of(plots.draw_peaks, PEAKS, name="peaks") == picture
+    assert svg_of(TIMELINE.plot_peaks, name="peaks") == picture
     assert "dc:date" not in picture.svg

@@ -8,7 +8,7 @@ import typer
 
 from vramtune import __version__
 from vramtune.cli import compare, doctor, frontier, gpus, models, plan, profile
-from vramtune.cli.options import examples
+from vramtune.cli.options import examples, with_settings
 
 app = typer.Typer(
     name="vramtune",
@@ -49,5 +49,13 @@ def _before_a_command(
     """Make a diffusers pipeline fit a VRAM budget, as fast as the hardware allows."""
 
 
-for module in (plan, compare, frontier, profile, doctor, models, gpus):
-    module.add_to(app)
+for module, command in (
+    (plan, plan.plan),
+    (compare, compare.compare),
+    (frontier, frontier.frontier),
+    (profile, profile.profile),
+    (doctor, doctor.doctor),
+    (models, models.models),
+    (gpus, gpus.gpus),
+):
+    app.command(epilog=module.EXAMPLES)(with_settings(command))

@@ -2,18 +2,12 @@
 
 import typer
 
-from vramtune.cli.options import Json, examples
-from vramtune.cli.output import FAILED, print_text, progress
+from vramtune.cli import options, output
 
-EXAMPLES = examples("vramtune doctor", "vramtune doctor --json")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Make it a command."""
-    app.command(epilog=EXAMPLES)(doctor)
+EXAMPLES = options.examples("vramtune doctor", "vramtune doctor --json")
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: options.Json = False) -> None:
     """Say whether autotune works on this machine, or what it lacks.
 
     Versions are held against those that vramtune supports. What says "measured" was: copies and arithmetic are
@@ -23,7 +17,7 @@ def doctor(as_json: Json = False) -> None:
 
     Exit codes: 0 autotune works here, 1 something is missing.
     """
-    with progress() as show:
+    with output.progress() as show:
         show("Looking at this machine")
         from vramtune.machine.doctor import examine
         from vramtune.reports import doctor
@@ -33,6 +27,6 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         typer.echo(doctor.check_json(machine, rows))
     else:
-        print_text(doctor.check_report(rows))
+        output.print_text(doctor.check_report(rows))
     if not doctor.is_ready(rows):
-        raise typer.Exit(FAILED)
+        raise typer.Exit(output.FAILED)

@@ -5,16 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vramtune.cli import files
-from vramtune.cli.inputs import comparison_of, profile_of
-from vramtune.cli.options import Allow, Gpu, Json, Model, Settings, examples, plot_option, with_settings
-from vramtune.cli.output import end_without_plan, exit_codes, print_text, progress
+from vramtune.cli import files, inputs, options, output
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
     from vramtune.schema import Frontier, Profile
 
-EXAMPLES = examples(
+EXAMPLES = options.examples(
     "vramtune frontier sdxl --gpu 4060",
     "vramtune frontier flux.1-dev --gpu 4090 --plot frontier.png",
     "vramtune frontier wan2.1-14b --gpu 4090 --allow vae_tiling",
@@ -22,18 +19,13 @@ EXAMPLES = examples(
 )
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make it a command."""
-    app.command(epilog=EXAMPLES)(with_settings(frontier))
-
-
 def frontier(
-    model: Model,
-    settings: Settings,
-    gpu: Gpu = None,
-    allow: Allow = None,
-    as_json: Json = False,
-    plot: Annotated[Path | None, plot_option("seconds against memory")] = None,
+    model: options.Model,
+    settings: options.Settings,
+    gpu: options.Gpu = None,
+    allow: options.Allow = None,
+    as_json: options.Json = False,
+    plot: Annotated[Path | None, options.plot_option("seconds against memory")] = None,
 ) -> None:
     """Show latency against VRAM, from the smallest budget that works.
 
@@ -46,11 +38,11 @@ def frontier(
     Exit codes: 0 something fits the card, 3 nothing does, 2 wrong usage, 1 the pipeline's call could not be
     followed.
     """
-    with exit_codes():
+    with output.exit_codes():
         permissions = tuple(allow or ())
         files.check_plot(plot)
-        with progress() as show:
-            profile = profile_of(model, gpu=gpu, settings=settings, allow=permissions, show=show)
+        with output.progress() as show:
+            profile = inputs.profile_of(model, gpu=gpu, settings=settings, allow=permissions, show=show)
             show("Planning for each budget")
             traced = _frontier_or_error(profile, permissions)
             if not isinstance(traced, BudgetError):
@@ -60,13 +52,13 @@ def frontier(
                 )
         if isinstance(traced, BudgetError):
             files.warn_unwritten(plot)
-            end_without_plan(traced, profile, comparison_of(profile, traced), as_json=as_json)
+            output.end_without_plan(traced, profile, inputs.comparison_of(profile, traced), as_json=as_json)
         from vramtune.reports import json_output, terminal
 
         if as_json:
             typer.echo(json_output.frontier_json(profile, traced))
         else:
-            print_text(terminal.frontier_report(traced))
+            output.print_text(terminal.frontier_report(traced))
 
 
 def _frontier_or_error(profile: "Profile", permissions: tuple[str, ...]) -> "Frontier | BudgetError":

@@ -2,18 +2,12 @@
 
 import typer
 
-from vramtune.cli.options import Json, examples
-from vramtune.cli.output import print_text
+from vramtune.cli import options, output
 
-EXAMPLES = examples("vramtune gpus", "vramtune gpus --json")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Make it a command."""
-    app.command(epilog=EXAMPLES)(gpus)
+EXAMPLES = options.examples("vramtune gpus", "vramtune gpus --json")
 
 
-def gpus(as_json: Json = False) -> None:
+def gpus(as_json: options.Json = False) -> None:
     """List the GPUs that are known by name, and their rates.
 
     --json prints {"gpus": []}.
@@ -24,4 +18,4 @@ def gpus(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json_output.object_json(gpus=listed()))
     else:
-        print_text(terminal.gpu_list(listed()))
+        output.print_text(terminal.gpu_list(listed()))

@@ -2,18 +2,12 @@
 
 import typer
 
-from vramtune.cli.options import Json, examples
-from vramtune.cli.output import print_text
+from vramtune.cli import options, output
 
-EXAMPLES = examples("vramtune models", "vramtune models --json")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Make it a command."""
-    app.command(epilog=EXAMPLES)(models)
+EXAMPLES = options.examples("vramtune models", "vramtune models --json")
 
 
-def models(as_json: Json = False) -> None:
+def models(as_json: options.Json = False) -> None:
     """List the pipelines that are known by name.
 
     --json prints {"models": []}.
@@ -24,4 +18,4 @@ def models(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json_output.object_json(models=catalog.models()))
     else:
-        print_text(terminal.model_list(catalog.models()))
+        output.print_text(terminal.model_list(catalog.models()))

@@ -118,14 +118,16 @@ SETTINGS: dict[str, Any] = {
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `SETTINGS`; it gets those that were given as one dict, `settings`."""
+    """Give a command that takes `settings` the options of `SETTINGS`; it gets those that were given as one dict."""
+    signature = inspect.signature(command)
+    if "settings" not in signature.parameters:
+        return command
 
     @wraps(command)
     def run(**given: Any) -> None:
         values = {name: given.pop(name) for name in SETTINGS}
         command(**given, settings={name: value for name, value in values.items() if value is not None})
 
-    signature = inspect.signature(command)
     own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
     more = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=option, default=None)

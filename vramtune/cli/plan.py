@@ -5,27 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vramtune.cli import files
-from vramtune.cli.inputs import comparison_of, plan_or_error, profile_of
-from vramtune.cli.options import (
-    Allow,
-    Gpu,
-    Json,
-    Model,
-    Settings,
-    VramGb,
-    budget,
-    examples,
-    plot_option,
-    with_settings,
-)
-from vramtune.cli.output import end_without_plan, exit_codes, print_text, progress
+from vramtune.cli import files, inputs, options, output
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
     from vramtune.schema import Plan, Profile
 
-EXAMPLES = examples(
+EXAMPLES = options.examples(
     'vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060"',
     "vramtune plan wan2.1-14b --vram-gb 12 --gpu 4070 --allow vae_tiling",
     "vramtune plan ./my-pipeline --vram-gb 6 --gpu 3060 --height 768 --json",
@@ -33,19 +19,14 @@ EXAMPLES = examples(
 )
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make it a command."""
-    app.command(epilog=EXAMPLES)(with_settings(plan))
-
-
 def plan(
-    model: Model,
-    vram_gb: VramGb,
-    settings: Settings,
-    gpu: Gpu = None,
-    allow: Allow = None,
-    as_json: Json = False,
-    plot: Annotated[Path | None, plot_option("memory over the call")] = None,
+    model: options.Model,
+    vram_gb: options.VramGb,
+    settings: options.Settings,
+    gpu: options.Gpu = None,
+    allow: options.Allow = None,
+    as_json: options.Json = False,
+    plot: Annotated[Path | None, options.plot_option("memory over the call")] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the plan: FILE.json.")
     ] = None,
@@ -66,20 +47,20 @@ def plan(
 
     Exit codes: 0 fits, 3 does not fit, 2 wrong usage, 1 the pipeline's call could not be followed.
     """
-    with exit_codes():
-        budget_bytes = budget(vram_gb)
+    with output.exit_codes():
+        budget_bytes = options.budget(vram_gb)
         permissions = tuple(allow or ())
         files.check_plot(plot)
         files.check_path(save, option="--save", formats=files.JSON)
         files.check_path(report, option="--report", formats=files.HTML)
         files.check_path(trace, option="--trace", formats=files.JSON)
         files.check_apart({"MODEL": Path(model), "--save": save, "--trace": trace})
-        with progress() as show:
-            profile = profile_of(
+        with output.progress() as show:
+            profile = inputs.profile_of(
                 model, gpu=gpu, settings=settings, budget_bytes=budget_bytes, allow=permissions, show=show
             )
             show("Planning")
-            made = plan_or_error(profile, budget_bytes, permissions)
+            made = inputs.plan_or_error(profile, budget_bytes, permissions)
             if not isinstance(made, BudgetError):
                 fitting = made
                 files.write(save, fitting.save, option="--save", show=show)
@@ -88,16 +69,16 @@ def plan(
                     report, lambda path: _report(profile, fitting, path), option="--report", show=show
                 )
                 files.write(trace, lambda path: _trace(profile, fitting, path), option="--trace", show=show)
-        comparison = comparison_of(profile, made)
+        comparison = inputs.comparison_of(profile, made)
         if isinstance(made, BudgetError):
             files.warn_unwritten(save, plot, report, trace)
-            end_without_plan(made, profile, comparison, as_json=as_json)
+            output.end_without_plan(made, profile, comparison, as_json=as_json)
         from vramtune.reports import json_output, terminal
 
         if as_json:
             typer.echo(json_output.plan_json(profile, made, comparison))
         else:
-            print_text(terminal.plan_report(profile, made, comparison))
+            output.print_text(terminal.plan_report(profile, made, comparison))
 
 
 def _draw(profile: "Profile", plan: "Plan", path: Path) -> None:

@@ -5,28 +5,20 @@ from typing import Annotated
 
 import typer
 
-from vramtune.cli import files
-from vramtune.cli.inputs import profile_of
-from vramtune.cli.options import Gpu, Json, Model, Settings, examples, with_settings
-from vramtune.cli.output import exit_codes, print_text, progress
+from vramtune.cli import files, inputs, options, output
 
-EXAMPLES = examples(
+EXAMPLES = options.examples(
     "vramtune profile sdxl --gpu 4060",
     "vramtune profile flux.1-dev --gpu 4070 --steps 20 --save flux.json",
     "vramtune plan flux.json --vram-gb 12",
 )
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make it a command."""
-    app.command(epilog=EXAMPLES)(with_settings(profile))
-
-
 def profile(
-    model: Model,
-    settings: Settings,
-    gpu: Gpu = None,
-    as_json: Json = False,
+    model: options.Model,
+    settings: options.Settings,
+    gpu: options.Gpu = None,
+    as_json: options.Json = False,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="FILE", help="Write it, to be given as MODEL: FILE.json."),
@@ -41,14 +33,14 @@ def profile(
 
     Exit codes: 0 done, 2 wrong usage, 1 the pipeline's call could not be followed.
     """
-    with exit_codes():
+    with output.exit_codes():
         files.check_path(save, option="--save", formats=files.JSON)
-        with progress() as show:
-            costs = profile_of(model, gpu=gpu, settings=settings, show=show)
+        with output.progress() as show:
+            costs = inputs.profile_of(model, gpu=gpu, settings=settings, show=show)
             files.write(save, costs.save, option="--save", show=show)
         from vramtune.reports import json_output, terminal
 
         if as_json:
             typer.echo(json_output.profile_json(costs))
         else:
-            print_text(terminal.profile_report(costs))
+            output.print_text(terminal.profile_report(costs))

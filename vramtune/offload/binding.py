@@ -1,69 +1,76 @@
-"""A plan's components and groups, found again in a pipeline: what the conductor moves."""
+"""A plan bound to a pipeline: its components and weight groups as modules and tensors, and how many are kept.
 
-from collections.abc import Iterable, Mapping
+Fewer are kept than planned where weights grew or activations were larger than predicted (`fit`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from vramtune.contract import may_upcast, refuse_unmovable
+from vramtune.contract import excluded_components, may_upcast, modules_of, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import ring_bytes
-from vramtune.offload.groups import Group, Held, collect, collect_own, lay_out
+from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, lay_out
 from vramtune.schema import Placement, Plan, WeightGroup
 from vramtune.units import format_bytes
 
 MOST_DIFFERENCES = 5
-"""Shown of a plan that does not fit."""
+"""Differences listed of a plan that does not fit the pipeline."""
 
 
 @dataclass(slots=True, eq=False)
-class Unit:
-    """A placement at run time."""
+class BoundPlacement:
+    """A placement of the plan with its groups in the pipeline."""
 
-    placement: Placement
-    part: "Part"
+    planned: Placement
+    component: "BoundComponent"
     groups: list[Group]
-    """In keep order; the first is the component's root."""
+    """Groups in keep order; the first is the component's root."""
     kept: list[int]
-    """By stage: as planned, or fewer where memory did not last."""
+    """Number of groups kept in each stage: as planned, or fewer where memory did not suffice."""
     num_slots: list[int]
-    """By stage likewise."""
+    """Number of slots in each stage, likewise."""
 
     @property
     def num_resident(self) -> int:
-        """Groups that stay on the device between calls."""
+        """Number of groups that stay on the device between calls."""
         return min(self.kept)
 
     def ring_bytes(self, kept: int, num_slots: int) -> int:
-        """Of the slots, when so many groups are kept while it runs."""
+        """Bytes of the slots when so many groups are kept while the component runs."""
         absent = [group.num_bytes for group in self.groups[kept:]]
         return ring_bytes(num_slots, largest_absent_bytes=max(absent, default=0), absent_bytes=sum(absent))
 
-    def held_bytes(self, stage: int, kept: int, num_slots: int) -> int:
-        """What it takes on the device in a stage."""
-        slots = self.ring_bytes(kept, num_slots) if self.placement.active[stage] else 0
+    def held_bytes(self, stage: int) -> int:
+        """Bytes on the device in a stage: kept groups and slots."""
+        return self.bytes_with(stage, self.kept[stage], self.num_slots[stage])
+
+    def bytes_with(self, stage: int, kept: int, num_slots: int) -> int:
+        """Bytes on the device in a stage if so many groups and slots were kept."""
+        slots = self.ring_bytes(kept, num_slots) if self.planned.active[stage] else 0
         return sum(group.num_bytes for group in self.groups[:kept]) + slots
 
 
 @dataclass(slots=True, eq=False)
-class Part:
-    """A component at run time."""
+class BoundComponent:
+    """A component of the pipeline with its placements."""
 
     name: str
     module: nn.Module
     is_excluded: bool
     """Whether all of it stays on the device: the pipeline's `_exclude_from_cpu_offload`."""
     root: Group = field(default_factory=lambda: Group("root", []))
-    spare: Group = field(default_factory=lambda: Group("spare", []))
-    """What the plan does not use."""
-    units: list[Unit] = field(default_factory=list)
+    unplanned: Group = field(default_factory=lambda: Group("unplanned", []))
+    """Weights that the plan does not use."""
+    placements: list[BoundPlacement] = field(default_factory=list)
     is_hooked: bool = False
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    """By path, as they were when the tensors were found."""
+    """Modules by path, as they were when the tensors were collected."""
     own_methods: dict[str, Any] = field(default_factory=dict)
-    """What the module had of its own, on the instance, where hooks are now."""
+    """Methods that the module had on the instance, where hooks are now."""
 
     @property
     def is_vacant(self) -> bool:
@@ -72,110 +79,175 @@ class Part:
 
     @property
     def is_rebuilt(self) -> bool:
-        """Whether modules inside were exchanged, put in or taken out since."""
+        """Whether modules inside were exchanged, put in or taken out since the tensors were collected."""
         return list(self.modules.values()) != list(self.module.modules())
 
     @property
     def groups(self) -> list[Group]:
-        """All of them, each once."""
-        return [self.root, *(group for unit in self.units for group in unit.groups[1:]), self.spare]
+        """All groups, each once."""
+        inner = (group for placement in self.placements for group in placement.groups[1:])
+        return [self.root, *inner, self.unplanned]
+
+    @property
+    def resident_groups(self) -> set[Group]:
+        """Groups that never leave the device."""
+        if self.is_excluded:
+            return set(self.groups)
+        return {
+            group for placement in self.placements for group in placement.groups[: placement.num_resident]
+        }
 
     def collect(self) -> None:
-        """Find the tensors of every group in the modules as they are now."""
+        """Collect the tensors of every group from the modules as they are now."""
         before = self.devices_before()
         self.modules = dict(self.module.named_modules())
-        taken: dict[torch.Tensor, Held] = {}
-        for unit in self.units:
-            for group, planned in zip(unit.groups[1:], unit.placement.groups[1:], strict=True):
-                group.held = collect(self.planned(planned), taken)
-        roots = dict.fromkeys(m for unit in self.units for m in self.planned(unit.placement.groups[0]))
+        taken: dict[torch.Tensor, HeldTensor] = {}
+        for placement in self.placements:
+            for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True):
+                group.held = collect(self.modules_of(planned), taken)
+        roots = dict.fromkeys(m for p in self.placements for m in self.modules_of(p.planned.groups[0]))
         self.root.held = [held for module in roots for held in collect_own(module, taken)]
-        self.spare.held = collect([self.module], taken)
+        self.unplanned.held = collect([self.module], taken)
         self.restore_devices_before(before)
         for group in self.groups:
-            group.measure()
+            group.update_layout()
 
     def devices_before(self) -> dict[torch.Tensor, torch.device]:
-        """Where each tensor was when it was first held."""
+        """The device of each tensor when it was first held."""
         return {held.tensor: held.device_before for group in self.groups for held in group.held}
 
     def restore_devices_before(self, before: Mapping[torch.Tensor, torch.device]) -> None:
-        """Take that over from tensors held earlier."""
-        usual = next(iter(before.values()), None)  # of what was put in since: made from weights we had moved
+        """Take those devices over from tensors held earlier."""
+        usual = next(
+            iter(before.values()), None
+        )  # for new tensors, which were made from weights we had moved
         for held in (held for group in self.groups for held in group.held):
             held.device_before = before.get(held.tensor, usual or held.device_before)
 
-    def planned(self, group: WeightGroup) -> list[nn.Module]:
-        """The modules of a group that are still there; what came instead of one is used like what is unplanned."""
+    def modules_of(self, group: WeightGroup) -> list[nn.Module]:
+        """The modules of a planned group that are still there; what came in their place counts as unplanned."""
         return [self.modules[path] for path in group.modules if path in self.modules]
 
-    def spare_modules(self) -> list[nn.Module]:
+    def unplanned_modules(self) -> list[nn.Module]:
         """The modules whose own weights the plan does not use."""
-        spare = {held.tensor for held in self.spare.held}
-        return [m for m in self.module.modules() if spare & {*m._parameters.values(), *m._buffers.values()}]
+        unplanned = {held.tensor for held in self.unplanned.held}
+        return [
+            m for m in self.module.modules() if unplanned & {*m._parameters.values(), *m._buffers.values()}
+        ]
 
 
-def bind(components: Mapping[str, nn.Module], plan: Plan, *, excluded: Iterable[str]) -> list[Part]:
-    """The pipeline's components as parts; `UsageError` says what differs if the plan is for others."""
-    for name, module in components.items():
-        refuse_unmovable(name, module)
-    differences = list(_differences(components, plan))
-    if differences:
-        more = len(differences) - MOST_DIFFERENCES
-        listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise UsageError(
-            f"This plan for a {plan.pipeline_class} does not fit the pipeline: {listed}. Make a plan for this one."
-        )
-    parts: dict[nn.Module, Part] = {}
-    for name, module in components.items():
-        if module not in parts:  # two names may stand for one module
-            parts[module] = bind_part(name, module, plan, is_excluded=name in set(excluded))
-    _refuse_shared(list(parts.values()))
-    return list(parts.values())
+class Binding:
+    """A pipeline's components bound to a plan; the only list of them."""
+
+    def __init__(self, pipe: Any, plan: Plan) -> None:
+        self.plan, self._pipe = plan, pipe
+        self.components = self._bind(modules_of(pipe), plan.placements)
+        _refuse_shared(self.components)
+
+    @property
+    def placements(self) -> list[BoundPlacement]:
+        """The placements in the plan's order, by which its visits count."""
+        by_name = {p.planned.name: p for component in self.components for p in component.placements}
+        return [by_name[planned.name] for planned in self.plan.placements]
+
+    def exchanges(self) -> Iterator[tuple[BoundComponent | None, BoundComponent]]:
+        """Yield each component to be exchanged (None: there was none) with what the pipeline has in its place now.
+
+        The caller puts each one in with `replace` before it asks for the next.
+        """
+        present = modules_of(self._pipe)
+        for old in list(self.components):
+            module = present.get(old.name)
+            others = [component for component in self.components if component is not old]
+            if module is None or module in {
+                other.module for other in others
+            }:  # gone, or another one's second name
+                if not old.is_vacant:
+                    yield old, _vacant(old.name, self.plan)
+            elif module is not old.module:
+                planned = [p for p in self.plan.placements if p.component == old.name]
+                (new,) = self._bind({old.name: module}, planned)
+                _refuse_shared([*others, new])
+                yield old, new
+        for old in [c for c in self.components if c.is_rebuilt and not c.is_vacant]:
+            yield old, self.bind_again(old)
+        for name, module in present.items():
+            if module not in {component.module for component in self.components}:
+                vacant = next((c for c in self.components if c.name == name), None)
+                yield vacant, self._bind_component(name, module, name in excluded_components(self._pipe))
+
+    def bind_again(self, component: BoundComponent) -> BoundComponent:
+        """The same component with its modules as they are now."""
+        return self._bind_component(component.name, component.module, component.is_excluded)
+
+    def replace(self, old: BoundComponent | None, new: BoundComponent) -> None:
+        """Put a component in the place of an old one, or at the end."""
+        if old is None:
+            self.components.append(new)
+            return
+        if new.module is old.module:
+            new.restore_devices_before(old.devices_before())
+        self.components[self.components.index(old)] = new
+
+    def _bind(self, modules: Mapping[str, nn.Module], planned: Iterable[Placement]) -> list[BoundComponent]:
+        """Components bound to their placements; a `UsageError` says what differs if those are for others."""
+        for name, module in modules.items():
+            refuse_unmovable(name, module)
+        if differences := list(_differences(modules, planned)):
+            more = len(differences) - MOST_DIFFERENCES
+            listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+            raise UsageError(
+                f"This plan for a {self.plan.pipeline_class} does not fit the pipeline: {listed}. Make a plan for "
+                "this one."
+            )
+        excluded = excluded_components(self._pipe)
+        names: dict[nn.Module, str] = {}
+        for name, module in modules.items():
+            names.setdefault(module, name)  # two names may stand for one module
+        return [self._bind_component(name, module, name in excluded) for module, name in names.items()]
+
+    def _bind_component(self, name: str, module: nn.Module, is_excluded: bool) -> BoundComponent:
+        component = _vacant(name, self.plan)
+        component.module, component.is_excluded = module, is_excluded
+        component.collect()
+        return component
 
 
-def bind_part(name: str, module: nn.Module, plan: Plan, *, is_excluded: bool) -> Part:
-    """One component with its placements."""
-    part = vacant_part(name, plan)
-    part.module, part.is_excluded = module, is_excluded
-    part.collect()
-    return part
-
-
-def vacant_part(name: str, plan: Plan) -> Part:
-    """Placements whose component the pipeline no longer has: nothing of them is anywhere."""
-    part = Part(name, nn.Module(), is_excluded=False)
-    for placement in plan.placements:
-        if placement.component == name:
-            groups = [part.root, *(Group(group.name, []) for group in placement.groups[1:])]
-            kept, slots = list(placement.kept), [placement.num_slots] * len(placement.kept)
-            part.units.append(Unit(placement, part, groups, kept, slots))
-    return part
-
-
-def _refuse_shared(parts: list[Part]) -> None:
-    names: dict[torch.Tensor, str] = {}
-    for part in parts:
-        for tensor in (held.tensor for group in part.groups for held in group.held):
-            if names.setdefault(tensor, part.name) != part.name:
-                raise UsageError(
-                    f"Components {names[tensor]!r} and {part.name!r} share a weight; each must have its own."
-                )
+def _vacant(name: str, plan: Plan) -> BoundComponent:
+    """A component that the pipeline does not have any more: placements without tensors."""
+    component = BoundComponent(name, nn.Module(), is_excluded=False)
+    for planned in plan.placements:
+        if planned.component == name:
+            groups = [component.root, *(Group(group.name, []) for group in planned.groups[1:])]
+            kept, slots = list(planned.kept), [planned.num_slots] * len(planned.kept)
+            component.placements.append(BoundPlacement(planned, component, groups, kept, slots))
+    return component
 
 
 # ---------------------------------------------------------------------------------------------------
-# Does the plan fit?
+# Does the plan fit the pipeline?
 
 
-def _differences(components: Mapping[str, nn.Module], plan: Plan) -> Iterable[str]:
-    for placement in plan.placements:
-        module = components.get(placement.component)
-        if module is None:
-            yield f"it has no component {placement.component!r}"
+def _refuse_shared(components: list[BoundComponent]) -> None:
+    names: dict[torch.Tensor, str] = {}
+    for component in components:
+        for tensor in (held.tensor for group in component.groups for held in group.held):
+            if names.setdefault(tensor, component.name) != component.name:
+                raise UsageError(
+                    f"Components {names[tensor]!r} and {component.name!r} share a weight; vramtune needs each to have "
+                    "its own. Copy the weight in one of them."
+                )
+
+
+def _differences(components: Mapping[str, nn.Module], placements: Iterable[Placement]) -> Iterable[str]:
+    for planned in placements:
+        component = components.get(planned.component)
+        if component is None:
+            yield f"the pipeline has no component {planned.component!r}"
             continue
-        modules = dict(module.named_modules())
-        for group in placement.groups:
-            yield from _group_differences(placement.component, group, modules, group is placement.groups[0])
+        modules = dict(component.named_modules())
+        for group in planned.groups:
+            yield from _group_differences(planned.component, group, modules, group is planned.groups[0])
 
 
 def _group_differences(
@@ -185,16 +257,70 @@ def _group_differences(
     if missing:
         yield f"{component} has no module {missing[0]!r}"
         return
-    taken: dict[torch.Tensor, Held] = {}
-    inside = [
-        part for path in group.modules for part in ([modules[path]] if is_root else modules[path].modules())
-    ]
-    tensors = [held.tensor for part in inside for held in collect_own(part, taken)]
-    found = lay_out(tensors)[1]
+    taken: dict[torch.Tensor, HeldTensor] = {}
+    outer = [modules[path] for path in group.modules]
+    held = [h for m in outer for h in collect_own(m, taken)] if is_root else collect(outer, taken)
+    tensors = [each.tensor for each in held]
+    num_bytes = lay_out(tensors)[1]
     # A pipeline may cast a component up before it uses it (SDXL its VAE), and is planned so.
-    upcast = lay_out(t.to("meta").float() if t.is_floating_point() else t for t in tensors)[1]
-    if group.weight_bytes != found and not (may_upcast(modules[""]) and group.weight_bytes == upcast):
+    upcast_bytes = lay_out(t.to("meta").float() if t.is_floating_point() else t for t in tensors)[1]
+    may_be = {num_bytes, upcast_bytes} if may_upcast(modules[""]) else {num_bytes}
+    if group.weight_bytes not in may_be:
         yield (
-            f"{component}'s group {group.name!r} has {format_bytes(found)} where the plan has "
+            f"{component}'s group {group.name!r} has {format_bytes(num_bytes)} where the plan has "
             f"{format_bytes(group.weight_bytes)}"
         )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Do the weights fit the plan's share of memory?
+
+
+def planned_bytes(plan: Plan, stage: int) -> int:
+    """Bytes that the plan gives to weights and slots in a stage."""
+    return sum(p.kept_bytes(stage) + p.slot_bytes(stage) for p in plan.placements)
+
+
+def held_bytes(placements: Sequence[BoundPlacement], stage: int) -> int:
+    """Bytes that weights and slots take in a stage as things are."""
+    return sum(placement.held_bytes(stage) for placement in placements)
+
+
+def fit(placements: Sequence[BoundPlacement], stage: int, allowed_bytes: int) -> int:
+    """Keep fewer groups in a stage until they take no more than that, or can take no less; returns the bytes given up.
+
+    Idle components give way first, resident ones last; among equals the one that holds most.
+    """
+    before = held = held_bytes(placements, stage)
+    while held > allowed_bytes:
+        order = sorted(placements, key=lambda placement: _rank(placement, stage))
+        if not any(_give_way(placement, stage, held - allowed_bytes) for placement in order):
+            break
+        held = held_bytes(placements, stage)
+    return before - held
+
+
+def _rank(placement: BoundPlacement, stage: int) -> tuple[bool, bool, int]:
+    """The lowest gives way first."""
+    is_resident = placement.num_resident == len(placement.groups)
+    stays = is_resident or placement.component.is_excluded
+    return stays, placement.planned.active[stage], -placement.held_bytes(stage)
+
+
+def _give_way(placement: BoundPlacement, stage: int, excess_bytes: int) -> bool:
+    """Hold less in a stage, by about the excess; False if the placement holds the least already."""
+    if placement.component.is_excluded:
+        return False
+    now = placement.held_bytes(stage)
+    least = 1 if placement.planned.active[stage] else 0
+    options = [
+        (placement.bytes_with(stage, kept, num_slots), kept, num_slots)
+        for num_slots in range(placement.num_slots[stage], 0, -1)
+        for kept in range(placement.kept[stage], least - 1, -1)
+    ]
+    fitting = (option for option in options if option[0] <= now - excess_bytes)
+    held, kept, num_slots = next(fitting, min(options))
+    if held >= now:
+        return False
+    placement.kept[stage], placement.num_slots[stage] = kept, num_slots
+    return True

@@ -6,24 +6,24 @@ from vramtune.errors import NoAcceleratorError, UsageError
 
 
 def resolve_device(device: torch.device | str | None = None, gpu_id: int | None = None) -> torch.device:
-    """The accelerator meant, with its index.
+    """The accelerator that was asked for, with its index.
 
     `device` and `gpu_id` mean what they mean in `enable_model_cpu_offload`: a type, a type with an index, or an
     index apart; left out, the current accelerator. Raises `UsageError` for the CPU, for Apple's GPUs, for two
-    indices, for a device that is not there, and `NoAcceleratorError` where the machine has none.
+    indices, for an index beyond the machine's, and `NoAcceleratorError` where the machine has no such accelerator.
     """
     if device is None:
-        found = _accelerator()
-        if found is None:
+        current = _accelerator()
+        if current is None:
             raise NoAcceleratorError(
-                "A pipeline is tuned for a GPU, and this machine has none that PyTorch can use. To predict for one "
-                'that you name: vramtune.profile(pipe, gpu="RTX 4060").'
+                "A pipeline is tuned for a GPU, and PyTorch finds none on this machine. To predict for a GPU that "
+                'you name: vramtune.profile(pipe, gpu="RTX 4060").'
             )
-        device = found.type
+        device = current.type
     asked = _parsed(device)
     if asked.type == "cpu":
         raise UsageError(
-            "A pipeline is tuned for a GPU; the CPU was asked for. Leave `device` out or name a GPU."
+            "The CPU was asked for; a pipeline is tuned for a GPU. Leave `device` out or name a GPU."
         )
     own_index: int | None = asked.index
     if own_index is not None and gpu_id is not None:
@@ -41,19 +41,23 @@ def _parsed(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"device={device!r} is no device: {error}") from error
+        raise UsageError(f"device={device!r} is not a device PyTorch knows: {error}") from error
 
 
 def _present(kind: str, index: int | None) -> torch.device:
-    here = _accelerator()
-    if here is None or here.type != kind:
+    current = _accelerator()
+    if current is None or current.type != kind:
+        present = f"only {current.type!r}" if current else "no accelerator"
         raise NoAcceleratorError(
-            f"Device {kind!r} was asked for; this machine has {here.type if here else 'no accelerator'!r} for PyTorch."
+            f"Device {kind!r} was asked for; PyTorch finds {present} on this machine. Leave `device` out to use what "
+            "is there."
         )
     if kind == "mps":
         raise UsageError("Apple's GPUs compute in the host's own memory: there is nothing to offload.")
     count = torch.accelerator.device_count()
     index = torch.accelerator.current_device_index() if index is None else index
     if not 0 <= index < count:
-        raise UsageError(f"Device {kind}:{index} was asked for; there are {count}, counted from 0.")
+        raise UsageError(
+            f"Device {kind}:{index} was asked for; this machine has {count}. Give an index below {count}."
+        )
     return torch.device(kind, index)

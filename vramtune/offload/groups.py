@@ -1,8 +1,8 @@
-"""Weight groups at run time: the tensors of each, their master on the host, and where they point now.
+"""Weight groups at run time: the tensors of each, their master on the host, and what they point at now.
 
-Truth is where the parameter points. A group that moves has its master in one flat pinned buffer, and between calls
-its parameters are views of it: an edit in place reaches the master by itself, and whatever is rebound is found
-by its address and becomes the master. A group that stays lives on the device alone.
+A parameter's value is what it points at. A group that moves has its master in one flat pinned buffer, and between
+calls its parameters are views of it: an edit in place reaches the master by itself, and whatever was rebound is
+noticed by its address and becomes the master. A group that stays lives on the device alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,16 +16,16 @@ from vramtune.layout import round_up
 from vramtune.offload.pinned import pinned_buffer
 
 
-class Owner(NamedTuple):
-    """A name under which a module knows a tensor."""
+class TensorName(NamedTuple):
+    """A name under which a module has a tensor."""
 
     tensors: dict[str, torch.Tensor | None]
     """The module's `_parameters` or `_buffers`."""
     name: str
 
 
-class Span(NamedTuple):
-    """Where a tensor lies in its group's flat buffer."""
+class Extent(NamedTuple):
+    """A tensor's place in its group's flat buffer."""
 
     offset: int
     num_bytes: int
@@ -35,28 +35,28 @@ class Span(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """One parameter or buffer of a group; tied ones are one, with several owners."""
+class HeldTensor:
+    """One parameter or buffer of a group; a tied one is held once, with several names."""
 
     tensor: torch.Tensor
-    owners: list[Owner]
+    names: list[TensorName]
     device_before: torch.device
-    """Where it was when it was first held."""
+    """Device of the tensor when it was first held."""
     address: int = 0
-    """Where it points by our doing."""
+    """Address that we made the tensor point at."""
 
     @property
     def is_replaced(self) -> bool:
-        """Whether a module knows another tensor under the name by now."""
-        return any(owner.tensors.get(owner.name) is not self.tensor for owner in self.owners)
+        """Whether a module has another tensor under one of the names by now."""
+        return any(known.tensors.get(known.name) is not self.tensor for known in self.names)
 
     @property
     def is_edited(self) -> bool:
-        """Whether someone else made it point elsewhere."""
+        """Whether someone else made the tensor point elsewhere."""
         return self.tensor.numel() > 0 and self.tensor.data_ptr() != self.address
 
     def point_at(self, view: torch.Tensor) -> None:
-        """Make it point there; identity, gradients' flag and ties stay."""
+        """Make the tensor point at a view; its identity, gradient flag and ties stay."""
         # The address first: an interrupt between the two then looks like an edit, and loses nothing.
         self.address = view.data_ptr()
         self.tensor.data = view
@@ -67,52 +67,57 @@ class Group:
     """A weight group of one component at run time."""
 
     name: str
-    held: list[Held]
-    spans: list[Span] = field(default_factory=list)
+    held: list[HeldTensor]
+    extents: list[Extent] = field(default_factory=list)
     num_bytes: int = 0
     master: torch.Tensor | None = None
-    """The flat host buffer, or None while the group lives on the device for good."""
-    home: list[torch.Tensor] = field(default_factory=list)
-    """Its tensors as views of the master."""
-    is_away: bool = False
-    """Whether its tensors point at a copy on the device."""
+    """Flat host buffer, or None while the group lives on the device for good."""
+    master_views: list[torch.Tensor] = field(default_factory=list)
+    """Views of the master, one for each tensor."""
+    uses_copy: bool = False
+    """Whether the tensors point at a copy on the device."""
 
     @property
     def flat(self) -> torch.Tensor:
-        """The master, of a group that moves."""
+        """The master of a group that moves."""
         if self.master is None:
             raise RuntimeError(f"weight group {self.name!r} has no master: it never moves")
         return self.master
 
     @property
     def moves(self) -> bool:
-        """Whether it has a master to copy from, and bytes to copy."""
+        """Whether there is a master to copy from, and bytes to copy."""
         return self.master is not None and self.num_bytes > 0
 
-    def measure(self) -> None:
-        """Lay the tensors out in a flat buffer, as they are now."""
-        self.spans, self.num_bytes = lay_out(held.tensor for held in self.held)
+    @property
+    def is_replaced(self) -> bool:
+        """Whether a module has another tensor in the place of one of these."""
+        return any(held.is_replaced for held in self.held)
 
     @property
     def is_edited(self) -> bool:
-        """Whether a tensor points elsewhere than we made it point."""
+        """Whether someone else made one of the tensors point elsewhere."""
         return any(held.is_edited for held in self.held)
 
-    def settle_on_host(self, device: torch.device) -> None:
-        """Make the master what the tensors are now, wherever they are, and point them at it.
+    def update_layout(self) -> None:
+        """Lay the tensors out in a flat buffer as they are now."""
+        self.extents, self.num_bytes = lay_out(held.tensor for held in self.held)
 
-        `device` is the one that will copy from it, and has no copy from an earlier master under way. Tensors must
-        not point at a copy that is known to be one.
+    def settle_on_host(self, device: torch.device) -> None:
+        """Make the master hold what the tensors are now, wherever they are, and point them at it.
+
+        `device` is the one that will copy from it; no copy from an earlier master may be under way, and no tensor
+        may point at a copy of ours.
         """
-        self.measure()
+        self.update_layout()
         flat = self.master if self._may_overwrite_master() else None
         if flat is None:
             flat = pinned_buffer(self.num_bytes, device)
-        home = views(flat, 0, self.spans)
-        for held, view in zip(self.held, home, strict=True):
+        master_views = views(flat, 0, self.extents)
+        for held, view in zip(self.held, master_views, strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        self.master, self.home, self.is_away = flat, home, False
+        self.master, self.master_views, self.uses_copy = flat, master_views, False
 
     def _may_overwrite_master(self) -> bool:
         """Whether the tensors, as laid out now, fill the master, and none of them is somewhere else in it.
@@ -124,53 +129,53 @@ class Group:
         storage, start = self.master.untyped_storage().data_ptr(), self.master.data_ptr()
         return all(
             held.tensor.untyped_storage().data_ptr() != storage
-            or held.tensor.data_ptr() == start + span.offset
-            for held, span in zip(self.held, self.spans, strict=True)
+            or held.tensor.data_ptr() == start + extent.offset
+            for held, extent in zip(self.held, self.extents, strict=True)
         )
 
     def settle_on_device(self, device: torch.device) -> None:
-        """Move the tensors to the device, to stay, in one new piece; the master, if there was one, is given up.
+        """Move the tensors to the device to stay, in one new piece of memory; give up the master, if there is one.
 
-        Also those that are there: the piece they are in stays allocated for as long as one of them is left in it.
+        Tensors that are there already move too: an old piece stays allocated for as long as one of them is in it.
         """
-        self.measure()
+        self.update_layout()
         flat = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
-        for held, view in zip(self.held, views(flat, 0, self.spans), strict=True):
+        for held, view in zip(self.held, views(flat, 0, self.extents), strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        self.master, self.home, self.is_away = None, [], False
+        self.master, self.master_views, self.uses_copy = None, [], False
 
-    def go_home(self) -> None:
+    def use_master(self) -> None:
         """Point the tensors at the master again; what someone else rebound meanwhile stays as it is."""
-        if self.is_away:
-            for held, view in zip(self.held, self.home, strict=True):
+        if self.uses_copy:
+            for held, view in zip(self.held, self.master_views, strict=True):
                 if not held.is_edited:
                     held.point_at(view)
-            self.is_away = False
+            self.uses_copy = False
 
-    def go_to(self, copies: Sequence[torch.Tensor]) -> None:
-        """Point the tensors at a copy of the master on the device, which outlives no call."""
-        self.is_away = True
+    def use_copy(self, copies: Sequence[torch.Tensor]) -> None:
+        """Point the tensors at a copy of the master on the device, which never outlives the pipeline's call."""
+        self.uses_copy = True
         for held, view in zip(self.held, copies, strict=True):
             held.point_at(view)
 
     def release(self) -> None:
         """Give every tensor storage of its own again, on the host."""
-        self.go_home()
+        self.use_master()
         for held in self.held:
             twin = torch.empty_strided(held.tensor.shape, held.tensor.stride(), dtype=held.tensor.dtype)
             held.point_at(twin.copy_(held.tensor.data))
-        self.master, self.home = None, []
+        self.master, self.master_views = None, []
 
 
-def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Span], int]:
+def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Extent], int]:
     """Where each tensor goes in a flat buffer, and the buffer's bytes."""
-    spans, end = [], 0
+    extents, end = [], 0
     for tensor in tensors:
         num_bytes = tensor.numel() * tensor.element_size()
-        spans.append(Span(end, num_bytes, tensor.dtype, tensor.shape, dense_stride(tensor)))
+        extents.append(Extent(end, num_bytes, tensor.dtype, tensor.shape, dense_stride(tensor)))
         end += round_up(num_bytes)
-    return spans, end
+    return extents, end
 
 
 def dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -181,37 +186,39 @@ def dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:
     return torch.empty(tensor.shape, device="meta").stride()
 
 
-def views(flat: torch.Tensor, start: int, spans: Iterable[Span]) -> list[torch.Tensor]:
+def views(flat: torch.Tensor, start: int, extents: Iterable[Extent]) -> list[torch.Tensor]:
     """The tensors of a group whose bytes begin at `start` of a flat buffer."""
     typed: dict[torch.dtype, torch.Tensor] = {}
-    found = []
-    for span in spans:
-        if span.dtype not in typed:
-            typed[span.dtype] = flat.view(span.dtype)
-        base = typed[span.dtype]
-        offset = base.storage_offset() + (start + span.offset) // span.dtype.itemsize
-        found.append(base.as_strided(span.shape, span.stride, offset))
-    return found
+    tensors = []
+    for extent in extents:
+        if extent.dtype not in typed:
+            typed[extent.dtype] = flat.view(extent.dtype)
+        base = typed[extent.dtype]
+        offset = base.storage_offset() + (start + extent.offset) // extent.dtype.itemsize
+        tensors.append(base.as_strided(extent.shape, extent.stride, offset))
+    return tensors
 
 
-def collect(modules: Iterable[nn.Module], taken: dict[torch.Tensor, Held]) -> list[Held]:
-    """The tensors in these modules that no group has taken yet."""
-    inside = (part for module in modules for part in module.modules())
-    return [held for part in inside for held in collect_own(part, taken)]
+def collect(modules: Iterable[nn.Module], taken: dict[torch.Tensor, HeldTensor]) -> list[HeldTensor]:
+    """Hold the tensors in these modules that no group has taken yet."""
+    inside = (module for outer in modules for module in outer.modules())
+    return [held for module in inside for held in collect_own(module, taken)]
 
 
-def collect_own(module: nn.Module, taken: dict[torch.Tensor, Held]) -> list[Held]:
-    """The module's own tensors, without its children's, that no group has taken yet; those taken learn of it."""
-    found = []
+def collect_own(module: nn.Module, taken: dict[torch.Tensor, HeldTensor]) -> list[HeldTensor]:
+    """Hold the module's own tensors, without its children's, that no group has taken yet.
+
+    Those that one has taken get this module's names too.
+    """
+    new = []
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
-            owner = Owner(tensors, name)  # type: ignore[arg-type]
             if tensor not in taken:
-                taken[tensor] = Held(tensor, [], tensor.device)
-                found.append(taken[tensor])
-            # by identity: equal dicts may be two modules', and to compare their tensors would go by values
-            if not any(known.tensors is tensors and known.name == name for known in taken[tensor].owners):
-                taken[tensor].owners.append(owner)
-    return found
+                taken[tensor] = HeldTensor(tensor, [], tensor.device)
+                new.append(taken[tensor])
+            # By identity: equal dicts may be two modules', and to compare their tensors would go by values.
+            if not any(known.tensors is tensors and known.name == name for known in taken[tensor].names):
+                taken[tensor].names.append(TensorName(tensors, name))  # type: ignore[arg-type]
+    return new

@@ -1,121 +1,118 @@
-"""How the conductor hears of what runs: accelerate's hook on each component, forward hooks in its modules."""
+"""How calls of components and modules are noticed: accelerate's hook on each component, forward hooks inside."""
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_module
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vramtune.contract import METHODS
-from vramtune.offload.binding import Part, Unit
-from vramtune.offload.groups import Group
+from vramtune.offload.binding import BoundComponent, BoundPlacement
+
+if TYPE_CHECKING:
+    from vramtune.offload.component_calls import ComponentCalls
+    from vramtune.offload.conductor import Conductor
 
 
 class ComponentHook(CpuOffload):  # type: ignore[misc]
-    """What diffusers and accelerate know a component's offloading by.
+    """The hook by which diffusers and accelerate see that a component is offloaded.
 
     A subclass of `CpuOffload`, so that `enable_group_offload` refuses, `pipe.to("cuda")` warns and the LoRA loader
     takes it off and asks for it again. It never moves the module as a whole.
     """
 
-    def __init__(
-        self, device: torch.device, on_start: Callable[[], None], on_detach: Callable[[], None]
-    ) -> None:
-        super().__init__(execution_device=device)
-        self._on_start, self._on_detach = on_start, on_detach
+    def __init__(self, component: BoundComponent, calls: "ComponentCalls") -> None:
+        super().__init__(execution_device=calls.device)
+        self._component, self._calls = component, calls
 
     def init_hook(self, module: nn.Module) -> nn.Module:
-        """Nothing moves when the hook is added."""
+        """Move nothing when the hook is added."""
         return module
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """The component starts; may be called by hand, and more than once."""
-        self._on_start()
+        """Start the component; others call this by hand, and more than once."""
+        self._calls.start(self._component)
         return args, kwargs
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
-        """Someone takes the hook off: the component gets its weights back, on the host."""
-        self._on_detach()
+        """Give the component its weights back, on the host, when someone takes the hook off."""
+        self._calls.detach(self._component)
         return module
 
 
-def hook_component(
-    part: Part,
-    device: torch.device,
-    *,
-    run: Callable[[str, Callable[..., Any], Any, Any], Any],
-    on_start: Callable[[], None],
-    on_detach: Callable[[], None],
-    on_cast: Callable[[], None],
-) -> None:
-    """Add accelerate's hook, and have `run(method, original, args, kwargs)` called for each of the methods.
-
-    `on_cast` is called before the module's `to`.
-    """
-    add_hook_to_module(part.module, ComponentHook(device, on_start, on_detach))
-    part.is_hooked = True
-    own = vars(part.module)
+def hook_component(component: BoundComponent, calls: "ComponentCalls") -> None:
+    """Add accelerate's hook, and have `calls` run the component's methods and know of casts before they happen."""
+    module, own = component.module, vars(component.module)
+    add_hook_to_module(module, ComponentHook(component, calls))
+    component.is_hooked = True
     for method in METHODS:
-        if callable(original := getattr(part.module, method, None)):
+        if callable(original := getattr(module, method, None)):
             if method != "forward":
-                part.own_methods[method] = own.get(method)
-            own[method] = _running(method, original, run)
-    part.own_methods["to"] = own.get("to")
-    own["to"] = _casting(part.module.to, on_cast)
+                component.own_methods[method] = own.get(method)
+            own[method] = _running(component, method, original, calls)
+    component.own_methods["to"] = own.get("to")
+    own["to"] = _casting(module.to, calls)
 
 
-def unhook_component(part: Part) -> None:
-    """Take accelerate's hook off, which tells of it, and with it everything else."""
-    if part.is_hooked:
-        remove_hook_from_module(part.module)
-    own = vars(part.module)
-    if getattr(own.get("forward"), "__func__", None) is type(part.module).forward:
+def unhook_component(component: BoundComponent) -> None:
+    """Take accelerate's hook off, which detaches the component."""
+    if component.is_hooked:
+        remove_hook_from_module(component.module)
+    own = vars(component.module)
+    if getattr(own.get("forward"), "__func__", None) is type(component.module).forward:
         del own["forward"]  # accelerate leaves the class's own on the instance
 
 
-def restore_methods(part: Part) -> None:
+def restore_methods(component: BoundComponent) -> None:
     """Give the module its methods back, but for `forward`, which accelerate restores."""
-    own = vars(part.module)
-    for method, original in part.own_methods.items():
+    own = vars(component.module)
+    for method, original in component.own_methods.items():
         del own[method]
         if original is not None:
             own[method] = original
-    part.own_methods.clear()
-    part.is_hooked = False
+    component.own_methods.clear()
+    component.is_hooked = False
 
 
-def _running(method: str, original: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+def _running(
+    component: BoundComponent, method: str, original: Callable[..., Any], calls: "ComponentCalls"
+) -> Callable[..., Any]:
     @wraps(original)  # pipelines look at the signature
     def running(*args: Any, **kwargs: Any) -> Any:
-        return run(method, original, args, kwargs)
+        return calls.run(component, method, original, args, kwargs)
 
     return running
 
 
-def _casting(original: Callable[..., Any], on_cast: Callable[[], None]) -> Callable[..., Any]:
+def _casting(original: Callable[..., Any], calls: "ComponentCalls") -> Callable[..., Any]:
     @wraps(original)
     def casting(*args: Any, **kwargs: Any) -> Any:
-        on_cast()
+        calls.prepare_cast()
         return original(*args, **kwargs)
 
     return casting
 
 
-def hook_groups(unit: Unit, visit: Callable[[Unit, Group], None]) -> list[RemovableHandle]:
-    """Tell of every module of the unit's groups that starts, before other hooks that may need its weights.
+def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> list[RemovableHandle]:
+    """Have the conductor visit each group when one of its modules starts.
 
-    `torch.nn.utils.weight_norm`, which audio decoders have, computes the weight in such a hook.
+    Before other hooks, which may need the weights: `torch.nn.utils.weight_norm`, which audio decoders have, computes
+    the weight in one.
     """
     return [
-        module.register_forward_pre_hook(lambda *_, group=group: visit(unit, group), prepend=True)
-        for group, planned in zip(unit.groups[1:], unit.placement.groups[1:], strict=True)
-        for module in unit.part.planned(planned)
+        module.register_forward_pre_hook(
+            lambda *_, group=group: conductor.visit(placement, group), prepend=True
+        )
+        for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True)
+        for module in placement.component.modules_of(planned)
     ]
 
 
-def hook_spare(part: Part, visit: Callable[[Part], None]) -> list[RemovableHandle]:
-    """Tell of every module with weights that the plan found unused."""
-    return [module.register_forward_pre_hook(lambda *_: visit(part)) for module in part.spare_modules()]
+def hook_unplanned(component: BoundComponent, conductor: "Conductor") -> list[RemovableHandle]:
+    """Have the conductor know when a module starts whose weights the plan does not use."""
+    return [
+        module.register_forward_pre_hook(lambda *_: conductor.visit_unplanned(component))
+        for module in component.unplanned_modules()
+    ]

@@ -1,6 +1,6 @@
 """What a tuned pipeline's last call took, by the device's own counters and events.
 
-Costs two events for each wait and one for each stage; nothing here makes the host wait until someone asks.
+That costs two events for each wait and one for each stage. The host waits only when someone asks for the measurement.
 """
 
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ import torch
 from vramtune.schema import MeasuredStage, Measurement
 
 MOST_WAITS = 512
-"""Pairs of events kept before those that are done are added up."""
+"""Number of pairs of events kept before those that are done are added up."""
 
 Waits = list[tuple[torch.Event, torch.Event]]
 
 
 @dataclass(slots=True, eq=False)
-class Lap:
-    """One stage as it runs."""
+class StageReading:
+    """What the meter has read of one stage."""
 
     name: str
     start: torch.Event
@@ -34,49 +34,49 @@ class Lap:
             self.waited_seconds += before.elapsed_time(after) / 1000
 
 
-class Watch:
+class Meter:
     """Measures one call after the other; remembers the last that was finished."""
 
     def __init__(self, device: torch.device, context_bytes: int | None) -> None:
         self._device, self.context_bytes = device, context_bytes
-        self._laps: list[Lap] = []
-        self._last: tuple[Lap, ...] = ()
+        self._readings: list[StageReading] = []
+        self._last: tuple[StageReading, ...] = ()
         self._num_out_of_memory = self._last_num_out_of_memory = 0
 
-    def stage(self, name: str) -> None:
-        """A stage begins; the one before it, if there was one, is done."""
+    def begin_stage(self, name: str) -> None:
+        """Begin with a stage, and end the one before it, if there was one."""
         now = self._now()
-        self._end_lap(now)
-        self._laps.append(Lap(name, now))
+        self._end_stage(now)
+        self._readings.append(StageReading(name, now))
 
     def copied(self, num_bytes: int) -> None:
-        """So many bytes are on their way to the device."""
-        if self._laps:
-            self._laps[-1].moved_bytes += num_bytes
+        """Count bytes that are on their way to the device."""
+        if self._readings:
+            self._readings[-1].moved_bytes += num_bytes
 
     def waited(self, before: torch.Event, after: torch.Event) -> None:
-        """The compute stream stood still between these two."""
-        if not self._laps:
+        """Count the time between these two, in which the compute stream stood still."""
+        if not self._readings:
             return
-        lap = self._laps[-1]
-        lap.waits.append((before, after))
-        if len(lap.waits) > MOST_WAITS:
-            lap.add_up()
+        reading = self._readings[-1]
+        reading.waits.append((before, after))
+        if len(reading.waits) > MOST_WAITS:
+            reading.add_up()
 
     def ran_out_of_memory(self) -> None:
-        """A component's call has to be run again."""
+        """Count a component's call that ran out of memory."""
         self._num_out_of_memory += 1
 
     def finish(self) -> None:
-        """The call is over: it becomes the last one."""
-        if self._laps:
-            self._end_lap(self._now())
-            self._last, self._last_num_out_of_memory = tuple(self._laps), self._num_out_of_memory
-        self.abandon()
+        """End the call: it becomes the last one."""
+        if self._readings:
+            self._end_stage(self._now())
+            self._last, self._last_num_out_of_memory = tuple(self._readings), self._num_out_of_memory
+        self.discard()
 
-    def abandon(self) -> None:
-        """The call came to nothing: the one before it stays the last."""
-        self._laps, self._num_out_of_memory = [], 0
+    def discard(self) -> None:
+        """Forget the call that failed or never ended: the one before it stays the last."""
+        self._readings, self._num_out_of_memory = [], 0
 
     def measurement(self) -> Measurement | None:
         """The last finished call, or None before there is one; waits for its last operation."""
@@ -101,22 +101,22 @@ class Watch:
         event.record(torch.accelerator.current_stream(self._device))
         return event
 
-    def _end_lap(self, now: torch.Event) -> None:
-        if self._laps:
-            self._laps[-1].end = now
-            self._laps[-1].peak_bytes = torch.accelerator.max_memory_reserved(self._device)
+    def _end_stage(self, now: torch.Event) -> None:
+        if self._readings:
+            self._readings[-1].end = now
+            self._readings[-1].peak_bytes = torch.accelerator.max_memory_reserved(self._device)
         torch.accelerator.reset_peak_memory_stats(self._device)
 
 
-def _measured(lap: Lap) -> MeasuredStage:
-    assert lap.end is not None
-    lap.add_up()
+def _measured(reading: StageReading) -> MeasuredStage:
+    assert reading.end is not None
+    reading.add_up()
     return MeasuredStage(
-        name=lap.name,
-        seconds=lap.start.elapsed_time(lap.end) / 1000,
-        exposed_copy_seconds=lap.waited_seconds,
-        moved_bytes=lap.moved_bytes,
-        peak_bytes=lap.peak_bytes,
+        name=reading.name,
+        seconds=reading.start.elapsed_time(reading.end) / 1000,
+        exposed_copy_seconds=reading.waited_seconds,
+        moved_bytes=reading.moved_bytes,
+        peak_bytes=reading.peak_bytes,
     )
 
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 LOCKED_FRACTION = 0.8
-"""Of the host's memory that may be locked here: it cannot be swapped out, and the system needs some too."""
+"""Share of the host's memory that may be locked here: it cannot be swapped out, and the system needs some too."""
 
 _locked: "weakref.WeakSet[torch.UntypedStorage]" = weakref.WeakSet()
 
@@ -19,24 +19,23 @@ _locked: "weakref.WeakSet[torch.UntypedStorage]" = weakref.WeakSet()
 def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
     """A flat page-locked buffer of exactly that size.
 
-    Where no more may be locked, or the system refuses, it is an ordinary one: slower to copy from, and it says so.
+    Where the limit is reached, or the system refuses, it is ordinary memory, and a warning says that copies are
+    slower.
     """
     if num_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     try:
         return _locked_buffer(num_bytes, device)
     except RuntimeError as error:
-        # no figures in it, or it would be shown for every buffer
-        warnings.warn(
-            f"No more host memory is page-locked ({error}); copies from the rest are slower.", stacklevel=2
-        )
+        # No sizes in the text, or Python would show the warning for every buffer.
+        warnings.warn(f"{error}; weights in ordinary memory copy more slowly.", stacklevel=2)
         return torch.empty(num_bytes, dtype=torch.uint8)
 
 
 def _locked_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
     limit = LOCKED_FRACTION * psutil.virtual_memory().total
     if num_bytes + sum(storage.nbytes() for storage in _locked) > limit:
-        raise RuntimeError(f"{LOCKED_FRACTION:.0%} of it is")
+        raise RuntimeError(f"Page-locked host memory has reached its limit ({LOCKED_FRACTION:.0%} of RAM)")
     if device.type == "cuda":
         flat = _registered_buffer(num_bytes, device)
     else:
@@ -46,24 +45,25 @@ def _locked_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
 
 
 def _registered_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
-    # PyTorch's own pinned allocator rounds up to a power of two, for FLUX.1 22 GiB to 35. Whole pages, because
-    # two registrations must not share one.
+    # PyTorch's own pinned allocator rounds up to a power of two: FLUX.1's 22 GiB to 35. Whole pages, because two
+    # registrations must not share one.
     page = mmap.PAGESIZE
     size = math.ceil(num_bytes / page) * page
     memory = torch.empty(size + page, dtype=torch.uint8)
     start = -memory.data_ptr() % page
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = memory.data_ptr() + start
-    with torch.cuda.device(device):  # on another one the call would make a context, of some 300 MiB
+    with torch.cuda.device(device):  # on another device the call would create a context, of some 300 MiB
         status = runtime.cudaHostRegister(address, size, 0)
     if int(status) != 0:
-        _forget_failure(device)
-        raise RuntimeError(f"cudaHostRegister: {runtime.cudaGetErrorString(status)}")
+        _clear_last_error(device)
+        reason = runtime.cudaGetErrorString(status)
+        raise RuntimeError(f"The system refused to page-lock host memory (cudaHostRegister: {reason})")
     weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address)
     return memory[start : start + num_bytes]
 
 
-def _forget_failure(device: torch.device) -> None:
-    """Let a kernel be blamed for the runtime's last error, which CUDA keeps until it is asked, and nobody else."""
+def _clear_last_error(device: torch.device) -> None:
+    """Launch a kernel that takes the runtime's last error, which CUDA keeps until something asks for it."""
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device=device).add_(1)

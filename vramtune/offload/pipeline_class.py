@@ -5,80 +5,66 @@ that what is saved, mapped or printed by class name stays the same.
 """
 
 import warnings
-from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vramtune.contract import INSTALLATION, stock_offload_device, switched_off_tiling
 from vramtune.schema import Plan
 
-
-class Host(Protocol):
-    """What the methods need of an installation."""
-
-    def call(self) -> AbstractContextManager[None]:
-        """Around the pipeline's `__call__`."""
-
-    def rest(self) -> None:
-        """Free all but what is resident."""
-
-    def apply_again(self) -> None:
-        """Put the plan back on components that lost their hooks."""
-
-    def remove(self) -> None:
-        """Undo the installation."""
+if TYPE_CHECKING:
+    from vramtune.offload.runtime import Runtime
 
 
-class Disguise:
-    """What installing changes of the pipeline itself, and how it was."""
+class PipelineTakeover:
+    """What installing changes of the pipeline itself, and what it was."""
 
-    def __init__(self, pipe: Any, installation: Host, plan: Plan) -> None:
+    def __init__(self, pipe: Any, runtime: "Runtime", plan: Plan) -> None:
         self._pipe, self._kind = pipe, type(pipe)
-        self._tuned_kind = _tuned_class(type(pipe), installation)
-        self._tiled = [part for part in _tileable(pipe) if "vae_tiling" in plan.permissions]
+        self._tuned_kind = _tuned_class(type(pipe), runtime)
+        self._tiled = [c for c in _tileable(pipe) if "vae_tiling" in plan.permissions]
         self._stock_device = stock_offload_device(pipe)
 
-    def put_on(self) -> None:
+    def apply(self) -> None:
         """Take stock offloading off, switch on what the plan was permitted, take the methods over."""
         if self._stock_device is not None:
             self._pipe.remove_all_hooks()
-        for part in self._tiled:
-            part.enable_tiling()
+        for component in self._tiled:
+            component.enable_tiling()
         self._pipe.__class__ = self._tuned_kind
 
-    def take_off(self) -> None:
-        """As it was."""
+    def undo(self) -> None:
+        """Put everything back as it was."""
         self._pipe.__class__ = self._kind
-        for part in self._tiled:
-            part.disable_tiling()
+        for component in self._tiled:
+            component.disable_tiling()
         if self._stock_device is not None:
             self._pipe.enable_model_cpu_offload(device=self._stock_device)
 
 
 def _tileable(pipe: Any) -> list[Any]:
-    return [part for part in pipe.components.values() if switched_off_tiling(part)]
+    return [component for component in pipe.components.values() if switched_off_tiling(component)]
 
 
-def _tuned_class(kind: type[Any], installation: Host) -> type[Any]:
+def _tuned_class(kind: type[Any], runtime: "Runtime") -> type[Any]:
     @wraps(kind.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with installation.call():
+        with runtime.call():
             return kind.__call__(self, *args, **kwargs)
 
     @wraps(kind.maybe_free_model_hooks)
     def maybe_free_model_hooks(self: Any) -> None:
         kind.maybe_free_model_hooks(self)  # with no stock hooks it only resets caches
-        installation.rest()
+        runtime.end_call()
 
     @wraps(kind.enable_model_cpu_offload)
     def enable_model_cpu_offload(self: Any, *args: Any, **kwargs: Any) -> None:
-        installation.apply_again()
+        runtime.apply_again()
 
     @wraps(kind.remove_all_hooks)
     def remove_all_hooks(self: Any) -> None:
-        installation.remove()
+        runtime.remove()
 
     @wraps(kind.to)
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +79,7 @@ def _tuned_class(kind: type[Any], installation: Host) -> type[Any]:
         return kind.to(self, dtype=dtypes[0]) if dtypes else self
 
     body = {
-        INSTALLATION: installation,
+        INSTALLATION: runtime,
         "__call__": call,
         "maybe_free_model_hooks": maybe_free_model_hooks,
         "enable_model_cpu_offload": enable_model_cpu_offload,

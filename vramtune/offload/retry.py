@@ -1,49 +1,34 @@
-"""The budget held, and out of memory inside a component's call: make room, run that call again."""
+"""Out of memory inside a component's call: make room, and run that call again."""
 
+import logging
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-SIGNS = (
+logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY_SIGNS = (
     "out of memory",
     "ALLOC_FAILED",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUFFT_
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # of `cublasCreate`, whose memory is not PyTorch's
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # from `cublasCreate`, which allocates outside PyTorch
 )
-"""In the messages of libraries that raise a plain RuntimeError."""
+"""Parts of the messages of libraries that raise a plain RuntimeError."""
 NO_ENGINE = "unable to find an engine to execute this computation"
-"""A convolution's message where every engine of cuDNN lacked memory for its workspace, or none is for this dtype."""
+"""A convolution's message where every engine of cuDNN lacked memory for its workspace, or none supports the dtype."""
 
 
-@contextmanager
-def limited(device: torch.device, num_bytes: int) -> Iterator[None]:
-    """Let PyTorch's allocator have no more than so many bytes of a device, or than it may have already.
+def with_room(
+    call: Callable[[], Any], make_room: Callable[[], bool], *, device: torch.device, name: str = "call"
+) -> Any:
+    """Return what `call` returns; where device memory runs out, make room and call again.
 
-    At that limit it frees what it only caches, then it is out of memory: so what no plan foresees (a larger call,
-    workspaces) takes the room of weights, not more than the budget. Nothing is limited where the device has no
-    such limit.
+    The call must not have changed what it works on. When `make_room` can make no more, the last error is raised.
+    `name` stands for the call in the log.
     """
-    module = torch.get_device_module(device)
-    if not hasattr(module, "get_per_process_memory_fraction"):
-        yield
-        return
-    before = module.get_per_process_memory_fraction(device)
-    _, total_bytes = torch.accelerator.get_memory_info(device)
-    module.set_per_process_memory_fraction(min(before, max(num_bytes, 0) / total_bytes), device)
-    try:
-        yield
-    finally:
-        module.set_per_process_memory_fraction(before, device)
-
-
-def with_room(call: Callable[[], Any], make_room: Callable[[], bool], *, device: torch.device) -> Any:
-    """What `call` returns; where it runs out of device memory, as often as `make_room` can make some, again.
-
-    The call must not have changed what it works on. When there is no more room to make, the last error is raised.
-    """
+    attempt = 1
     while True:
         try:
             return call()
@@ -56,14 +41,16 @@ def with_room(call: Callable[[], Any], make_room: Callable[[], bool], *, device:
             failure = error.with_traceback(None)
         if not make_room():
             failure.add_note(
-                "vramtune: fewer weights cannot be kept than are now; only a larger budget helps."
+                "vramtune: no more weights can be taken off the GPU; only a larger budget or a smaller call helps."
             )
             raise failure
+        attempt += 1
+        logger.debug("%s ran out of memory: attempt %d with fewer weights", name, attempt)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that device memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in OUT_OF_MEMORY_SIGNS)
 
 
 def _has_refused(device: torch.device) -> bool:
@@ -72,10 +59,10 @@ def _has_refused(device: torch.device) -> bool:
 
 
 def remember_draws(device: torch.device, inputs: Any) -> Callable[[], None]:
-    """Note where random numbers are drawn from next; what is returned goes back there.
+    """Note where the random number generators are, and return what puts them back there.
 
-    By the generators in `inputs` and the default ones of the CPU and the device: some components (LTX's decoder)
-    draw noise, and one that is run again must draw the same.
+    These are the generators in `inputs` and the default ones of the CPU and the device: some components (LTX's
+    decoder) draw noise, and one that is run again must draw the same.
     """
     module = torch.get_device_module(device)
     on_cpu, on_device = torch.get_rng_state(), module.get_rng_state(device)

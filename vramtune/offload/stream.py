@@ -1,54 +1,48 @@
-"""Copies beside compute: one copy stream, a ring of bytes per streaming placement, and what comes next.
+"""Copies beside compute: one copy stream, a ring of bytes per streaming placement, and the order of copies.
 
 Every copy waits for the computation whose bytes it overwrites, every computation for the copy it reads, both by
 events on the device: the host never waits. Copies are asked for in the order in which a stage needs them, as far
-ahead as the ring has room; a visit that comes out of that order is copied on the spot, and the order is taken up
-again behind it.
+ahead as the ring has room; a visit out of that order is copied on the spot, and the order is taken up again from
+there.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from vramtune.layout import next_place
 from vramtune.offload.groups import Group, views
+from vramtune.offload.meter import Meter
+
+logger = logging.getLogger(__name__)
 
 ENDLESS = 1 << 62
-
-
-class Observer(Protocol):
-    """Who is told what the lane does."""
-
-    def copied(self, num_bytes: int) -> None:
-        """So many bytes are on their way to the device."""
-
-    def waited(self, before: torch.Event, after: torch.Event) -> None:
-        """The compute stream stood still between these two."""
+"""Number of visits of a stage that has more iterations than planned."""
 
 
 class Lane:
     """A copy stream beside the stream on which the pipeline computes."""
 
-    def __init__(self, device: torch.device, observer: Observer) -> None:
-        self.device, self._observer = device, observer
+    def __init__(self, device: torch.device, meter: Meter) -> None:
+        self.device, self._meter = device, meter
         self._copies = torch.Stream(device=device)
         self._compute = torch.accelerator.current_stream(device)
-        self._spare: list[torch.Event] = []
-        """Events to record anew: creating one costs more than recording it."""
+        self._free_events: list[torch.Event] = []
+        """Events to record again: creating one costs more than recording it."""
 
     def follow_compute(self) -> None:
-        """Hold back later copies until all that has been asked of the compute stream so far is done.
+        """Hold back later copies until all that the compute stream has been given so far is done.
 
-        Memory that was just allocated may have had another owner whose kernels are still running.
+        Memory that was just allocated may have belonged to a tensor whose kernels are still running.
         """
         self._compute = torch.accelerator.current_stream(self.device)
         self._copies.wait_stream(self._compute)
 
     def precede_compute(self) -> None:
-        """Hold back later computation until all copies asked for so far are done: before their memory is freed."""
+        """Hold back later computation until all copies so far are done; needed before their memory is freed."""
         self._compute.wait_stream(self._copies)
 
     def finish(self) -> None:
@@ -56,13 +50,13 @@ class Lane:
         self._copies.synchronize()
 
     def copy(self, group: Group, target: torch.Tensor, after: torch.Event | None) -> torch.Event:
-        """Copy a group's master on the copy stream, after an event of the compute stream; the event says it is done."""
+        """Copy a group's master on the copy stream, after an event of the compute stream; returns the event of its end."""
         if after is not None:
             self._copies.wait_event(after)
-            self._spare.append(after)
+            self._free_events.append(after)
         with self._copies:
             target.copy_(group.flat, non_blocking=True)
-        self._observer.copied(group.num_bytes)
+        self._meter.copied(group.num_bytes)
         return self._record(self._copies)
 
     def wait(self, ready: torch.Event) -> None:
@@ -71,15 +65,15 @@ class Lane:
         before.record(self._compute)
         self._compute.wait_event(ready)
         after.record(self._compute)
-        self._spare.append(ready)
-        self._observer.waited(before, after)
+        self._free_events.append(ready)
+        self._meter.waited(before, after)
 
     def passed(self) -> torch.Event:
-        """An event where the compute stream is now."""
+        """An event at the present end of the compute stream."""
         return self._record(self._compute)
 
     def _record(self, stream: torch.Stream) -> torch.Event:
-        event = self._spare.pop() if self._spare else torch.Event(device=self.device)
+        event = self._free_events.pop() if self._free_events else torch.Event(device=self.device)
         event.record(stream)
         return event
 
@@ -90,39 +84,39 @@ class Copy:
 
     flat: torch.Tensor
     tensors: list[torch.Tensor]
-    """Views of `flat`."""
+    """Views of `flat`, one for each tensor of the group."""
     ready: torch.Event | None = None
-    """Its bytes are there; None before they are asked for, and once the compute stream waits for them."""
+    """Event of the end of the copy; None before it is asked for, and once the compute stream waits for it."""
     has_arrived: bool = False
     """Whether the compute stream may read it."""
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A stretch of a ring: a group's copy, from the moment it is asked for until it is overwritten."""
+    """A group's copy in a ring, from the moment it is asked for until it is overwritten."""
 
     group: Group
     start: int
     number: int
-    """Of the visit it is for, over all iterations of the stage."""
+    """Number of the visit that the copy is for, over all iterations of the stage."""
     ready: torch.Event
-    """The copy is done."""
+    """Event of the end of the copy."""
     left: torch.Event | None = None
-    """The computation on it is done."""
+    """Event of the end of the computation with it."""
     is_wanted: bool = True
-    """Whether it is still to be computed with, or is being."""
+    """Whether a computation with it is still to come or to end."""
 
 
 class Ring:
     """A flat device buffer that a placement's streamed groups pass through, first in, first out.
 
-    Places as in `vramtune.layout`, where the planner has its own from.
+    `vramtune.layout` says where the places are, here and in the planner.
     """
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         self.num_bytes = num_bytes
         self.waiting: deque[Place] = deque()
-        """Copies asked for and not yet computed with."""
+        """Places whose copies were asked for and have not been computed with."""
         self._flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         self._head = 0
         self._live: deque[Place] = deque()
@@ -134,7 +128,7 @@ class Ring:
         return not any(place.is_wanted for place in self._live if place.start < overwritten)
 
     def ask(self, lane: Lane, group: Group, number: int) -> None:
-        """Have a group copied into its next place; only where there is room."""
+        """Copy a group into its next place, for which there must be room."""
         start = self._start(group)
         self._head = start + group.num_bytes
         after: torch.Event | None = None
@@ -146,15 +140,15 @@ class Ring:
         self.waiting.append(place)
 
     def copy_at(self, group: Group, start: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """A group's bytes at a place, flat and as tensors."""
+        """A group's bytes at a start, flat and as tensors."""
         start %= self.num_bytes
         if (group, start) not in self._copies:
             flat = self._flat[start : start + group.num_bytes]
-            self._copies[group, start] = flat, views(self._flat, start, group.spans)
+            self._copies[group, start] = flat, views(self._flat, start, group.extents)
         return self._copies[group, start]
 
     def next_waiting(self, group: Group) -> Place | None:
-        """The group's copy, if it is on its way; what was asked for before it is passed over."""
+        """The group's place, if its copy was asked for; copies that were asked for earlier are passed over."""
         if not any(place.group is group for place in self.waiting):
             return None
         while (place := self.waiting.popleft()).group is not group:
@@ -162,7 +156,7 @@ class Ring:
         return place
 
     def forget_waiting(self) -> None:
-        """Let go of the copies that no one has computed with."""
+        """Give up the copies that nothing has computed with."""
         for place in self.waiting:
             place.is_wanted = False
         self.waiting.clear()
@@ -176,18 +170,18 @@ class Passage:
     """One placement while it runs in a stage."""
 
     ring: Ring | None
-    """None where nothing of it is streamed."""
+    """Ring of its streamed groups, or None where none is streamed."""
     current: Group | None = None
-    """The group that computes now."""
+    """Group that computes now."""
     place: Place | None = None
-    """Its place, if it is streamed."""
+    """Place of the current group, if that is streamed."""
 
 
 class Traffic:
     """The copies of one stage, from its start to its end.
 
     `visits` is one iteration as planned: passage and group, in execution order. `kept` are the device copies of the
-    groups that the stage keeps; those whose bytes are not there yet come in at their first turn.
+    groups that the stage keeps; those whose bytes are not there yet are copied at their first turn.
     """
 
     def __init__(
@@ -200,12 +194,12 @@ class Traffic:
         self._lane, self._visits, self._kept = lane, visits, kept
         streams = any(passage.ring is not None for passage, _ in visits)
         self._end = len(visits) * (num_iterations if streams else 1)
-        self._next = 0  # number of the visit whose copy is asked for next, over all iterations
+        self._next = 0  # number of the visit to ask for next, over all iterations
         self._last = -1  # number of the last visit that was streamed
-        self.pump()
+        self.ask_ahead()
 
-    def pump(self) -> None:
-        """Ask for every copy that has room, in order."""
+    def ask_ahead(self) -> None:
+        """Ask for copies in order, as far as there is room."""
         while self._next < self._end:
             passage, group = self._visits[self._next % len(self._visits)]
             if (copy := self._kept.get(group)) is not None:
@@ -217,7 +211,7 @@ class Traffic:
             self._next += 1
 
     def enter(self, passage: Passage, group: Group) -> None:
-        """A group is about to compute: what computed before it is done, and its weights are there from here on."""
+        """Have a group's weights on the device before it computes; what computed before it is done."""
         if passage.current is group:
             return
         self.leave(passage)
@@ -228,29 +222,29 @@ class Traffic:
             passage.place = self._take(passage, passage.ring, group)
 
     def leave(self, passage: Passage) -> None:
-        """What computed last is done: its place may be overwritten."""
+        """Let the place of the group that computed last be overwritten."""
         place, passage.place, passage.current = passage.place, None, None
         if place is not None:
-            place.group.go_home()
+            place.group.use_master()
             place.left = self._lane.passed()
             place.is_wanted = False
-            self.pump()
+            self.ask_ahead()
 
     def close(self, passages: Iterable[Passage]) -> None:
-        """The stage is over: no parameter points into a ring any more."""
+        """End the stage: no parameter points into a ring any more."""
         for passage in passages:
             if passage.place is not None:
-                passage.place.group.go_home()
+                passage.place.group.use_master()
             passage.place = passage.current = None
 
     def arrive(self, group: Group, copy: Copy) -> None:
-        """Have a kept group there from here on."""
+        """Have a kept group's weights on the device for later computation."""
         if not copy.has_arrived:
             self._load(group, copy)
             if copy.ready is not None:
                 self._lane.wait(copy.ready)
             copy.ready, copy.has_arrived = None, True
-            group.go_to(copy.tensors)
+            group.use_copy(copy.tensors)
 
     def _load(self, group: Group, copy: Copy) -> None:
         if copy.ready is None and not copy.has_arrived:
@@ -263,17 +257,20 @@ class Traffic:
             place = ring.waiting.popleft()
         self._last = place.number
         self._lane.wait(place.ready)
-        group.go_to(ring.copy_at(group, place.start)[1])
+        group.use_copy(ring.copy_at(group, place.start)[1])
         return place
 
     def _catch_up(self, passage: Passage, ring: Ring, group: Group) -> None:
-        """The pipeline left the planned order: copy on the spot, and take the order up again from there."""
+        """Copy a group that is out of the planned order on the spot, and take the order up again from there."""
         for other, _ in self._visits:
             if other.ring is not None:
                 other.ring.forget_waiting()
         ahead = range(self._last + 1, self._last + 1 + len(self._visits))
         turn = next((n for n in ahead if self._visits[n % len(self._visits)] == (passage, group)), self._last)
+        logger.debug(
+            "group %s is out of the planned order: order taken up again at visit %d", group.name, turn
+        )
         ring.ask(self._lane, group, turn)
         self._next = turn + 1
         if turn >= self._end:
-            self._end = ENDLESS  # more iterations than planned: how many, nobody knows
+            self._end = ENDLESS  # more iterations than planned, and no one knows how many

@@ -16,16 +16,16 @@ _NEEDS_VALUES = (None, "pil", "np")
 def arguments_to_trace(pipe: DiffusionPipeline, call_kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments with a prompt and an output of tensors; raises `UsageError` for names that the call lacks."""
     accepted = inspect.signature(type(pipe).__call__)
+    kwargs = dict(call_kwargs)
+    if "prompt" in accepted.parameters and not kwargs.keys() & {"prompt", "prompt_embeds"}:
+        kwargs["prompt"] = DEFAULT_PROMPT
     try:
-        accepted.bind(pipe, **call_kwargs)
+        accepted.bind(pipe, **kwargs)
     except TypeError as error:
         names = ", ".join(list(accepted.parameters)[1:])
         raise UsageError(
             f"{type(pipe).__name__} does not accept these arguments: {error}. It accepts {names}."
         ) from error
-    kwargs = dict(call_kwargs)
-    if "prompt" in accepted.parameters and not kwargs.keys() & {"prompt", "prompt_embeds"}:
-        kwargs["prompt"] = DEFAULT_PROMPT
     if "output_type" in accepted.parameters and kwargs.get("output_type") in _NEEDS_VALUES:
         kwargs["output_type"] = "pt"
     return kwargs

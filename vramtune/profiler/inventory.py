@@ -7,7 +7,7 @@ from functools import reduce
 from itertools import groupby
 from math import inf
 
-from vramtune.profiler.allocator import rounded_bytes
+from vramtune.layout import round_up
 from vramtune.profiler.record import RecordedComponent
 from vramtune.profiler.trace import Trace
 from vramtune.profiler.tracker import Stack, Start, Weight
@@ -83,9 +83,7 @@ def largest_versions(versions: Iterable[Iterable[Weight]]) -> list[Weight]:
 def weighed(weights: Iterable[Weight]) -> Weights:
     """The sizes of these weights, added up."""
     sizes = [weight.num_bytes for weight in weights]
-    return Weights(
-        num_bytes=sum(sizes), allocated_bytes=sum(map(rounded_bytes, sizes)), num_tensors=len(sizes)
-    )
+    return Weights(num_bytes=sum(sizes), allocated_bytes=sum(map(round_up, sizes)), num_tensors=len(sizes))
 
 
 def main_dtype(weights: Iterable[Weight]) -> str:

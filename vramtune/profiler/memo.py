@@ -17,8 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.signature import PLAIN, Description, describe
-from vramtune.profiler.tracker import Allocation, Entry, Tracker, storage_id
+from vramtune.profiler.tensor_trees import tensors_of
+from vramtune.profiler.tracker import Allocation, Entry, storage_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,9 @@ class _UnrepeatableError(Exception):
 
 
 @contextmanager
-def memoised_children(component: nn.Module, tracker: Tracker, mode: FakeTensorMode) -> Iterator[None]:
+def memoised_children(
+    component: nn.Module, tracker: ComponentTracker, mode: FakeTensorMode
+) -> Iterator[None]:
     """While entered, the component's direct children answer equal calls from the first one."""
     children = list(component.children())
     before = [vars(child).get("forward") for child in children]
@@ -95,7 +99,9 @@ def memoised_children(component: nn.Module, tracker: Tracker, mode: FakeTensorMo
                 vars(child)["forward"] = forward
 
 
-def memoised(forward: Callable[..., Any], tracker: Tracker, mode: FakeTensorMode) -> Callable[..., Any]:
+def memoised(
+    forward: Callable[..., Any], tracker: ComponentTracker, mode: FakeTensorMode
+) -> Callable[..., Any]:
     """A `forward` that runs once for each different set of arguments."""
     memo: dict[object, RepeatableCall | None] = {}
 
@@ -108,10 +114,13 @@ def memoised(forward: Callable[..., Any], tracker: Tracker, mode: FakeTensorMode
         key = arguments.key
         if (known := memo.get(key)) is not None:
             return replay(known, arguments, tracker, mode)
-        start = CallStart(arguments, tracker)
+        start, num_decisions = CallStart(arguments, tracker), tracker.num_decisions
         del arguments  # the call must be free to let go of what its containers held
         outputs = forward(*args, **kwargs)
-        if key not in memo:
+        asked_for_values = tracker.num_decisions > num_decisions  # which equal arguments need not share
+        if asked_for_values or any(map(tracker.is_known, tensors_of(outputs))):
+            memo[key] = None
+        elif key not in memo:
             memo[key] = start.repeatable(outputs)
         return outputs
 
@@ -121,7 +130,7 @@ def memoised(forward: Callable[..., Any], tracker: Tracker, mode: FakeTensorMode
 class CallStart:
     """The state in which a call begins; its references are weak, so that the call can free what it likes."""
 
-    def __init__(self, arguments: Description, tracker: Tracker) -> None:
+    def __init__(self, arguments: Description, tracker: ComponentTracker) -> None:
         self._tracker = tracker
         self._start = len(tracker.tape)
         self._first_key = tracker.new_key()
@@ -204,7 +213,9 @@ class CallStart:
         return ViewOfGiven(position=self._position[storage._cdata], layout=layout)
 
 
-def replay(call: RepeatableCall, arguments: Description, tracker: Tracker, mode: FakeTensorMode) -> Any:
+def replay(
+    call: RepeatableCall, arguments: Description, tracker: ComponentTracker, mode: FakeTensorMode
+) -> Any:
     """Write a call on the tape again and make its results."""
     keys = _write_again(call, arguments, tracker)
     made: dict[int, torch.Tensor] = {}
@@ -242,7 +253,7 @@ def _view(tensor: torch.Tensor, layout: StorageLayout) -> torch.Tensor:
     return tensor.view(layout.dtype).as_strided(layout.size, layout.stride, layout.offset)
 
 
-def _write_again(call: RepeatableCall, arguments: Description, tracker: Tracker) -> dict[int, int]:
+def _write_again(call: RepeatableCall, arguments: Description, tracker: ComponentTracker) -> dict[int, int]:
     """Append the call's tape with new keys; returns the new key of each old one."""
     keys: dict[int, int] = {}
     tape = tracker.tape

@@ -1,14 +1,16 @@
 """Run a pipeline's own `__call__` while its components answer from fake tensors, and record what they did."""
 
 import logging
+import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -18,12 +20,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from vramtune.contract import METHODS, blocks_by_shell, modules_of, switched_off_tiling
-from vramtune.profiler.fake_weights import on_fake_weights, restored
+from vramtune.contract import (
+    METHODS,
+    blocks_by_shell,
+    forward_to_follow,
+    modules_of,
+    switched_off_tiling,
+)
+from vramtune.errors import TraceError
+from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
+from vramtune.profiler.known_values import PipelineTracker
 from vramtune.profiler.signature import describe
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of
 from vramtune.profiler.trace import ComponentMethod, Trace, trace_call, weights_of
-from vramtune.profiler.tracker import Entry, Tracker, Weight
+from vramtune.profiler.tracker import Entry, Weight
 from vramtune.schema import call_name
 
 logger = logging.getLogger(__name__)
@@ -64,21 +74,22 @@ def record_calls(
     largest_real_bytes: int,
     on_call: Callable[[str], None],
 ) -> Recording:
-    """Run the pipeline on fake weights; afterwards it is as it was.
+    """Run a copy of the pipeline on fake weights; the pipeline itself is not touched.
 
     Components' outputs up to `largest_real_bytes` reach the pipeline's own code as real zeros, larger ones as
     fakes: neither materialised nor computed with.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
-    with on_fake_weights(pipe, mode), _quiet_libraries():
-        components = {name: recorded_component(module) for name, module in modules_of(pipe).items()}
+    with _random_state_restored(), _single_threaded(), _quiet_libraries(), cached_fakes_forgotten():
+        copied = fake_copy(pipe, mode)
+        components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call)
-        recorder.answer_for(modules_of(pipe))
+        recorder.answer_for(modules_of(copied))
         for tensor in tensors_of(inputs):
             recorder.pipeline.count(tensor)
         with torch.no_grad(), recorder.pipeline:
-            pipe(**inputs)
+            copied(**inputs)
     return Recording(
         components=components, calls=tuple(recorder.calls), pipeline_tape=tuple(recorder.pipeline.tape)
     )
@@ -98,27 +109,29 @@ class Recorder:
 
     def __init__(self, mode: FakeTensorMode, largest_real_bytes: int, on_call: Callable[[str], None]) -> None:
         self.calls: list[Call] = []
-        self.pipeline = Tracker(weights={})
+        self.pipeline = PipelineTracker()
         """Tracks the pipeline's own work."""
         self._mode, self._largest_real_bytes, self._on_call = mode, largest_real_bytes, on_call
-        self._traces: dict[object, Trace] = {}
+        self._traces: dict[object, list[Trace]] = {}
+        """Traces by what makes calls equal; more than one where values decided what a call did."""
         self._is_tracing = False
         self._kept_alive: list[object] = []
         """Arguments that keys name by `id`."""
 
     def answer_for(self, components: Mapping[str, nn.Module]) -> None:
-        """Replace the methods on the instances; whoever restores the instances undoes it."""
+        """Replace the methods on the instances, which are copies."""
         names: dict[nn.Module, str] = {}
         for name, component in components.items():
             names.setdefault(component, name)  # two names may stand for one module
         for component, name in names.items():
             for method in METHODS:
                 if callable(original := getattr(component, method, None)):
-                    target = ComponentMethod(component=name, method=method, module=component, run=original)
+                    run = (method == "forward" and forward_to_follow(component)) or original
+                    target = ComponentMethod(component=name, method=method, module=component, run=run)
                     vars(component)[method] = self._answering(target)
 
     def _answering(self, target: ComponentMethod) -> Callable[..., Any]:
-        @wraps(target.run)  # pipelines look at the signature
+        @wraps(getattr(target.module, target.method))  # pipelines look at the signature
         def answering(*args: Any, **kwargs: Any) -> Any:
             return self.answer(target, args, kwargs)
 
@@ -134,7 +147,7 @@ class Recorder:
             outputs = self._for_pipeline(trace.outputs)
         self.calls.append(Call(trace=trace, tape_position=position))
         for tensor in tensors_of(outputs):
-            self.pipeline.count(tensor)
+            self.pipeline.count_unknown(tensor)
         return outputs
 
     @contextmanager
@@ -149,22 +162,38 @@ class Recorder:
         """The trace of a call like this one: a new one, if there was none yet."""
         dtype = next((weight.dtype for weight in target.module.parameters()), None)  # a pipeline may cast it
         arguments = describe(inputs)
-        key = (target.component, target.method, dtype, arguments.key)
-        if key not in self._traces:
-            self._kept_alive += arguments.objects
-            name, began = call_name(target.component, target.method), time.perf_counter()
-            self._on_call(name)
-            trace = trace_call(target, inputs, self._mode)
-            self._traces[key] = replace(trace, tiled=self._tiled(target, inputs))
-            logger.debug("traced %s in %.2f s", name, time.perf_counter() - began)
-        return self._traces[key]
+        traces = self._traces.setdefault((target.component, target.method, dtype, arguments.key), [])
+        if (known := self._like(traces, inputs)) is not None:
+            return known
+        self._kept_alive += arguments.objects
+        name, began = call_name(target.component, target.method), time.perf_counter()
+        self._on_call(name)
+        trace = trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+        traces.append(replace(trace, tiled=self._tiled(target, inputs)))
+        logger.debug("traced %s in %.2f s", name, time.perf_counter() - began)
+        return traces[-1]
+
+    def _like(self, traces: Sequence[Trace], inputs: Any) -> Trace | None:
+        """The trace of a call whose values, as far as they decided anything, are these."""
+        given = tensors_of(inputs) if any(trace.deciding_values for trace in traces) else []
+        for trace in traces:
+            decided = trace.deciding_values.items()
+            if all(self.pipeline.is_known(given[n]) and torch.equal(given[n], value) for n, value in decided):
+                return trace
+        return None
 
     def _tiled(self, target: ComponentMethod, inputs: Any) -> Trace | None:
+        """The same call with VAE tiling; None where there is no such thing, or it fails: then it is not offered."""
         if not switched_off_tiling(target.module):
             return None
-        with restored([target.module]):
-            target.module.enable_tiling()  # type: ignore[operator]
-            return trace_call(target, inputs, self._mode)
+        target.module.enable_tiling()  # type: ignore[operator]
+        try:
+            return trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+        except TraceError as error:
+            logger.debug("%s cannot be tiled: %s", target.component, error)
+            return None
+        finally:
+            target.module.disable_tiling()  # type: ignore[operator]
 
     def _for_pipeline(self, outputs: Any) -> Any:
         """What the pipeline's own code gets; views of one storage stay views of one storage."""
@@ -180,6 +209,28 @@ class Recorder:
             return bases[key].as_strided(fake.shape, fake.stride(), fake.storage_offset())
 
         return map_tensors(substitute, outputs)
+
+
+@contextmanager
+def _random_state_restored() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    # The pipeline's own arithmetic is on small tensors: a second thread would only spin.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """One call of one component's method on fake tensors: what it did, written down."""
 
+import itertools
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +13,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramtune.errors import TraceError
+from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS, ComponentTracker
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of
-from vramtune.profiler.tracker import Entry, Tracker, Usage, Weight
+from vramtune.profiler.tracker import Entry, Usage, Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,20 +41,32 @@ class Trace:
     tape: tuple[Entry, ...]
     usage: Usage
     outputs: Any
+    deciding_values: dict[int, torch.Tensor]
+    """Values of inputs that the code asked for, by the input's number: with others it may do something else."""
     tiled: "Trace | None"
     """The same call with VAE tiling on; None where the component has no tiling or it is on already."""
 
 
-def trace_call(target: ComponentMethod, inputs: Any, mode: FakeTensorMode) -> Trace:
-    """Run the method on fakes of its inputs, an (args, kwargs) pair; the component has fake weights already."""
+def trace_call(
+    target: ComponentMethod, inputs: Any, mode: FakeTensorMode, *, is_known: Callable[[torch.Tensor], bool]
+) -> Trace:
+    """Run the method on fakes of its inputs, an (args, kwargs) pair; the component has fake weights already.
+
+    `is_known` says whether an input has the values that it has in a real call; the method may ask for those.
+    """
+    weights = weights_of(target.module)
+    tracker = ComponentTracker(weights)
+    numbers = itertools.count()
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
+        number = next(numbers)
         with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        if tensor.numel() <= LARGEST_TWIN_ELEMENTS and is_known(tensor):
+            tracker.tell(twin, tensor, number)
+        return twin
 
     args, kwargs = map_tensors(fake, inputs)
-    weights = weights_of(target.module)
-    tracker = Tracker(weights)
     tracker.know(tensors_of((args, kwargs)))
     paths = {module: path for path, module in target.module.named_modules()}
     owners = {owner for weight in weights.values() for owner in weight.owners}
@@ -67,6 +82,8 @@ def trace_call(target: ComponentMethod, inputs: Any, mode: FakeTensorMode) -> Tr
             outputs = target.run(*args, **kwargs)
     except Exception as error:
         raise _trace_error(target, error, paths) from error
+    given = tensors_of(inputs)
+    deciding_values = {number: given[number].detach().clone() for number in sorted(tracker.deciding)}
     return Trace(
         component=target.component,
         method=target.method,
@@ -74,20 +91,33 @@ def trace_call(target: ComponentMethod, inputs: Any, mode: FakeTensorMode) -> Tr
         tape=tuple(tracker.tape),
         usage=tracker.usage,
         outputs=outputs,
+        deciding_values=deciding_values,
         tiled=None,
     )
 
 
 def _trace_error(target: ComponentMethod, error: Exception, paths: Mapping[nn.Module, str]) -> TraceError:
-    frames = traceback.walk_tb(error.__traceback__)
+    frames = list(traceback.walk_tb(error.__traceback__))
     modules = [frame.f_locals["self"] for frame, _ in frames if "self" in frame.f_locals]
     inside = [paths[module] for module in modules if isinstance(module, nn.Module) and module in paths]
     where = f" in its module {inside[-1]!r}" if inside and inside[-1] else ""
+    lines = [(frame.f_code.co_filename, number) for frame, number in frames]
+    theirs = [f"{Path(name).name}:{number}" for name, number in lines if not _is_machinery(name)]
+    line = f", {theirs[-1]}" if theirs else ""
     return TraceError(
-        f"Cannot predict {target.component}.{target.method}: {type(error).__name__}{where}: {str(error).rstrip('.')}. "
-        "Prediction runs it on tensors without values, so code that depends on values (`.item()`, a mask as an "
-        "index) cannot be followed. Compute that component's result beforehand and pass it to the pipeline (for a "
-        "text encoder `prompt_embeds`), do without the component (`safety_checker=None`), or measure on the GPU."
+        f"Cannot predict {target.component}.{target.method}: {type(error).__name__}{where}{line}: "
+        f"{str(error).rstrip('.')}. Prediction runs it on tensors without values; code that asks for values which only "
+        "the weights decide (`.item()`, a mask as an index) cannot be followed. Compute that component's result "
+        "beforehand and pass it to the pipeline (for a text encoder `prompt_embeds`), do without the component "
+        "(`safety_checker=None`), or measure on the GPU."
+    )
+
+
+def _is_machinery(filename: str) -> bool:
+    """Whether a line of this file only carries an operation out."""
+    return (
+        Path(torch.__file__).parent in Path(filename).parents
+        or Path(__file__).parent in Path(filename).parents
     )
 
 

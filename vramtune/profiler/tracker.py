@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vramtune.profiler.allocator import rounded_bytes
@@ -70,6 +71,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `weights` maps storages (their `_cdata`) to weights; these and whatever `know` is given are never counted.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, weights: Mapping[int, Weight]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights = weights
@@ -85,18 +88,36 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        if not isinstance(
+            func, OpOverload
+        ):  # a higher-order operator, such as flex attention: its memory counts
+            out = func(*args, **kwargs)
+            for tensor in tensors_in((out,)):
+                self.count(tensor)
             return out
-        outputs = list(tensors_in((out,)))
-        if outputs:
-            inputs = list(tensors_in(args)) if not kwargs else list(tensors_in((args, kwargs.values())))
-            self._note(func, args, inputs, outputs)
+        inputs = list(tensors_in(args)) if not kwargs else list(tensors_in((args, kwargs.values())))
+        out = self.execute(func, args, kwargs, inputs)
+        if outputs := list(tensors_in((out,))):
+            self.note(func, args, inputs, outputs)
         return out
 
-    def _note(
-        self, func: Any, args: tuple[Any, ...], inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+    def execute(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]
+    ) -> Any:
+        """Do an operation; `inputs` are the tensors among its arguments."""
+        return func(*args, **kwargs)
+
+    def note(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
     ) -> None:
+        """Record an operation that was done: the weights that it read, what it allocated, its work."""
         read = {storage_id(tensor) for tensor in inputs}
         if not is_mutable(func) and all(storage_id(tensor) in read for tensor in outputs):
             return  # a view costs nothing

@@ -4,24 +4,13 @@ An estimate and a measurement never share a figure: every figure says which of t
 """
 
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Literal
 
 from vramtune.errors import UsageError
+from vramtune.reports import tables
 from vramtune.reports.columns import Table
 from vramtune.reports.reasons import sentence
-from vramtune.reports.tables import (
-    activity_table,
-    beside_table,
-    component_table,
-    measured_table,
-    mode_table,
-    owner_table,
-    placement_table,
-    point_table,
-    stage_table,
-    stock_table,
-)
 from vramtune.schema import (
     PLAN_MODE,
     Comparison,
@@ -95,7 +84,7 @@ def _profile_card(profile: Profile) -> Card:
         settings=settings(profile.workload),
         source="predicted",
         facts=_profile_facts(profile),
-        tables=(component_table(profile), activity_table(profile)),
+        tables=(tables.component_table(profile), tables.activity_table(profile)),
     )
 
 
@@ -104,26 +93,20 @@ def _profile_facts(profile: Profile) -> tuple[Fact, ...]:
     weights = sum(component.weights.num_bytes for component in profile.components)
     largest = max(profile.stages, key=lambda stage: stage.activation_bytes + stage.pipeline_bytes)
     activation_bytes = largest.activation_bytes + largest.pipeline_bytes
-    device = profile.device
+    device, total = profile.device, format_bytes(profile.device.total_bytes)
     return (
         _predicted("weights", format_bytes(weights)),
         _predicted("most activations", format_bytes(activation_bytes), f"in {largest.name}"),
         _predicted("compute per call", format_seconds(compute), "no plan is faster"),
-        Fact(
-            label="usable GPU memory",
-            value=format_bytes(device.usable_bytes),
-            note=f"of {format_bytes(device.total_bytes)}",
-            source=device.source,
-        ),
+        _fact(device.source, "usable GPU memory", format_bytes(device.usable_bytes), f"of {total}"),
     )
 
 
-def _predicted(label: str, value: str, note: str = "", *, share: float | None = None) -> Fact:
-    return Fact(label=label, value=value, note=note, share=share, source="predicted")
+def _fact(source: Source, label: str, value: str, note: str = "", *, share: float | None = None) -> Fact:
+    return Fact(label=label, value=value, note=note, share=share, source=source)
 
 
-def _measured(label: str, value: str, note: str = "") -> Fact:
-    return Fact(label=label, value=value, note=note, source="measured")
+_predicted, _measured = partial(_fact, "predicted"), partial(_fact, "measured")
 
 
 @card.register(Plan)
@@ -139,8 +122,11 @@ def tuned_card(plan: Plan, measurement: Measurement | None) -> Card:
         verdict=verdict(plan, measurement),
         facts=plan_facts(plan, measurement),
         reasons=tuple(map(sentence, plan.reasons)),
-        tables=(*([beside_table(plan, measurement)] if measurement else []), placement_table(plan)),
-        folded=(stage_table(plan),),
+        tables=(
+            *([tables.beside_table(plan, measurement)] if measurement else []),
+            tables.placement_table(plan),
+        ),
+        folded=(tables.stage_table(plan),),
     )
 
 
@@ -151,7 +137,7 @@ def _comparison_card(comparison: Comparison) -> Card:
         settings=settings(comparison.workload),
         source="predicted",
         summary=comparison_sentence(comparison),
-        tables=(mode_table(comparison),),
+        tables=(tables.mode_table(comparison),),
     )
 
 
@@ -162,7 +148,7 @@ def _frontier_card(frontier: Frontier) -> Card:
         settings=settings(frontier.workload),
         source="predicted",
         summary=frontier_sentence(frontier),
-        tables=(point_table(frontier), stock_table(frontier)),
+        tables=(tables.point_table(frontier), tables.stock_table(frontier)),
     )
 
 
@@ -178,7 +164,7 @@ def _timeline_card(timeline: Timeline) -> Card:
             _busy(timeline, "compute"),
             _busy(timeline, "copy"),
         ),
-        tables=(owner_table(timeline),),
+        tables=(tables.owner_table(timeline),),
     )
 
 
@@ -195,7 +181,7 @@ def _measurement_card(measurement: Measurement) -> Card:
         title=f"The last call on {measurement.device_name}",
         source="measured",
         facts=_measured_facts(measurement),
-        tables=(measured_table(measurement),),
+        tables=(tables.measured_table(measurement),),
     )
 
 
@@ -317,6 +303,5 @@ def frontier_sentence(frontier: Frontier) -> str:
         f"bound {format_seconds(point.estimate.bound_seconds)})"
         for point in (frontier.points[0], frontier.points[-1])
     )
-    if len(frontier.points) == 1:
-        return f"It takes {least}; more memory saves no time on this GPU."
-    return f"From {least} to {most}; more memory saves no time on this GPU."
+    ends = f"It takes {least}" if len(frontier.points) == 1 else f"From {least} to {most}"
+    return f"{ends}; more memory saves no time on this GPU."

@@ -60,8 +60,8 @@ class Table:
         return replace(self, columns=tuple(self.columns[i] for i in shown), rows=rows)
 
 
-Field = tuple[Column, Callable[[Observation], Cell]]
-"""A column, and what fills its cells."""
+Field = Callable[[Sequence[Observation]], tuple[Column, Sequence[Cell]]]
+"""A column and its cells, made from all rows."""
 
 
 def table_of(
@@ -73,55 +73,70 @@ def table_of(
     marked: int | None = None,
 ) -> Table:
     """A row per observation."""
-    return Table(
-        title=title,
-        source=source,
-        note=note,
-        columns=tuple(column for column, _ in fields),
-        rows=tuple(tuple(cell(observation) for _, cell in fields) for observation in observations),
-        marked=marked,
-    )
+    columns, cells = zip(*(field(observations) for field in fields), strict=True)
+    rows = tuple(zip(*cells, strict=True))
+    return Table(title=title, source=source, note=note, columns=columns, rows=rows, marked=marked)
+
+
+def cells(column: Column, cell: Callable[[Observation], Cell]) -> Field[Observation]:
+    """Cells that are made by hand."""
+    return lambda rows: (column, [cell(row) for row in rows])
 
 
 def words(
     heading: str, text: Callable[[Observation], str], *, only: Medium | None = None
 ) -> Field[Observation]:
     """Words, flush left."""
-    return Column(heading=heading, alignment="left", only=only), lambda row: Cell(text=text(row))
+    return cells(Column(heading=heading, alignment="left", only=only), lambda row: Cell(text=text(row)))
 
 
 def figure(
     heading: str, text: Callable[[Observation], str], *, unit: str = "", only: Medium | None = None
 ) -> Field[Observation]:
     """A figure that is written by hand."""
-    return Column(heading=heading, unit=unit, only=only), lambda row: Cell(text=text(row))
+    return cells(Column(heading=heading, unit=unit, only=only), lambda row: Cell(text=text(row)))
 
 
 def gib(
-    heading: str, num_bytes: Callable[[Observation], int | None], *, of: int = 0, short: str = ""
+    heading: str, num_bytes: Callable[[Observation], int | None], *, bars: bool = False, short: str = ""
 ) -> Field[Observation]:
-    """Bytes in GiB; a bar if there is a largest one to hold them against."""
-    return Column(heading=heading, short=short, unit="GiB"), lambda row: _cell(num_bytes(row), _in_gib, of)
+    """Bytes in GiB."""
+    return quantities(Column(heading=heading, short=short, unit="GiB"), num_bytes, _in_gib, bars=bars)
 
 
 def time(
     heading: str,
     seconds: Callable[[Observation], float | None],
     *,
-    of: float = 0.0,
+    bars: bool = False,
     short: str = "",
     only: Medium | None = None,
 ) -> Field[Observation]:
-    """Seconds, each in its own unit; a bar if there is a longest one to hold them against."""
-    return Column(heading=heading, short=short, only=only), lambda row: _cell(
-        seconds(row), format_seconds, of
-    )
+    """Seconds, each in its own unit."""
+    return quantities(Column(heading=heading, short=short, only=only), seconds, format_seconds, bars=bars)
+
+
+def quantities(
+    column: Column,
+    quantity: Callable[[Observation], Quantity | None],
+    write: Callable[[Quantity], str],
+    *,
+    bars: bool,
+) -> Field[Observation]:
+    """Quantities, each with a bar where they have bars: the largest one's is the longest."""
+
+    def field(rows: Sequence[Observation]) -> tuple[Column, Sequence[Cell]]:
+        found = [quantity(row) for row in rows]
+        most = max(filter(None, found), default=0) if bars else 0
+        return column, [_cell(each, write, most) for each in found]
+
+    return field
 
 
 def _cell(quantity: Quantity | None, write: Callable[[Quantity], str], most: float) -> Cell:
     if quantity is None:
         return Cell(text=UNKNOWN)
-    return Cell(text=write(quantity), share=quantity / most if most else None)
+    return Cell(text=write(quantity), share=quantity / most if most > 0 else None)
 
 
 def _in_gib(num_bytes: int) -> str:

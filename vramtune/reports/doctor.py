@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.console import Group
 from rich.text import Text
 
-from vramtune.reports.columns import Cell, Column, Table, Tone, table_of, words
+from vramtune.reports.columns import Cell, Column, Table, Tone, cells, table_of, words
 from vramtune.reports.json_output import object_json
 from vramtune.reports.terminal import STYLES, table_text
 from vramtune.schema import Device, Source
@@ -53,64 +53,54 @@ def is_ready(rows: Iterable[CheckRow]) -> bool:
 
 def check_rows(machine: Machine) -> tuple[CheckRow, ...]:
     """Software, GPU, host: in the order in which to repair them."""
-    return tuple(_rows(machine))
+    gpu = _no_gpu(machine.driver) if machine.accelerator is None else _accelerator(machine.accelerator)
+    return (*_packages(machine), *_build(machine), *_driver(machine), *gpu, *_host(machine))
 
 
-def _rows(machine: Machine) -> Iterator[CheckRow]:
-    yield from _packages(machine.packages)
-    yield from _build(machine)
-    yield from _driver(machine)
-    if machine.accelerator is None:
-        yield _no_gpu(machine.driver)
-    else:
-        yield from _accelerator(machine.accelerator)
-    yield from _host(machine)
+def _ok(subject: str, finding: str, *, source: Source | None = None) -> CheckRow:
+    return CheckRow(subject=subject, finding=finding, source=source)
 
 
-def _judged(
-    subject: str,
-    finding: str,
-    advice: str = "",
-    *,
-    fault: bool = True,
-    status: Status = "missing",
-    source: Source | None = None,
+def _needed(subject: str, finding: str, advice: str, *, fault: bool = True) -> CheckRow:
+    """What autotune cannot do without: missing, with advice, if there is a fault."""
+    row = _ok(subject, finding)
+    return replace(row, status="missing", advice=advice) if fault else row
+
+
+def _noted(
+    subject: str, finding: str, advice: str, *, fault: bool = True, source: Source | None = None
 ) -> CheckRow:
-    """A row with a status and advice if there is a fault; without one it is ok."""
-    if not (fault and advice):
-        return CheckRow(subject=subject, finding=finding, source=source)
-    return CheckRow(subject=subject, finding=finding, status=status, advice=advice, source=source)
+    """What deserves attention, with advice, if there is a fault."""
+    row = _ok(subject, finding, source=source)
+    return replace(row, status="attention", advice=advice) if fault else row
 
 
 # ---------------------------------------------------------------------------------------------------
 # Software
 
 
-def _packages(packages: Iterable[Package]) -> Iterator[CheckRow]:
-    by_name = {package.name: package for package in packages}
+def _packages(machine: Machine) -> Iterator[CheckRow]:
+    by_name = {package.name: package for package in machine.packages}
     others = [package for name, package in by_name.items() if name not in NAMED_PACKAGES]
     yield from (_package(by_name[name]) for name in NAMED_PACKAGES)
     yield from (_package(package) for package in others if not package.is_supported)
     num_supported = sum(package.is_supported for package in others)
-    yield _judged("other packages", f"{num_supported} of {len(others)} as required")
+    yield _ok("other packages", f"{num_supported} of {len(others)} as required")
 
 
 def _package(package: Package) -> CheckRow:
     name, required = package.name, package.required
-    return _judged(
-        name,
-        f"{package.found} (supported: {required})" if package.found else "not installed",
-        fault=not package.is_supported,
-        advice=f"Install Python {required}."
-        if name == "Python"
-        else f'pip install --upgrade "{name}{required}".',
+    finding = f"{package.found} (supported: {required})" if package.found else "not installed"
+    advice = (
+        f'pip install --upgrade "{name}{required}".' if name != "Python" else f"Install Python {required}."
     )
+    return _needed(name, finding, advice, fault=not package.is_supported)
 
 
 def _build(machine: Machine) -> Iterator[CheckRow]:
     """What PyTorch is built for; nothing where it is not installed, which has its line already."""
     if machine.torch_build is not None:
-        yield _judged(
+        yield _needed(
             "torch build",
             machine.torch_build,
             fault=machine.accelerator is None and machine.torch_build == "CPU only",
@@ -118,7 +108,7 @@ def _build(machine: Machine) -> Iterator[CheckRow]:
             "build is for CPUs only).",
         )
     elif any(package.name == "torch" and package.found for package in machine.packages):
-        yield _judged(
+        yield _needed(
             "torch build",
             f"unknown: PyTorch does not import ({machine.torch_error})",
             "Reinstall it: pip install --force-reinstall torch.",
@@ -134,14 +124,14 @@ def _driver(machine: Machine) -> Iterator[CheckRow]:
     driver, build = machine.driver, machine.torch_build or ""
     if driver is not None:
         needed = build.removeprefix("CUDA ")
-        yield _judged(
+        yield _needed(
             "NVIDIA driver",
             f"{driver.version}, runs CUDA up to {driver.cuda_version}",
             fault=build.startswith("CUDA ") and _major(needed) > _major(driver.cuda_version),
             advice=f"Too old for PyTorch's {build}: update the driver, or install a PyTorch for an older CUDA.",
         )
     elif machine.accelerator is None:
-        yield _judged(
+        yield _needed(
             "NVIDIA driver",
             "none",
             "Install it (https://www.nvidia.com/drivers); in a container, pass the GPU in "
@@ -153,18 +143,15 @@ def _major(version: str) -> int:
     return int(version.partition(".")[0])
 
 
-def _no_gpu(driver: Driver | None) -> CheckRow:
+def _no_gpu(driver: Driver | None) -> Iterator[CheckRow]:
+    finding = "none that PyTorch can use"
+    advice = 'Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".'
     if driver is not None and driver.card is not None:
-        return _judged(
-            "GPU",
-            f"{driver.card}, but PyTorch cannot use it",
-            "Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong.",
+        finding = f"{driver.card}, but PyTorch cannot use it"
+        advice = (
+            "Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong."
         )
-    return _judged(
-        "GPU",
-        "none that PyTorch can use",
-        'Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".',
-    )
+    yield _needed("GPU", finding, advice)
 
 
 def _accelerator(accelerator: Accelerator) -> Iterator[CheckRow]:
@@ -172,26 +159,21 @@ def _accelerator(accelerator: Accelerator) -> Iterator[CheckRow]:
     name = f"{accelerator.name} ({accelerator.label}{count})"
     device, holders = accelerator.device, _holders(accelerator.holders)
     if device is None:
-        yield _judged(
+        yield _needed(
             "GPU",
             f"{name}; its probe failed: {accelerator.error}",
             f"autotune begins with that probe. {holders or 'Free its memory'}; then try again.",
         )
         return
-    yield _judged("GPU", name)
-    yield _judged(
+    yield _ok("GPU", name)
+    yield _noted(
         "GPU memory",
         f"{format_bytes(device.usable_bytes)} usable of {format_bytes(device.total_bytes)}",
-        status="attention",
+        f"{holders or 'The driver does not say who holds the rest; nvidia-smi may'}.",
         fault=device.total_bytes - device.usable_bytes > HELD_FRACTION * device.total_bytes,
-        advice=f"{holders or 'The driver does not say who holds the rest; nvidia-smi may'}.",
     )
-    yield _judged(
-        "GPU context",
-        f"{format_bytes(device.context_bytes)}, and {format_bytes(device.workspace_bytes)} for libraries' "
-        "workspaces",
-        source="measured",
-    )
+    context, workspaces = format_bytes(device.context_bytes), format_bytes(device.workspace_bytes)
+    yield _ok("GPU context", f"{context}, and {workspaces} for libraries' workspaces", source="measured")
     yield from _rates(device, accelerator.listed)
 
 
@@ -208,43 +190,37 @@ def _holder(holder: Holder) -> str:
 
 
 def _rates(device: Device, listed: Device | None) -> Iterator[CheckRow]:
-    usual = listed.pinned_copy_bytes_per_second if listed else 0.0
-    yield _judged(
+    """What the probe timed, held against the data sheet of a card that is listed."""
+    pinned, usual = (
+        device.pinned_copy_bytes_per_second,
+        listed.pinned_copy_bytes_per_second if listed else 0.0,
+    )
+    yield _noted(
         "copies, pinned",
-        _rate(device.pinned_copy_bytes_per_second),
-        status="attention",
-        fault=device.pinned_copy_bytes_per_second < USUAL_LINK_FRACTION * usual,
-        advice=f"Usual for this card is {_rate(usual)}. Check that its slot has all its lanes: nvidia-smi -q, under "
+        _rate(pinned),
+        f"Usual for this card is {_rate(usual)}. Check that its slot has all its lanes: nvidia-smi -q, under "
         "GPU Link Info.",
+        fault=pinned < USUAL_LINK_FRACTION * usual,
         source="measured",
     )
-    yield _judged(
-        "copies, pageable",
-        f"{_rate(device.pageable_copy_bytes_per_second)}, and back {_rate(device.readback_bytes_per_second)}",
-        source="measured",
-    )
-    yield _judged(
+    pageable, back = _rate(device.pageable_copy_bytes_per_second), _rate(device.readback_bytes_per_second)
+    yield _ok("copies, pageable", f"{pageable}, and back {back}", source="measured")
+    yield _noted(
         "copies, overlapped",
         f"{device.overlap_fraction:.0%} of the pinned rate while the GPU computes",
-        status="attention",
+        "Streamed weights arrive at this lower rate: prefer a budget that keeps more of them on the GPU.",
         fault=device.overlap_fraction < LEAST_OVERLAP_FRACTION,
-        advice="Streamed weights arrive at this lower rate: prefer a budget that keeps more of them on the GPU.",
         source="measured",
     )
-    peak = max(listed.flops_per_second.values()) if listed else 0.0
-    rates = device.flops_per_second
-    yield _judged(
+    peak, rates = max(listed.flops_per_second.values()) if listed else 0.0, device.flops_per_second
+    yield _noted(
         "arithmetic",
         ", ".join(f"{dtype} {rate / 1e12:.3g}" for dtype, rate in rates.items()) + " TFLOP/s",
-        status="attention",
+        f"Its data sheet says {peak / 1e12:.3g}. Check whether something else is using it, or its power is limited.",
         fault=max(rates.values()) < USUAL_ARITHMETIC_FRACTION * peak,
-        advice=f"Its data sheet says {peak / 1e12:.3g}. Check whether something else is using it, or its power is "
-        "limited.",
         source="measured",
     )
-    yield CheckRow(
-        subject="GPU memory rate", finding=_rate(device.memory_bytes_per_second), source="measured"
-    )
+    yield _ok("GPU memory rate", _rate(device.memory_bytes_per_second), source="measured")
 
 
 def _rate(bytes_per_second: float) -> str:
@@ -260,28 +236,26 @@ def _host(machine: Machine) -> Iterator[CheckRow]:
     yield _host_memory(host)
     is_nvidia = machine.accelerator is None or machine.driver is not None
     if host.locked_limit_bytes is not None and not is_nvidia:
-        yield CheckRow(
-            subject="locked memory",
-            finding=f"at most {format_bytes(host.locked_limit_bytes)} (ulimit -l)",
-            status="attention",
-            advice="Weights that leave the GPU are page-locked on the host: ulimit -l unlimited.",
+        yield _noted(
+            "locked memory",
+            f"at most {format_bytes(host.locked_limit_bytes)} (ulimit -l)",
+            "Weights that leave the GPU are page-locked on the host: ulimit -l unlimited.",
         )
 
 
 def _host_memory(host: Host) -> CheckRow:
     if host.total_bytes is None or host.available_bytes is None:
-        return _judged("host memory", "unknown on this system")
+        return _ok("host memory", "unknown on this system")
     finding = f"{format_bytes(host.available_bytes)} available of {format_bytes(host.total_bytes)}"
     available_bytes, limit_bytes = host.available_bytes, host.control_group_limit_bytes
     if limit_bytes is not None and limit_bytes < host.total_bytes:
         finding += f"; this process's group may use {format_bytes(limit_bytes)}"
         available_bytes = min(available_bytes, limit_bytes)
-    return _judged(
+    return _noted(
         "host memory",
         finding,
-        status="attention",
+        "Weights that leave the GPU stay here, page-locked: SDXL's take 6.5 GiB, FLUX.1's 31.4 GiB.",
         fault=available_bytes < LEAST_HOST_BYTES,
-        advice="Weights that leave the GPU stay here, page-locked: SDXL's take 6.5 GiB, FLUX.1's 31.4 GiB.",
     )
 
 
@@ -301,7 +275,7 @@ def check_table(rows: tuple[CheckRow, ...]) -> Table:
         None,
         rows,
         words("what", lambda row: row.subject),
-        (
+        cells(
             Column(heading="status", alignment="left"),
             lambda row: Cell(text=row.status, tone=TONES[row.status]),
         ),

@@ -5,16 +5,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from vramtune.errors import UsageError
 from vramtune.reports import rows
-from vramtune.schema import (
-    Comparison,
-    Frontier,
-    MeasuredStage,
-    Measurement,
-    Plan,
-    Profile,
-    Span,
-    Timeline,
-)
+from vramtune.schema import Comparison, Frontier, MeasuredStage, Measurement, Plan, Profile, Span, Timeline
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,6 +31,23 @@ ROWS: dict[type, tuple[type, Callable[[Any], Iterable[object]]]] = {
 }
 """The rows of each noun, and their type."""
 
+BESIDE_FIGURES = (
+    "predicted_num_iterations",
+    "predicted_kept_bytes",
+    "predicted_slot_bytes",
+    "predicted_activation_bytes",
+    "predicted_fixed_bytes",
+    "predicted_peak_bytes",
+    "measured_peak_bytes",
+    "predicted_seconds",
+    "measured_seconds",
+    "predicted_exposed_copy_seconds",
+    "measured_exposed_copy_seconds",
+    "predicted_moved_bytes",
+    "measured_moved_bytes",
+)
+"""The side of a `BesideRow` and the noun's field, for each figure."""
+
 
 def to_frame(noun: object) -> "DataFrame":
     """One row per component of a profile, placement and stage of a plan, mode of a comparison, point of a frontier,
@@ -59,7 +67,15 @@ def to_frame(noun: object) -> "DataFrame":
 
 def tuned_frame(plan: Plan, measurement: Measurement | None) -> "DataFrame":
     """One row per stage: what was predicted, and beside it what was measured, once a call has finished."""
-    return _frame(rows.BesideRow, rows.beside_rows(plan, measurement))
+    import pandas
+
+    stages = rows.beside_rows(plan, measurement)
+    columns = {"stage": pandas.Series([stage.stage for stage in stages], dtype="str")}
+    for column in BESIDE_FIGURES:
+        side, _, field = column.partition("_")
+        figures = [getattr(getattr(stage, side), field, None) for stage in stages]
+        columns[column] = pandas.Series(figures, dtype="float64" if field.endswith("seconds") else "Int64")
+    return pandas.DataFrame(columns).rename(columns={"predicted_num_iterations": "num_iterations"})
 
 
 def _frame(kind: type, observations: Iterable[object]) -> "DataFrame":

@@ -2,28 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from vramtune.reports import plots
-from vramtune.reports.cards import (
-    comparison_sentence,
-    frontier_sentence,
-    plan_facts,
-    plan_title,
-    verdict,
-)
+from vramtune.reports.cards import card, tuned_card
 from vramtune.reports.columns import Table
-from vramtune.reports.reasons import sentence
 from vramtune.reports.svg import Picture, svg_of
-from vramtune.reports.tables import (
-    beside_table,
-    component_table,
-    mode_table,
-    placement_table,
-    point_table,
-    stage_table,
-    stock_table,
-)
+from vramtune.reports.tables import beside_table, component_table, placement_table, stage_table
 from vramtune.reports.templating import render
 from vramtune.schema import (
     Comparison,
@@ -46,7 +31,7 @@ class Section:
     name: str
     """The id on the page."""
     title: str
-    source: Source | None
+    source: Source | None = "predicted"
     """None where figures of both kinds stand side by side."""
     summary: str = ""
     pictures: tuple[Picture, ...] = ()
@@ -79,10 +64,7 @@ def write_report(
     )
     page = render(
         "report.html.jinja",
-        title=plan_title(plan),
-        verdict=verdict(plan, measurement),
-        facts=plan_facts(plan, measurement),
-        reasons=tuple(map(sentence, plan.reasons)),
+        card=tuned_card(plan, measurement),
         sections=tuple(filter(None, sections)),
         environment=tuple(_environment(profile, plan)),
     )
@@ -90,63 +72,61 @@ def write_report(
 
 
 def _measured(plan: Plan, measurement: Measurement) -> Section:
-    data = plots.predicted_and_measured(measurement, plan=plan)
     return Section(
         name="measured",
         title="Predicted beside measured",
         source=None,
-        pictures=(svg_of(plots.draw_measured, data, name="measured-figure"),),
+        pictures=(svg_of(partial(measurement.plot, plan), name="measured-figure"),),
         tables=(beside_table(plan, measurement),),
     )
 
 
 def _modes(comparison: Comparison) -> Section:
-    data = plots.mode_seconds(comparison)
+    shown = card(comparison)
     return Section(
         name="modes",
         title="Beside the stock diffusers modes",
-        source="predicted",
-        summary=comparison_sentence(comparison),
-        pictures=(svg_of(plots.draw_modes, data, name="modes-figure"),),
-        tables=(mode_table(comparison),),
+        summary=shown.summary,
+        pictures=(svg_of(comparison.plot, name="modes-figure"),),
+        tables=shown.tables,
     )
 
 
 def _call(plan: Plan, timeline: Timeline | None) -> Section:
+    drawn = (
+        {
+            "memory-figure": timeline.plot_memory,
+            "peaks-figure": timeline.plot_peaks,
+            "lanes-figure": timeline.plot_lanes,
+        }
+        if timeline
+        else {}
+    )
     return Section(
         name="call",
         title="The call, stage by stage",
-        source="predicted",
-        pictures=tuple(_call_pictures(timeline)) if timeline else (),
+        pictures=tuple(svg_of(plot, name=name) for name, plot in drawn.items()),
         tables=(placement_table(plan), stage_table(plan)),
     )
 
 
-def _call_pictures(timeline: Timeline) -> Iterator[Picture]:
-    yield svg_of(plots.draw_memory, plots.memory_over_call(timeline), name="memory-figure")
-    yield svg_of(plots.draw_peaks, plots.stage_peaks(timeline), name="peaks-figure")
-    yield svg_of(plots.draw_lanes, plots.step_lanes(timeline), name="lanes-figure")
-
-
 def _frontier(frontier: Frontier) -> Section:
-    data = plots.latency_frontier(frontier)
+    shown = card(frontier)
     return Section(
         name="frontier",
         title="With less memory, or more",
-        source="predicted",
-        summary=frontier_sentence(frontier),
-        pictures=(svg_of(plots.draw_frontier, data, name="frontier-figure"),),
-        tables=(point_table(frontier), stock_table(frontier)),
+        summary=shown.summary,
+        pictures=(svg_of(frontier.plot, name="frontier-figure"),),
+        tables=shown.tables,
     )
 
 
 def _components(profile: Profile, plan: Plan) -> Section:
-    data = plots.component_costs(profile, permissions=plan.permissions)
+    plot = partial(profile.plot, permissions=plan.permissions)
     return Section(
         name="components",
         title="What each component costs",
-        source="predicted",
-        pictures=(svg_of(plots.draw_components, data, name="components-figure"),),
+        pictures=(svg_of(plot, name="components-figure"),),
         tables=(component_table(profile, plan),),
     )
 

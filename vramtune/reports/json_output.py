@@ -45,8 +45,9 @@ def comparison_json(profile: Profile, comparison: Comparison) -> str:
 
 
 def frontier_json(profile: Profile, frontier: Frontier) -> str:
-    """Latency against VRAM, where something fits."""
-    return object_json(fits=True, profile=_profile(profile), frontier=_frontier(frontier))
+    """Latency against VRAM, where something fits, without the stages of each plan."""
+    curve = {"points": point_rows(frontier), "stock": stock_rows(frontier)}
+    return object_json(fits=True, profile=_profile(profile), frontier=curve)
 
 
 def _profile(profile: Profile, *, permissions: tuple[str, ...] = ()) -> Fields:
@@ -87,13 +88,7 @@ def _comparison(comparison: Comparison) -> Fields:
     }
 
 
-def _frontier(frontier: Frontier) -> Fields:
-    """A frontier without the stages of each plan."""
-    return {"points": point_rows(frontier), "stock": stock_rows(frontier)}
-
-
 def object_json(**fields: object) -> str:
     """One object of rows or nouns, with their version; without the envelope that files have."""
-    return msgspec.json.format(
-        msgspec.json.encode({"schema_version": SCHEMA_VERSION, **fields}), indent=2
-    ).decode()
+    answer = msgspec.json.encode({"schema_version": SCHEMA_VERSION, **fields})
+    return msgspec.json.format(answer, indent=2).decode()

@@ -3,11 +3,10 @@
 Each row is flat and tidy: one observation, units in the field names, unknown is None.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from vramtune.schema import (
-    Activity,
     Comparison,
     Component,
     Estimate,
@@ -125,32 +124,23 @@ class StockRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BesideRow:
-    """One stage as it was predicted and as it was measured.
-
-    What was predicted is None for a stage that the plan does not know, what was measured for one that did not run. The
-    four predicted parts add up to the predicted peak.
-    """
+    """One stage as it was predicted and as it was measured."""
 
     stage: str
-    num_iterations: int | None
-    predicted_kept_bytes: int | None
-    predicted_slot_bytes: int | None
-    predicted_activation_bytes: int | None
-    predicted_fixed_bytes: int | None
-    predicted_peak_bytes: int | None
-    measured_peak_bytes: int | None
-    """With the CUDA context where that is known; it is always in the predicted one."""
-    predicted_seconds: float | None
-    measured_seconds: float | None
-    predicted_exposed_copy_seconds: float | None
-    measured_exposed_copy_seconds: float | None
-    predicted_moved_bytes: int | None
-    measured_moved_bytes: int | None
+    predicted: StageEstimate | None
+    """None for a stage that the plan does not know."""
+    measured: MeasuredStage | None
+    """None for a stage that did not run. The peak is with the CUDA context where that is known."""
+
+    @property
+    def label(self) -> str:
+        """The stage and how often it repeats."""
+        return stage_label(self.stage, self.predicted.num_iterations if self.predicted else 1)
 
 
-def stage_label(name: str, num_iterations: int | None) -> str:
+def stage_label(name: str, num_iterations: int) -> str:
     """A stage and how often it repeats: `"unet x50"`."""
-    return name if num_iterations in (1, None) else f"{name} x{num_iterations}"
+    return name if num_iterations == 1 else f"{name} x{num_iterations}"
 
 
 def component_rows(profile: Profile, *, permissions: tuple[str, ...] = ()) -> tuple[ComponentRow, ...]:
@@ -160,7 +150,12 @@ def component_rows(profile: Profile, *, permissions: tuple[str, ...] = ()) -> tu
 
 
 def _component_row(component: Component, profile: Profile, stages: tuple[Stage, ...]) -> ComponentRow:
-    calls = _activities(component.name, stages)
+    calls = [
+        (stage.num_iterations, activity)
+        for stage in stages
+        for activity in stage.activities
+        if activity.component == component.name
+    ]
     return ComponentRow(
         component=component.name,
         class_name=component.class_name,
@@ -172,16 +167,6 @@ def _component_row(component: Component, profile: Profile, stages: tuple[Stage, 
         num_calls=sum(repeats * activity.num_calls for repeats, activity in calls),
         compute_seconds=sum(repeats * activity.seconds for repeats, activity in calls),
         copy_seconds=component.used_bytes / profile.device.pinned_copy_bytes_per_second,
-    )
-
-
-def _activities(component: str, stages: tuple[Stage, ...]) -> tuple[tuple[int, Activity], ...]:
-    """What the component does, each with how often its stage repeats."""
-    return tuple(
-        (stage.num_iterations, activity)
-        for stage in stages
-        for activity in stage.activities
-        if activity.component == component
     )
 
 
@@ -210,15 +195,9 @@ def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
     plan_seconds = comparison.plan.estimate.seconds if comparison.plan else None
     rows = tuple(
         ModeRow(
-            mode=mode.mode,
-            fits=mode.fits,
-            peak_bytes=mode.peak_bytes,
-            seconds=mode.seconds,
+            **asdict(mode),
             plan_ratio=_ratio(mode.seconds, plan_seconds),
-            compute_seconds=mode.compute_seconds,
             exposed_copy_seconds=max(mode.seconds - mode.compute_seconds, 0.0),  # below 0 only by rounding
-            moved_bytes=mode.moved_bytes,
-            moved_back_bytes=mode.moved_back_bytes,
         )
         for mode in comparison.modes
     )
@@ -240,7 +219,7 @@ def _point_row(point: FrontierPoint, stock: tuple[ModeEstimate, ...]) -> PointRo
     return PointRow(
         budget_bytes=point.budget_bytes,
         peak_bytes=point.estimate.peak_bytes,
-        seconds=point.estimate.seconds,
+        seconds=point.seconds,
         bound_seconds=point.estimate.bound_seconds,
         gap_fraction=point.estimate.gap_fraction,
         limit=_limit(point.estimate),
@@ -259,11 +238,12 @@ def _limit(estimate: Estimate) -> Limit:
 
 def stock_rows(frontier: Frontier) -> tuple[StockRow, ...]:
     """One row per stock mode, the one that needs least memory first."""
-    rows = (_stock_row(mode, frontier) for mode in frontier.stock)
+    rows = (stock_row(mode, frontier) for mode in frontier.stock)
     return tuple(sorted(rows, key=lambda row: (row.peak_bytes, row.seconds)))
 
 
-def _stock_row(mode: ModeEstimate, frontier: Frontier) -> StockRow:
+def stock_row(mode: ModeEstimate, frontier: Frontier) -> StockRow:
+    """One stock mode beside the points of a frontier."""
     fitting = [point.seconds for point in frontier.points if point.budget_bytes <= mode.peak_bytes]
     plan_seconds = fitting[-1] if fitting else None  # points are faster the more memory they have
     return StockRow(
@@ -282,20 +262,20 @@ def beside_rows(plan: Plan, measurement: Measurement | None) -> tuple[BesideRow,
     Stages are matched by name, which is unique in a plan; a call that came back to one counts together.
     """
     predicted = {stage.name: stage for stage in plan.estimate.stages}
-    measured = _by_name(measurement.stages if measurement else ())
-    context_bytes = (measurement.context_bytes or 0) if measurement else 0
+    measured = _by_name(measurement) if measurement else {}
     return tuple(
-        _beside_row(name, predicted.get(name), measured.get(name), context_bytes)
+        BesideRow(stage=name, predicted=predicted.get(name), measured=measured.get(name))
         for name in dict.fromkeys((*predicted, *measured))
     )
 
 
-def _by_name(stages: tuple[MeasuredStage, ...]) -> dict[str, MeasuredStage]:
-    """The stages that ran under one name, together."""
+def _by_name(measurement: Measurement) -> dict[str, MeasuredStage]:
+    """The stages that ran under one name, together, their peaks with the context."""
     together: dict[str, MeasuredStage] = {}
-    for stage in stages:
+    for stage in measurement.stages:
+        whole = replace(stage, peak_bytes=stage.peak_bytes + (measurement.context_bytes or 0))
         before = together.get(stage.name)
-        together[stage.name] = _sum(before, stage) if before else stage
+        together[stage.name] = _sum(before, whole) if before else whole
     return together
 
 
@@ -306,25 +286,4 @@ def _sum(one: MeasuredStage, other: MeasuredStage) -> MeasuredStage:
         exposed_copy_seconds=one.exposed_copy_seconds + other.exposed_copy_seconds,
         moved_bytes=one.moved_bytes + other.moved_bytes,
         peak_bytes=max(one.peak_bytes, other.peak_bytes),
-    )
-
-
-def _beside_row(
-    name: str, predicted: StageEstimate | None, measured: MeasuredStage | None, context_bytes: int
-) -> BesideRow:
-    return BesideRow(
-        stage=name,
-        num_iterations=predicted.num_iterations if predicted else None,
-        predicted_kept_bytes=predicted.kept_bytes if predicted else None,
-        predicted_slot_bytes=predicted.slot_bytes if predicted else None,
-        predicted_activation_bytes=predicted.activation_bytes if predicted else None,
-        predicted_fixed_bytes=predicted.fixed_bytes if predicted else None,
-        predicted_peak_bytes=predicted.peak_bytes if predicted else None,
-        measured_peak_bytes=measured.peak_bytes + context_bytes if measured else None,
-        predicted_seconds=predicted.seconds if predicted else None,
-        measured_seconds=measured.seconds if measured else None,
-        predicted_exposed_copy_seconds=predicted.exposed_copy_seconds if predicted else None,
-        measured_exposed_copy_seconds=measured.exposed_copy_seconds if measured else None,
-        predicted_moved_bytes=predicted.moved_bytes if predicted else None,
-        measured_moved_bytes=measured.moved_bytes if measured else None,
     )

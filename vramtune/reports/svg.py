@@ -4,13 +4,10 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-Data = TypeVar("Data")
 
 DARK_LUMA = 100
 """Brightness, 0 to 255: darker colours are lost on a dark page."""
@@ -27,14 +24,14 @@ class Picture:
     """An `<svg>` element, to be written as it is."""
 
 
-def svg_of(draw: Callable[[Data], Axes], data: Data, *, name: str) -> Picture:
-    """Draw the data; the plot's title becomes the caption, which wraps where the page is narrow.
+def svg_of(plot: Callable[[], Axes], *, name: str) -> Picture:
+    """Draw by a noun's own method; the plot's title becomes the caption, which wraps where the page is narrow.
 
-    Text stays text, and nothing depends on chance or on the date: equal data give equal pictures.
+    Text stays text, and nothing depends on chance or on the date: equal nouns give equal pictures.
     """
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        axes = draw(data)
+        axes = plot()
         caption = _caption(axes.get_title(loc="left"))
         axes.set_title("", loc="left")
         figure = axes.get_figure()

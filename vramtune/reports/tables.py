@@ -3,7 +3,7 @@
 Where 80 columns of text have no room for a column, the column says so itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Protocol
 
@@ -12,18 +12,21 @@ from vramtune.reports.columns import (
     Cell,
     Column,
     Field,
+    Quantity,
     Table,
+    cells,
     figure,
     gib,
+    quantities,
     table_of,
     time,
     times,
     words,
 )
 from vramtune.reports.rows import (
+    BesideRow,
     ComponentRow,
     PlacementRow,
-    PointRow,
     beside_rows,
     component_rows,
     mode_rows,
@@ -37,9 +40,11 @@ from vramtune.schema import (
     Comparison,
     Device,
     Frontier,
+    MeasuredStage,
     Measurement,
     Plan,
     Profile,
+    StageEstimate,
     Timeline,
 )
 from vramtune.units import GIB
@@ -48,8 +53,6 @@ from vramtune.units import GIB
 def component_table(profile: Profile, plan: Plan | None = None) -> Table:
     """What each component costs in one call, and where its weights are while it runs if there is a plan."""
     rows = component_rows(profile, permissions=plan.permissions if plan else ())
-    most_bytes = max((row.weight_bytes for row in rows), default=0)
-    longest = max((row.compute_seconds for row in rows), default=0.0)
     placed = (_placed(placement_rows(plan)),) if plan else ()
     return table_of(
         "Components, over one call",
@@ -58,11 +61,11 @@ def component_table(profile: Profile, plan: Plan | None = None) -> Table:
         words("component", lambda row: row.component),
         words("class", lambda row: row.class_name, only="page"),
         words("dtype", lambda row: row.dtype, only="page"),
-        gib("weights", lambda row: row.weight_bytes, of=most_bytes),
+        gib("weights", lambda row: row.weight_bytes, bars=True),
         gib("used", lambda row: row.used_bytes),
         gib("activations", lambda row: row.activation_bytes, short="activ."),
         figure("calls", lambda row: str(row.num_calls)),
-        time("compute", lambda row: row.compute_seconds if row.num_calls else None, of=longest),
+        time("compute", lambda row: row.compute_seconds if row.num_calls else None, bars=True),
         time("copy once", lambda row: row.copy_seconds if row.used_bytes else None),
         *placed,
         note="streamed: weight groups kept / all" if plan else "",
@@ -113,25 +116,22 @@ def _kept_in(stage: int, label: str) -> Field[tuple[PlacementRow, ...]]:
         share = row.kept_bytes / row.weight_bytes if row.weight_bytes else 0.0
         return Cell(text=_role(row), share=share, tone=None if row.active else "faint")
 
-    return Column(heading=label, alignment="left", only="page"), cell
+    return cells(Column(heading=label, alignment="left", only="page"), cell)
 
 
 def stage_table(plan: Plan) -> Table:
     """What is on the GPU in each stage, how long the stage takes, and what is moved for it."""
-    stages = plan.estimate.stages
-    most_bytes = max(stage.peak_bytes for stage in stages)
-    longest = max(stage.seconds for stage in stages)
     return table_of(
         "Stages of the call",
         "predicted",
-        stages,
+        plan.estimate.stages,
         words("stage", lambda stage: stage_label(stage.name, stage.num_iterations)),
         gib("kept", lambda stage: stage.kept_bytes),
         gib("slots", lambda stage: stage.slot_bytes),
         gib("activations", lambda stage: stage.activation_bytes, short="activ."),
         gib("fixed", lambda stage: stage.fixed_bytes),
-        gib("peak", lambda stage: stage.peak_bytes, of=most_bytes),
-        time("time", lambda stage: stage.seconds, of=longest),
+        gib("peak", lambda stage: stage.peak_bytes, bars=True),
+        time("time", lambda stage: stage.seconds, bars=True),
         time("compute", lambda stage: stage.compute_seconds),
         time("exposed copy", lambda stage: stage.exposed_copy_seconds, only="page"),
         gib("moved", lambda stage: stage.moved_bytes),
@@ -142,8 +142,6 @@ def stage_table(plan: Plan) -> Table:
 def mode_table(comparison: Comparison) -> Table:
     """The ways to run the pipeline, side by side."""
     rows = mode_rows(comparison)
-    most_bytes = max(row.peak_bytes for row in rows)
-    longest = max(row.seconds for row in rows)
     tones: dict[bool | None, Cell] = {
         True: Cell(text="yes", tone="good"),
         False: Cell(text="no", tone="bad"),
@@ -154,9 +152,9 @@ def mode_table(comparison: Comparison) -> Table:
         "predicted",
         rows,
         words("mode", lambda row: row.mode),
-        (Column(heading="fits", alignment="left"), lambda row: tones[row.fits]),
-        gib("peak", lambda row: row.peak_bytes, of=most_bytes),
-        time("time", lambda row: row.seconds, of=longest),
+        cells(Column(heading="fits", alignment="left"), lambda row: tones[row.fits]),
+        gib("peak", lambda row: row.peak_bytes, bars=True),
+        time("time", lambda row: row.seconds, bars=True),
         figure("/ plan", lambda row: times(row.plan_ratio)),
         time("exposed copy", lambda row: row.exposed_copy_seconds, only="page"),
         gib("moved", lambda row: row.moved_bytes),
@@ -168,22 +166,15 @@ def mode_table(comparison: Comparison) -> Table:
 
 def point_table(frontier: Frontier) -> Table:
     """The fastest plan at each budget, and the fastest stock mode that fits it."""
-    rows = point_rows(frontier)
-    widest = max(row.gap_fraction for row in rows)
-
-    def gap(row: PointRow) -> Cell:
-        share = row.gap_fraction / widest if widest > 0 else None
-        return Cell(text=f"{row.gap_fraction:z.1%}", share=share)
-
     return table_of(
         "The fastest plan at each budget",
         "predicted",
-        rows,
+        point_rows(frontier),
         gib("budget", lambda row: row.budget_bytes),
         gib("peak", lambda row: row.peak_bytes),
         time("time", lambda row: row.seconds),
         time("bound", lambda row: row.bound_seconds, only="page"),
-        (Column(heading="above bound"), gap),
+        quantities(Column(heading="above bound"), lambda row: row.gap_fraction, "{:z.1%}".format, bars=True),
         words("limited by", lambda row: row.limit),
         words("fastest stock mode", lambda row: row.stock_mode or "none fits"),
         time("its time", lambda row: row.stock_seconds),
@@ -208,18 +199,24 @@ def stock_table(frontier: Frontier) -> Table:
 
 def measured_table(measurement: Measurement) -> Table:
     """What each stage of a measured call took."""
-    most_bytes = max((stage.peak_bytes for stage in measurement.stages), default=0)
-    longest = max((stage.seconds for stage in measurement.stages), default=0.0)
     return table_of(
         "Stages of the last call",
         "measured",
         measurement.stages,
         words("stage", lambda stage: stage.name),
-        gib("PyTorch's peak", lambda stage: stage.peak_bytes, of=most_bytes),
-        time("time", lambda stage: stage.seconds, of=longest),
+        gib("PyTorch's peak", lambda stage: stage.peak_bytes, bars=True),
+        time("time", lambda stage: stage.seconds, bars=True),
         time("exposed copy", lambda stage: stage.exposed_copy_seconds),
         gib("moved", lambda stage: stage.moved_bytes),
     )
+
+
+def _predicted(quantity: Callable[[StageEstimate], Quantity]) -> Callable[[BesideRow], Quantity | None]:
+    return lambda row: quantity(row.predicted) if row.predicted else None
+
+
+def _measured(quantity: Callable[[MeasuredStage], Quantity]) -> Callable[[BesideRow], Quantity | None]:
+    return lambda row: quantity(row.measured) if row.measured else None
 
 
 def beside_table(plan: Plan, measurement: Measurement) -> Table:
@@ -228,23 +225,19 @@ def beside_table(plan: Plan, measurement: Measurement) -> Table:
         "Stages of the call, predicted beside measured",
         None,
         beside_rows(plan, measurement),
-        words("stage", lambda row: stage_label(row.stage, row.num_iterations)),
-        gib("peak, predicted", lambda row: row.predicted_peak_bytes, short="pred. peak"),
-        gib("peak, measured", lambda row: row.measured_peak_bytes, short="meas. peak"),
-        time("time, predicted", lambda row: row.predicted_seconds, short="pred. time"),
-        time("time, measured", lambda row: row.measured_seconds, short="meas. time"),
-        time(
-            "exposed copy, predicted",
-            lambda row: row.predicted_exposed_copy_seconds,
-            only="page",
-        ),
+        words("stage", lambda row: row.label),
+        gib("peak, predicted", _predicted(lambda stage: stage.peak_bytes), short="pred. peak"),
+        gib("peak, measured", _measured(lambda stage: stage.peak_bytes), short="meas. peak"),
+        time("time, predicted", _predicted(lambda stage: stage.seconds), short="pred. time"),
+        time("time, measured", _measured(lambda stage: stage.seconds), short="meas. time"),
+        time("exposed copy, predicted", _predicted(lambda stage: stage.exposed_copy_seconds), only="page"),
         time(
             "exposed copy, measured",
-            lambda row: row.measured_exposed_copy_seconds,
+            _measured(lambda stage: stage.exposed_copy_seconds),
             short="meas. exposed copy",
         ),
-        gib("moved, predicted", lambda row: row.predicted_moved_bytes, short="pred. moved"),
-        gib("moved, measured", lambda row: row.measured_moved_bytes, short="meas. moved"),
+        gib("moved, predicted", _predicted(lambda stage: stage.moved_bytes), short="pred. moved"),
+        gib("moved, measured", _measured(lambda stage: stage.moved_bytes), short="meas. moved"),
         note="" if measurement.context_bytes is not None else "measured peaks lack the CUDA context",
     )
 
@@ -266,7 +259,7 @@ def owner_table(timeline: Timeline) -> Table:
         "predicted",
         owners,
         words("owner", lambda owner: owner[0]),
-        gib("held", lambda owner: owner[1], of=owners[0][1]),
+        gib("held", lambda owner: owner[1], bars=True),
     )
 
 

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -12,14 +13,7 @@ from vramtune.errors import BudgetError
 from vramtune.reports.cards import Card, Fact, card, limit
 from vramtune.reports.columns import Column, Table, Tone
 from vramtune.reports.rows import placement_rows
-from vramtune.reports.tables import (
-    Model,
-    component_table,
-    gpu_table,
-    mode_table,
-    model_table,
-    stage_table,
-)
+from vramtune.reports.tables import Model, component_table, gpu_table, mode_table, model_table, stage_table
 from vramtune.schema import Comparison, Device, Frontier, Plan, Profile
 from vramtune.units import format_bytes, format_seconds
 
@@ -35,9 +29,8 @@ STYLES: dict[Tone | None, str] = {
 
 def plan_report(profile: Profile, plan: Plan, comparison: Comparison) -> Group:
     """A plan for people: the verdict first, then what it rests on, and why."""
-    shown = card(plan)
     tables = (component_table(profile, plan), stage_table(plan), mode_table(comparison))
-    return Group(*_head(shown), *_spaced(tables), *_why(shown))
+    return card_report(replace(card(plan), tables=tables))
 
 
 def budget_report(error: BudgetError, profile: Profile, comparison: Comparison) -> Group:

@@ -32,13 +32,8 @@ def timeline_trace(timeline: Timeline) -> bytes:
         *_owners(timeline),
     )
     facts = {"seconds": plan.estimate.seconds, "bound_seconds": plan.estimate.bound_seconds}
-    return msgspec.json.encode(
-        {
-            "displayTimeUnit": "ms",
-            "otherData": {"source": "predicted", **facts},
-            "traceEvents": events,
-        }
-    )
+    metadata = {"source": "predicted", **facts}
+    return msgspec.json.encode({"displayTimeUnit": "ms", "otherData": metadata, "traceEvents": events})
 
 
 def _stages(timeline: Timeline) -> Iterator[Event]:
@@ -49,9 +44,8 @@ def _stages(timeline: Timeline) -> Iterator[Event]:
         yield _span(
             "compute",
             planned.name,
-            start_seconds=levels[0].start_seconds,
-            end_seconds=levels[-1].end_seconds,
-            args={"num_iterations": planned.num_iterations},
+            (levels[0].start_seconds, levels[-1].end_seconds),
+            num_iterations=planned.num_iterations,
         )
 
 
@@ -60,14 +54,11 @@ def _groups(timeline: Timeline) -> Iterator[Event]:
         yield _span(
             span.engine,
             f"{span.component}: {span.group}",
-            start_seconds=span.start_seconds,
-            end_seconds=span.end_seconds,
-            args={
-                "component": span.component,
-                "group": span.group,
-                "iteration": span.iteration,
-                "is_kept": span.is_kept,
-            },
+            (span.start_seconds, span.end_seconds),
+            component=span.component,
+            group=span.group,
+            iteration=span.iteration,
+            is_kept=span.is_kept,
         )
 
 
@@ -91,9 +82,9 @@ def _rest(level: MemoryLevel) -> dict[str, int]:
     }
 
 
-def _span(engine: Engine, name: str, *, start_seconds: float, end_seconds: float, args: Event) -> Event:
+def _span(engine: Engine, name: str, ends: tuple[float, float], **args: object) -> Event:
     """A complete event; both ends are rounded to nanoseconds, so that what lies inside another stays inside."""
-    start, end = round(start_seconds * 1e6, 3), round(end_seconds * 1e6, 3)
+    start, end = (round(seconds * 1e6, 3) for seconds in ends)
     return {
         "ph": "X",
         "name": name,

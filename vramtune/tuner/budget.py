@@ -42,76 +42,56 @@ class Budget:
         return int(limit_bytes * (1 - self.margin_fraction))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortage:
-    """By how much a budget is too small, and what would help."""
-
-    stage: str
-    """The stage that needs most."""
-    smallest_bytes: int
-    """The smallest budget that would do."""
-    other_bytes: int
-    """What that stage needs besides weights."""
-    permission: str | None
-    """One with which less would do, or None."""
-    permitted_bytes: int | None
-    """The smallest budget that would do with it."""
-    unexcluded_bytes: int
-    """The smallest budget that would do if the pipeline excluded nothing from offload."""
-
-
 def nothing_fits(profile: Profile, budget: Budget, allow: tuple[str, ...]) -> BudgetError:
     """The error that says how little would do, which permission would lower it, or which exclusion is to blame."""
-    shortage = _shortage(profile, budget, allow)
-    return BudgetError(
-        _sentences(profile, budget, shortage),
-        budget_bytes=budget.asked_bytes,
-        smallest_bytes=shortage.smallest_bytes,
-        permission=shortage.permission,
-        permitted_bytes=shortage.permitted_bytes,
-    )
-
-
-def _shortage(profile: Profile, budget: Budget, allow: tuple[str, ...]) -> Shortage:
     ways = ((), *((variant.permission,) for variant in profile.variants))
     least = {permissions: Candidate.least(pose(profile, permissions)) for permissions in ways}
     needed = {permissions: budget.limit_for(candidate.peak_bytes) for permissions, candidate in least.items()}
-    allowed = min(
-        (permissions for permissions in ways if set(permissions) <= set(allow)), key=needed.__getitem__
-    )
+    allowed = min((way for way in ways if set(way) <= set(allow)), key=needed.__getitem__)
     lowest = min(ways, key=needed.__getitem__)
     permission = lowest[0] if needed[lowest] < needed[allowed] else None
-    candidate = least[allowed]
-    problem = candidate.problem
-    tightest = max(range(len(problem.stages)), key=candidate.stage_bytes)
-    unexcluded = Candidate.least(pose(replace(profile, excluded=()), allowed))
-    return Shortage(
-        stage=problem.stages[tightest].name,
+    advice = _advice(profile, needed[allowed])
+    if permission is not None:
+        advice += f", or allow {permission!r}, with which {format_bytes(needed[lowest])} would do"
+    return BudgetError(
+        f"{profile.pipeline_class} does not fit {_asked(profile, budget)}: {_tightest(budget, least[allowed])}. "
+        f"{advice}{_without_exclusion(profile, budget, allowed)}.",
+        budget_bytes=budget.asked_bytes,
         smallest_bytes=needed[allowed],
-        other_bytes=problem.stages[tightest].overhead_bytes - problem.unused_bytes,
         permission=permission,
         permitted_bytes=needed[lowest] if permission else None,
-        unexcluded_bytes=budget.limit_for(unexcluded.peak_bytes),
     )
 
 
-def _sentences(profile: Profile, budget: Budget, shortage: Shortage) -> str:
-    device, smallest = profile.device, format_bytes(shortage.smallest_bytes)
-    usable = ""
-    if budget.asked_bytes > device.usable_bytes:
-        usable = f" ({format_bytes(device.usable_bytes)} of it usable on {device.name})"
-    advice = f"Give it at least {smallest}"
-    if shortage.smallest_bytes > device.usable_bytes:
-        advice += ", which takes a larger GPU"
-    if shortage.permitted_bytes is not None:
-        advice += f", or allow {shortage.permission!r}, with which {format_bytes(shortage.permitted_bytes)} would do"
+def _asked(profile: Profile, budget: Budget) -> str:
+    usable_bytes, asked = profile.device.usable_bytes, format_bytes(budget.asked_bytes)
+    if budget.asked_bytes <= usable_bytes:
+        return asked
+    return f"{asked} ({format_bytes(usable_bytes)} of it usable on {profile.device.name})"
+
+
+def _tightest(budget: Budget, candidate: Candidate) -> str:
+    """The stage that needs most, and how much of that is not weights."""
+    problem = candidate.problem
+    stage = max(problem.stages, key=lambda stage: candidate.stage_bytes(problem.stages.index(stage)))
+    others = format_bytes(stage.overhead_bytes - problem.unused_bytes)
+    needed = format_bytes(budget.limit_for(candidate.peak_bytes))
+    return f"stage {stage.name!r} alone needs {needed}, {others} of it besides weights"
+
+
+def _advice(profile: Profile, smallest_bytes: int) -> str:
+    larger = ", which takes a larger GPU" if smallest_bytes > profile.device.usable_bytes else ""
+    return f"Give it at least {format_bytes(smallest_bytes)}{larger}"
+
+
+def _without_exclusion(profile: Profile, budget: Budget, permissions: tuple[str, ...]) -> str:
+    """One more sentence where the budget would do if nothing were excluded from offload."""
     excluded = [repr(c.name) for c in profile.components if c.name in profile.excluded]
-    if excluded and shortage.unexcluded_bytes <= budget.limit_bytes:
-        advice += (
-            f". {' and '.join(excluded)} {'is' if len(excluded) == 1 else 'are'} excluded from offload (the "
-            f"pipeline's `_exclude_from_cpu_offload`); without that {format_bytes(shortage.unexcluded_bytes)} would do"
-        )
+    candidate = Candidate.least(pose(replace(profile, excluded=()), permissions))
+    enough = budget.limit_for(candidate.peak_bytes)
+    if not excluded or enough > budget.limit_bytes:
+        return ""
     return (
-        f"{profile.pipeline_class} does not fit {format_bytes(budget.asked_bytes)}{usable}: stage {shortage.stage!r} "
-        f"alone needs {smallest}, {format_bytes(shortage.other_bytes)} of it besides weights. {advice}."
+        f". {' and '.join(excluded)} {'is' if len(excluded) == 1 else 'are'} excluded from offload (the pipeline's "
+        f"`_exclude_from_cpu_offload`); without that {format_bytes(enough)} would do"
     )

@@ -1,15 +1,15 @@
 """The stock diffusers modes, predicted from the same profile: a steady call of each.
 
-Costs are read from the sources of diffusers 0.42 and accelerate 1.15. Everything stock that is not streamed
-copies tensor by tensor from or to ordinary memory and blocks the host, so that it adds to the compute seconds.
-What a mode leaves out here (hook overhead on the host, fragmentation by weights that come and go) would make it
-slower or larger, never faster or smaller.
+Costs are read from diffusers 0.42 (`DiffusionPipeline.enable_model_cpu_offload` and `.enable_sequential_cpu_offload`,
+`hooks/group_offloading.py`: `ModuleGroup`, `GroupOffloadingHook`, `LazyPrefetchGroupOffloadingHook`) and accelerate 1.15
+(`hooks.py`: `CpuOffload`, `AlignDevicesHook`). Everything stock that is not streamed copies tensor by tensor from or to
+ordinary memory and blocks the host, so that it adds to the compute seconds. What a mode leaves out here (hook overhead
+on the host, fragmentation by weights that come and go) would make it slower or larger, never faster or smaller.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Protocol
 
 from vramtune.errors import BudgetError
 from vramtune.schema import (
@@ -41,17 +41,36 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """One call of one component under a mode that keeps nothing between calls."""
+    """What some of a call takes under a mode; costs that are added follow one another."""
 
-    seconds: float
-    peak_bytes: int
-    """Weights and activations, without pipeline and context."""
-    moved_bytes: int
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    """Weights and activations, without context and workspaces."""
+    moved_bytes: int = 0
     moved_back_bytes: int = 0
+
+    def __add__(self, other: "_Cost") -> "_Cost":
+        return _Cost(
+            self.seconds + other.seconds,
+            max(self.peak_bytes, other.peak_bytes),
+            self.moved_bytes + other.moved_bytes,
+            self.moved_back_bytes + other.moved_back_bytes,
+        )
+
+    def __mul__(self, times: int) -> "_Cost":
+        return _Cost(
+            times * self.seconds, self.peak_bytes, times * self.moved_bytes, times * self.moved_back_bytes
+        )
+
+
+_CallCost = Callable[[Device, Component, Activity], _Cost]
+_BlocksCost = Callable[[Device, Activity, list[_Chunk]], _Cost]
 
 
 def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[ModeEstimate, ...]:
     """Every stock mode; `fits` is None where no budget is given."""
+    # sequential offload leaves the buffers of all components on the device
+    buffer_bytes = sum(component.buffers.allocated_bytes for component in profile.components)
     return (
         _resident(profile, budget_bytes),
         _model_offload(profile, budget_bytes),
@@ -59,9 +78,7 @@ def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[Mode
         _stateless(profile, budget_bytes, "group offload, block", _block),
         _stateless(profile, budget_bytes, "group offload, leaf, stream", _leaf_stream),
         _stateless(profile, budget_bytes, "group offload, leaf", _leaf),
-        _stateless(
-            profile, budget_bytes, "sequential offload", _sequential, held_bytes=_buffer_bytes(profile)
-        ),
+        _stateless(profile, budget_bytes, "sequential offload", _sequential, held_bytes=buffer_bytes),
     )
 
 
@@ -96,16 +113,12 @@ def _compute_seconds(profile: Profile) -> float:
     return sum(stage.num_iterations * stage.seconds for stage in profile.stages)
 
 
-def _base_bytes(device: Device) -> int:
-    return device.context_bytes + device.workspace_bytes
-
-
 def _resident(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
     """`pipe.to("cuda")`: every weight, used or not, stays."""
     weights = sum(component.weights.allocated_bytes for component in profile.components)
     peak = weights + max(stage.activation_bytes + stage.pipeline_bytes for stage in profile.stages)
     seconds = _compute_seconds(profile)
-    return _mode(profile, budget_bytes, "all resident", _Cost(seconds, peak, 0))
+    return _mode(profile, budget_bytes, "all resident", _Cost(seconds, peak))
 
 
 def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
@@ -114,47 +127,38 @@ def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
     A component that starts evicts only the one before it in the chain; those outside the chain evict nothing.
     At the end of the call all return to ordinary memory, the excluded ones to come back at once.
     """
-    device, chain = profile.device, [c for c in profile.offload_sequence if _has(profile, c)]
+    names = {component.name for component in profile.components}
+    chain = [name for name in profile.offload_sequence if name in names]
     previous = {after: before for before, after in pairwise(chain)}
     excluded = {c.name for c in profile.components if c.name in profile.excluded and c.name not in chain}
-    present = set(excluded)
-    moved = _Cost(_compute_seconds(profile), 0, 0)
-    for stage in profile.stages:
-        for _ in range(stage.num_iterations):
-            for activity in stage.activities:
-                name = activity.component
-                if name in previous and previous[name] in present:
-                    present.remove(previous[name])
-                    moved = _evict(moved, device, profile.component(previous[name]))
-                if name not in present:
-                    present.add(name)
-                    moved = _load(moved, device, profile.component(name))
-                held = sum(profile.component(c).weights.allocated_bytes for c in present)
-                peak = held + activity.activation_bytes + stage.pipeline_bytes
-                moved = _Cost(
-                    moved.seconds, max(moved.peak_bytes, peak), moved.moved_bytes, moved.moved_back_bytes
-                )
+    device, present = profile.device, set(excluded)
+    cost = _Cost(_compute_seconds(profile))
+    calls = [
+        (s, activity) for s in profile.stages for _ in range(s.num_iterations) for activity in s.activities
+    ]
+    for stage, activity in calls:
+        name = activity.component
+        if name in previous and previous[name] in present:
+            present.remove(previous[name])
+            cost += _out(device, profile.component(previous[name]).weights)
+        if name not in present:
+            present.add(name)
+            cost += _in(device, profile.component(name).weights)
+        held = sum(profile.component(c).weights.allocated_bytes for c in present)
+        cost += _Cost(peak_bytes=held + activity.activation_bytes + stage.pipeline_bytes)
     for name in present:
-        moved = _evict(moved, device, profile.component(name))
+        cost += _out(device, profile.component(name).weights)
     for name in excluded:
-        moved = _load(moved, device, profile.component(name))
-    return _mode(profile, budget_bytes, "model offload", moved)
+        cost += _in(device, profile.component(name).weights)
+    return _mode(profile, budget_bytes, "model offload", cost)
 
 
-def _has(profile: Profile, name: str) -> bool:
-    return any(component.name == name for component in profile.components)
+def _in(device: Device, weights: Weights) -> _Cost:
+    return _Cost(_pageable_in(device, weights), moved_bytes=weights.num_bytes)
 
 
-def _load(so_far: _Cost, device: Device, component: Component) -> _Cost:
-    seconds = so_far.seconds + _pageable_in(device, component.weights)
-    copied = so_far.moved_bytes + component.weights.num_bytes
-    return _Cost(seconds, so_far.peak_bytes, copied, so_far.moved_back_bytes)
-
-
-def _evict(so_far: _Cost, device: Device, component: Component) -> _Cost:
-    seconds = so_far.seconds + _readback(device, component.weights)
-    copied = so_far.moved_back_bytes + component.weights.num_bytes
-    return _Cost(seconds, so_far.peak_bytes, so_far.moved_bytes, copied)
+def _out(device: Device, weights: Weights) -> _Cost:
+    return _Cost(_readback(device, weights), moved_back_bytes=weights.num_bytes)
 
 
 def _pageable_in(device: Device, weights: Weights) -> float:
@@ -172,34 +176,22 @@ def _pinned_in(device: Device, weights: Weights) -> float:
     return weights.num_bytes / rate + weights.num_tensors * device.copy_latency_seconds
 
 
-class _CallCost(Protocol):
-    def __call__(self, device: Device, component: Component, activity: Activity) -> _Cost: ...
-
-
-def _buffer_bytes(profile: Profile) -> int:
-    """Sequential offload leaves the buffers of all components on the device."""
-    return sum(component.buffers.allocated_bytes for component in profile.components)
-
-
 def _stateless(
     profile: Profile, budget_bytes: int | None, mode: str, call_cost: _CallCost, *, held_bytes: int = 0
 ) -> ModeEstimate:
     """A mode that keeps no parameters between calls: the sum over all calls."""
-    seconds, peak, copied_in, copied_out = 0.0, 0, 0, 0
+    total = _Cost()
     for stage in profile.stages:
-        seconds += stage.num_iterations * stage.pipeline_seconds
+        total += _Cost(stage.num_iterations * stage.pipeline_seconds)
         for activity in stage.activities:
             cost = call_cost(profile.device, profile.component(activity.component), activity)
-            num_calls = stage.num_iterations * activity.num_calls
-            seconds += num_calls * cost.seconds
-            copied_in += num_calls * cost.moved_bytes
-            copied_out += num_calls * cost.moved_back_bytes
-            peak = max(peak, held_bytes + cost.peak_bytes + stage.pipeline_bytes)
-    return _mode(profile, budget_bytes, mode, _Cost(seconds, peak, copied_in, copied_out))
+            total += cost * (stage.num_iterations * activity.num_calls)
+            total += _Cost(peak_bytes=held_bytes + cost.peak_bytes + stage.pipeline_bytes)
+    return _mode(profile, budget_bytes, mode, total)
 
 
 def _mode(profile: Profile, budget_bytes: int | None, mode: str, cost: _Cost) -> ModeEstimate:
-    peak = cost.peak_bytes + _base_bytes(profile.device)
+    peak = cost.peak_bytes + profile.device.context_bytes + profile.device.workspace_bytes
     return ModeEstimate(
         mode=mode,
         fits=None if budget_bytes is None else peak <= budget_bytes,
@@ -248,27 +240,20 @@ def _block_stream(device: Device, component: Component, activity: Activity) -> _
     return _in_shells(device, component, activity, _prefetched)
 
 
-class _BlocksCost(Protocol):
-    def __call__(self, device: Device, activity: Activity, chunks: list[_Chunk]) -> _Cost: ...
-
-
 def _in_shells(device: Device, component: Component, activity: Activity, blocks_cost: _BlocksCost) -> _Cost:
     """Block by block within each shell; what is in no block comes in and goes back around the shell's call.
 
     That never streams. Its buffers move twice and lie on the device twice: with their modules, and once more from
     a list that still holds the tensors that `module.to` replaced.
     """
-    total = _Cost(0.0, 0, 0)
+    total = _Cost()
     for shell, run in groupby(activity.segments, key=lambda s: component.layers[s.layer].shell):
         loose = [layer for layer in component.layers if layer.shell == shell and layer.block is None]
         root = sum((layer.weights + layer.buffers for layer in loose), Weights())
         cost = blocks_cost(device, activity, _block_chunks(component, tuple(run)))
-        total = _Cost(
-            total.seconds + cost.seconds + _pageable_in(device, root) + _readback(device, root),
-            max(total.peak_bytes, cost.peak_bytes + root.allocated_bytes),
-            total.moved_bytes + cost.moved_bytes + root.num_bytes,
-            total.moved_back_bytes + cost.moved_back_bytes + root.num_bytes,
-        )
+        total += cost
+        total += _in(device, root)
+        total += replace(_out(device, root), peak_bytes=cost.peak_bytes + root.allocated_bytes)
     return total
 
 
@@ -313,16 +298,15 @@ def _all_weights(layer: Layer) -> Weights:
 def _layer_chunks(
     component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]
 ) -> list[_Chunk]:
-    layers = ((component.layers[s.layer], s) for s in activity.segments)
     return [
         _Chunk(
-            weights_of(layer),
+            weights_of(component.layers[s.layer]),
             s.layer_seconds,
             s.layer_activation_bytes,
             s.after_seconds,
             s.after_activation_bytes,
         )
-        for layer, s in layers
+        for s in activity.segments
     ]
 
 

@@ -56,7 +56,7 @@ def test_every_mode_is_named_and_only_modes_that_do_not_fit_are_hollow(plot):
     fills = {
         line.get_xdata()[0]: line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata()) == 1
     }
-    assert all(fills[mode.gib] == ("black" if mode.fits else "white") for mode in plot.modes)
+    assert all(fills[mode.peak_bytes / GIB] == ("black" if mode.fits else "white") for mode in plot.modes)
 
 
 def test_the_legend_names_everything_that_is_drawn_and_nothing_else(plot):
@@ -73,7 +73,9 @@ def test_everything_drawn_is_inside_the_axes(plot):
     axes = plots.draw_frontier(plot)
     left, right = axes.get_xlim()
     low, high = axes.get_ylim()
-    assert all(left < gib < right for gib in (*plot.budgets_gib, *(mode.gib for mode in plot.modes)))
+    assert all(
+        left < gib < right for gib in (*plot.budgets_gib, *(mode.peak_bytes / GIB for mode in plot.modes))
+    )
     drawn = (*plot.plan_seconds, *plot.bound_seconds, *(mode.seconds for mode in plot.modes))
     assert all(low < seconds < high for seconds in drawn)
 

@@ -36,10 +36,10 @@ def test_every_stage_and_the_whole_call_stand_beside_their_estimate():
         "whole call (bound 17.0 s: no plan is faster)",
     ]
     for row, estimate in zip(rows, (*PLAN.estimate.stages, PLAN.estimate), strict=True):
-        assert row.predicted_seconds == estimate.seconds
-        assert row.predicted_peak_bytes == estimate.peak_bytes
-        assert row.measured_seconds == pytest.approx(1.1 * estimate.seconds)
-        assert row.measured_peak_bytes == estimate.peak_bytes
+        assert row.predicted.seconds == estimate.seconds
+        assert row.predicted.peak_bytes == estimate.peak_bytes
+        assert row.measured.seconds == pytest.approx(1.1 * estimate.seconds)
+        assert row.measured.peak_bytes == estimate.peak_bytes
 
 
 def test_the_measured_bar_says_how_far_it_is_from_the_prediction():
@@ -52,23 +52,23 @@ def test_a_stage_that_did_not_run_or_is_not_in_the_plan_says_so():
     stages = (*MEASUREMENT.stages[1:], stage("image_encoder", 0.4, GIB))
     plot = plot_of(stages=stages)
     rows = {row.name: row for row in plot.rows}
-    assert rows["text_encoder"].measured_seconds is rows["text_encoder"].measured_peak_bytes is None
-    assert rows["image_encoder"].predicted_seconds is rows["image_encoder"].predicted_peak_bytes is None
-    assert rows["image_encoder"].measured_peak_bytes == GIB + 300 * MIB
+    assert rows["text_encoder"].measured is None
+    assert rows["image_encoder"].predicted is None
+    assert rows["image_encoder"].measured.peak_bytes == GIB + 300 * MIB
     assert words(plot).count("did not run") == words(plot).count("not in the plan") == 2
 
 
 def test_a_stage_that_ran_twice_has_the_seconds_of_both_and_the_higher_peak():
     plot = plot_of(stages=(stage("unet", 1.0, GIB), stage("unet", 2.0, 2 * GIB)))
     unet = {row.name: row for row in plot.rows}["unet x50"]
-    assert unet.measured_seconds == 3.0
-    assert unet.measured_peak_bytes == 2 * GIB + 300 * MIB
+    assert unet.measured.seconds == 3.0
+    assert unet.measured.peak_bytes == 2 * GIB + 300 * MIB
 
 
 def test_an_unknown_context_is_not_added_and_the_legend_says_so():
     measurement = factories.measurement(PLAN, context_bytes=None)
     plot = plots.predicted_and_measured(measurement, plan=PLAN)
-    assert plot.rows[2].measured_peak_bytes == measurement.stages[2].peak_bytes
+    assert plot.rows[2].measured.peak_bytes == measurement.stages[2].peak_bytes
     legend = [text.get_text() for text in plots.draw_measured(plot).get_legend().get_texts()]
     assert legend == ["predicted", "measured (peaks without the CUDA context)"]
     known = [text.get_text() for text in plots.draw_measured(plot_of()).get_legend().get_texts()]

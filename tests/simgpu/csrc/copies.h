@@ -62,7 +62,7 @@ inline Picoseconds charge(const Copy& copy) {
   switch (copy.kind) {
     case Copy::Kind::in: {
       device.counters.num_copies_in++;
-      device.counters.copied_in_bytes += copy.num_bytes;
+      device.counters.moved_bytes += copy.num_bytes;
       if (!copy.is_pinned) device.counters.pageable_in_bytes += copy.num_bytes;
       double rate =
           copy.is_pinned ? rates.pinned_copy_bytes_per_second : rates.pageable_copy_bytes_per_second;
@@ -70,7 +70,7 @@ inline Picoseconds charge(const Copy& copy) {
     }
     case Copy::Kind::out: {
       device.counters.num_copies_out++;
-      device.counters.copied_out_bytes += copy.num_bytes;
+      device.counters.moved_back_bytes += copy.num_bytes;
       if (!copy.is_pinned) device.counters.pageable_out_bytes += copy.num_bytes;
       double rate = copy.is_pinned ? rates.pinned_readback_bytes_per_second : rates.readback_bytes_per_second;
       return occupy(device.copy_out, copy.agent, {"copy out", copy.operation, seconds(rate), copy.num_bytes});

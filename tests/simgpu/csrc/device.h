@@ -21,8 +21,8 @@ struct Engine {  // does one thing at a time, in the order they were asked for
 
 struct Counters {
   int64_t num_operations = 0, num_allocations = 0, num_out_of_memory = 0;
-  int64_t copied_in_bytes = 0, num_copies_in = 0, pageable_in_bytes = 0;
-  int64_t copied_out_bytes = 0, num_copies_out = 0, pageable_out_bytes = 0;
+  int64_t moved_bytes = 0, num_copies_in = 0, pageable_in_bytes = 0;
+  int64_t moved_back_bytes = 0, num_copies_out = 0, pageable_out_bytes = 0;
   int64_t num_blocking_copies = 0, num_staged_copies = 0, num_synchronizes = 0;
   Picoseconds host_wait = 0;
   double flops = 0;

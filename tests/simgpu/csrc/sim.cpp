@@ -50,8 +50,8 @@ pybind11::dict counters(int index) {
   Counters& counted = device.counters;
   using pybind11::literals::operator""_a;
   return pybind11::dict(
-      "copied_in_bytes"_a = counted.copied_in_bytes, "num_copies_in"_a = counted.num_copies_in,
-      "pageable_in_bytes"_a = counted.pageable_in_bytes, "copied_out_bytes"_a = counted.copied_out_bytes,
+      "moved_bytes"_a = counted.moved_bytes, "num_copies_in"_a = counted.num_copies_in,
+      "pageable_in_bytes"_a = counted.pageable_in_bytes, "moved_back_bytes"_a = counted.moved_back_bytes,
       "num_copies_out"_a = counted.num_copies_out, "pageable_out_bytes"_a = counted.pageable_out_bytes,
       "num_blocking_copies"_a = counted.num_blocking_copies,
       "num_staged_copies"_a = counted.num_staged_copies, "num_synchronizes"_a = counted.num_synchronizes,

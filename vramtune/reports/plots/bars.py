@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from vramtune.reports.plots.style import SMALL, WORDS_BOX, Look, Properties
+from vramtune.reports.plots.style import SMALL_WORDS, WORDS_BOX, Look
 
 NAME_HEIGHT = 0.42
 """Share of a row that its name takes; its bars share what is left."""
@@ -16,7 +16,6 @@ GAP_HEIGHT = 0.1
 """Share of a row under its bars."""
 HEADING_HEIGHT = 0.6
 """Height of a panel's heading, in rows."""
-EDGE: Properties = {"edgecolor": "white", "linewidth": 0.4}
 
 PANEL_GAP = 0.06
 """Space between panels, as a share of a panel's width."""
@@ -57,14 +56,8 @@ def bar_middle(row: int, *, bar: int = 0, num_bars: int = 1) -> float:
 def name_rows(ax: Axes, names: Sequence[str]) -> None:
     """Write each row's name above where its bars go, and make room for all rows."""
     for row, name in enumerate(names):
-        ax.annotate(
-            name,
-            xy=(0, row + NAME_HEIGHT / 2),
-            xycoords=ax.get_yaxis_transform(),
-            verticalalignment="center",
-            fontsize=SMALL,
-            bbox=WORDS_BOX,
-        )
+        place = (0, row + NAME_HEIGHT / 2)
+        ax.annotate(name, place, xycoords=ax.get_yaxis_transform(), bbox=WORDS_BOX, **SMALL_WORDS)
     ax.set_ylim(len(names), 0)
     ax.set_yticks([])
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -76,14 +69,7 @@ def draw_panels(ax: Axes, panels: Sequence[Panel], *, names: Sequence[str]) -> N
     ax.set_ylim(len(names), -HEADING_HEIGHT)
     for index, panel in enumerate(panels):
         left = index * (1 + PANEL_GAP)
-        ax.text(
-            left,
-            -HEADING_HEIGHT / 2,
-            panel.heading,
-            fontsize=SMALL,
-            fontweight="bold",
-            verticalalignment="center",
-        )
+        ax.text(left, -HEADING_HEIGHT / 2, panel.heading, fontweight="bold", **SMALL_WORDS)
         longest = max((bar.length or 0.0 for row in panel.rows for bar in row), default=0.0)
         for row, bars in enumerate(panel.rows):
             for number, bar in enumerate(bars):
@@ -96,7 +82,6 @@ def draw_panels(ax: Axes, panels: Sequence[Panel], *, names: Sequence[str]) -> N
 
 def _draw_bar(ax: Axes, bar: Bar, *, left: float, middle: float, height: float, longest: float) -> None:
     width = BAR_ROOM * bar.length / longest if bar.length else 0.0
-    look: Properties = {"facecolor": bar.look.color, "hatch": bar.look.hatch, "edgecolor": "white"}
-    ax.barh(middle, width, left=left, height=height, linewidth=0, **look)
+    ax.barh(middle, width, left=left, height=height, **bar.look.filled | {"linewidth": 0})
     ax.vlines(left, middle - height / 2, middle + height / 2, color="#9E9E9E", linewidth=0.8, clip_on=False)
-    ax.text(left + width + WORDS_GAP, middle, bar.words, fontsize=SMALL, verticalalignment="center")
+    ax.text(left + width + WORDS_GAP, middle, bar.words, **SMALL_WORDS)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from vramtune.reports.plots.bars import HEADING_HEIGHT, Bar, Panel, draw_panels
-from vramtune.reports.plots.style import component_looks, own_axes, write_title
+from vramtune.reports.plots.style import Look, component_looks, titled_axes
 from vramtune.reports.rows import ComponentRow, component_rows
 from vramtune.schema import Profile
 from vramtune.units import format_bytes, format_seconds
@@ -35,21 +35,16 @@ def component_costs(profile: Profile, *, permissions: tuple[str, ...] = ()) -> C
 
 def draw_components(plot: ComponentsPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or own_axes(TITLE_INCHES + ROW_INCHES * (len(plot.rows) + HEADING_HEIGHT))
+    ax = titled_axes(
+        plot.title, height_inches=TITLE_INCHES + ROW_INCHES * (len(plot.rows) + HEADING_HEIGHT), ax=ax
+    )
     looks = component_looks(row.component for row in plot.rows)
-    cells = [(_weights(row), _activations(row), _copy(row)) for row in plot.rows]
+    bars = [_bars(row, looks[row.component]) for row in plot.rows]
     panels = [
-        Panel(
-            heading=heading,
-            rows=tuple(
-                (Bar(length=length, words=words, look=looks[row.component]),)
-                for row, (length, words) in zip(plot.rows, column, strict=True)
-            ),
-        )
-        for heading, column in zip(HEADINGS, zip(*cells, strict=True), strict=True)
+        Panel(heading=heading, rows=tuple((bar,) for bar in column))
+        for heading, column in zip(HEADINGS, zip(*bars, strict=True), strict=True)
     ]
     draw_panels(ax, panels, names=[_name(row) for row in plot.rows])
-    write_title(ax, plot.title)
     return ax
 
 
@@ -59,15 +54,13 @@ def _name(row: ComponentRow) -> str:
     return f"{row.component}: {row.class_name}, {row.dtype}{usage}"
 
 
-def _weights(row: ComponentRow) -> tuple[float, str]:
-    return row.weight_bytes, format_bytes(row.weight_bytes)
-
-
-def _activations(row: ComponentRow) -> tuple[float | None, str]:
-    if row.activation_bytes is None:
-        return None, "never called"
-    return row.activation_bytes, format_bytes(row.activation_bytes)
-
-
-def _copy(row: ComponentRow) -> tuple[float, str]:
-    return row.copy_seconds, format_seconds(row.copy_seconds) if row.used_bytes else "nothing to copy"
+def _bars(row: ComponentRow, look: Look) -> tuple[Bar, Bar, Bar]:
+    """What a row has in each panel."""
+    weights, activation_bytes = row.weight_bytes, row.activation_bytes
+    activations = "never called" if activation_bytes is None else format_bytes(activation_bytes)
+    copy = format_seconds(row.copy_seconds) if row.used_bytes else "nothing to copy"
+    return (
+        Bar(length=weights, words=format_bytes(weights), look=look),
+        Bar(length=activation_bytes, words=activations, look=look),
+        Bar(length=row.copy_seconds, words=copy, look=look),
+    )

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from vramtune.reports.plots.style import BOUND_LINE, SMALL, Properties, legend_below, own_axes, write_title
+from vramtune.reports.plots.style import BOUND_LINE, SMALL, SMALL_WORDS, Properties, legend_below, titled_axes
+from vramtune.reports.rows import StockRow, stock_row
 from vramtune.schema import Frontier
 from vramtune.units import GIB
 
 MARKERS = ("s", "D", "^", "v", "P", "X", "*")
 """Markers of the stock modes, in their order; an eighth mode starts over."""
+MARKER: Properties = {"color": "black", "markersize": 7}
 MARKER_FILL = {True: "black", False: "white"}
 """Colour inside a marker, by whether the mode fits the card."""
 MARKER_LABEL = {True: "stock mode", False: "stock mode that does not fit the card"}
@@ -36,17 +38,6 @@ TICK_STEPS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModePoint:
-    """A stock mode at the peak that it needs."""
-
-    mode: str
-    gib: float
-    seconds: float
-    fits: bool
-    """Whether the card has that much memory to give."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPlot:
     """What `draw_frontier` draws."""
 
@@ -55,7 +46,8 @@ class FrontierPlot:
     """From the smallest that works to all that is usable on the card."""
     plan_seconds: tuple[float, ...]
     bound_seconds: tuple[float, ...]
-    modes: tuple[ModePoint, ...]
+    modes: tuple[StockRow, ...]
+    """The stock modes at the peaks that they need."""
     usable_gib: float
     """Memory that is usable on the card."""
 
@@ -74,33 +66,24 @@ def latency_frontier(frontier: Frontier) -> FrontierPlot:
         budgets_gib=(*(point.budget_bytes / GIB for point in frontier.points), usable_bytes / GIB),
         plan_seconds=(*(estimate.seconds for estimate in estimates), estimates[-1].seconds),
         bound_seconds=(*(estimate.bound_seconds for estimate in estimates), compute_seconds),
-        modes=tuple(
-            ModePoint(
-                mode=mode.mode,
-                gib=mode.peak_bytes / GIB,
-                seconds=mode.seconds,
-                fits=mode.peak_bytes <= usable_bytes,
-            )
-            for mode in frontier.stock
-        ),
+        modes=tuple(stock_row(mode, frontier) for mode in frontier.stock),
         usable_gib=usable_bytes / GIB,
     )
 
 
 def draw_frontier(plot: FrontierPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or own_axes(5.0)
+    ax = titled_axes(plot.title, height_inches=5.0, ax=ax)
     _scale(plot, ax=ax)
     _draw_curves(plot, ax=ax)
     _draw_modes(plot, ax=ax)
-    write_title(ax, plot.title)
     legend_below(ax, num_columns=2)
     return ax
 
 
 def _scale(plot: FrontierPlot, *, ax: Axes) -> None:
     """Make both axes logarithmic, with ticks at round numbers and usual card sizes."""
-    gib = [*plot.budgets_gib, *(mode.gib for mode in plot.modes)]
+    gib = [*plot.budgets_gib, *(mode.peak_bytes / GIB for mode in plot.modes)]
     seconds = [*plot.plan_seconds, *plot.bound_seconds, *(mode.seconds for mode in plot.modes)]
     ax.set(xscale="log", yscale="log", xlabel="GPU memory (GiB)", ylabel="seconds per call")
     ax.set_xlim(min(gib) / MARGIN, max(gib) * MARGIN)
@@ -160,30 +143,12 @@ def _draw_modes(plot: FrontierPlot, *, ax: Axes) -> None:
     letter = SMALL / 72 * ax.figure.dpi / ax.bbox.height
     beside = spread(heights, gap=LINE_SPACING * letter)
     for mode, height, marker in zip(plot.modes, beside, itertools.cycle(MARKERS), strict=False):
-        look: Properties = {
-            "color": "black",
-            "marker": marker,
-            "markersize": 7,
-            "markerfacecolor": MARKER_FILL[mode.fits],
-        }
-        ax.plot(mode.gib, mode.seconds, **look)
-        ax.annotate(
-            "",
-            xy=(mode.gib, mode.seconds),
-            xytext=(NAMES_BEGIN, height),
-            textcoords=ax.transAxes,
-            arrowprops=LEADER,
-            zorder=1,
-        )
-        ax.plot(NAMES_BEGIN, height, transform=ax.transAxes, clip_on=False, **look)
-        ax.text(
-            NAMES_BEGIN + MARKER_WIDTH,
-            height,
-            mode.mode,
-            transform=ax.transAxes,
-            fontsize=SMALL,
-            verticalalignment="center",
-        )
+        look = MARKER | {"marker": marker, "markerfacecolor": MARKER_FILL[mode.fits]}
+        point, beside_axes = (mode.peak_bytes / GIB, mode.seconds), (NAMES_BEGIN, height)
+        ax.plot(*point, **look)
+        ax.annotate("", point, beside_axes, textcoords=ax.transAxes, arrowprops=LEADER, zorder=1)
+        ax.plot(*beside_axes, transform=ax.transAxes, clip_on=False, **look)
+        ax.text(NAMES_BEGIN + MARKER_WIDTH, height, mode.mode, transform=ax.transAxes, **SMALL_WORDS)
     for fits in sorted({mode.fits for mode in plot.modes}, reverse=True):
         ax.plot([], [], "o", color="black", markerfacecolor=MARKER_FILL[fits], label=MARKER_LABEL[fits])
 

@@ -7,15 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
+from vramtune.reports.plots import style
 from vramtune.reports.plots.bars import bar_height, bar_middle, name_rows
-from vramtune.reports.plots.style import (
-    Properties,
-    component_looks,
-    legend_below,
-    own_axes,
-    plan_title,
-    write_title,
-)
 from vramtune.schema import Engine, Span, Timeline
 from vramtune.units import format_seconds
 
@@ -24,8 +17,8 @@ LANES: dict[Engine, str] = {"compute": "compute", "copy": "copy to the GPU"}
 ROWS = {engine: bar_middle(row) for row, engine in enumerate(LANES)}
 STREAMED_TINT = 0.5
 """How far the colour of streamed groups is from their component's colour to white (0-1)."""
-IDLE: Properties = {"facecolor": "#EFEFEF", "edgecolor": "#9E9E9E", "linewidth": 0.6}
-EDGE: Properties = {"edgecolor": "white", "linewidth": 0.1}
+IDLE: style.Properties = {"facecolor": "#EFEFEF", "edgecolor": "#9E9E9E", "linewidth": 0.6}
+EDGE: style.Properties = {"edgecolor": "white", "linewidth": 0.1}
 """Thin, because hundreds of spans share a lane."""
 HEIGHT_INCHES = 3.6
 
@@ -57,7 +50,7 @@ def step_lanes(timeline: Timeline) -> LanesPlot:
     begin, end = _end_of(step - 1, timeline, stage=index), _end_of(step, timeline, stage=index)
     which = name if num_steps == 1 else f"step {step + 1} of {num_steps} of {name}"
     return LanesPlot(
-        title=plan_title(plan, f"compute and copies in {which}"),
+        title=style.plan_title(plan, f"compute and copies in {which}"),
         seconds=end - begin,
         spans=tuple(
             replace(
@@ -85,12 +78,12 @@ def _end_of(step: int, timeline: Timeline, *, stage: int) -> float:
 
 def draw_lanes(plot: LanesPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or own_axes(HEIGHT_INCHES)
+    ax = style.titled_axes(plot.title, height_inches=HEIGHT_INCHES, ax=ax)
     name_rows(
         ax, [f"{name}: busy {plot.busy_fraction(engine):.0%} of the step" for engine, name in LANES.items()]
     )
     ax.barh(list(ROWS.values()), plot.seconds, height=bar_height(), label="idle", **IDLE)
-    looks = component_looks(plot.components)
+    looks = style.component_looks(plot.components)
     for component, is_kept in itertools.product(plot.components, (True, False)):
         spans = [span for span in plot.spans if (span.component, span.is_kept) == (component, is_kept)]
         if spans:
@@ -99,8 +92,7 @@ def draw_lanes(plot: LanesPlot, *, ax: Axes | None = None) -> Axes:
             _draw_spans(spans, ax=ax, color=to_rgb(color) if is_kept else _tinted(color), label=label)
     ax.set_xlim(0, plot.seconds)
     ax.set_xlabel(f"seconds (the step takes {format_seconds(plot.seconds)})")
-    write_title(ax, plot.title)
-    legend_below(ax, num_columns=3)
+    style.legend_below(ax, num_columns=3)
     return ax
 
 

@@ -7,15 +7,17 @@ from typing import TypeVar
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from vramtune.reports.plots.bars import EDGE, Bar, Panel, draw_panels
-from vramtune.reports.plots.style import Look, legend_below, own_axes, write_title
-from vramtune.reports.rows import BesideRow, beside_rows, stage_label
-from vramtune.schema import Measurement, Plan
+from vramtune.reports.plots.bars import Bar, Panel, draw_panels
+from vramtune.reports.plots.style import Look, legend_below, titled_axes
+from vramtune.reports.rows import beside_rows
+from vramtune.schema import Estimate, MeasuredStage, Measurement, Plan, StageEstimate
 from vramtune.units import format_bytes, format_seconds
 
 PREDICTED = Look(color="#B8B8B8", hatch="////")
 MEASURED = Look(color="#000000")
 Amount = TypeVar("Amount", int, float)
+Cost = StageEstimate | Estimate | MeasuredStage | Measurement
+"""What a stage or a call takes."""
 
 ROW_INCHES = 0.62
 OTHER_INCHES = 1.6
@@ -23,16 +25,13 @@ OTHER_INCHES = 1.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRow:
-    """A stage or the whole call: the plan's estimate beside the measurement.
-
-    Estimates are None for a stage that the plan does not know, measurements for a stage that did not run.
-    """
+    """A stage or the whole call: the plan's estimate beside the measurement."""
 
     name: str
-    predicted_seconds: float | None
-    measured_seconds: float | None
-    predicted_peak_bytes: int | None
-    measured_peak_bytes: int | None
+    predicted: StageEstimate | Estimate | None
+    """None for a stage that the plan does not know."""
+    measured: MeasuredStage | Measurement | None
+    """None for a stage that did not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +47,18 @@ class MeasuredPlot:
 
 def predicted_and_measured(measurement: Measurement, *, plan: Plan) -> MeasuredPlot:
     """The plan's estimate of a steady call beside a measured call."""
-    estimate = plan.estimate
+    bound = format_seconds(plan.estimate.bound_seconds)
     whole_call = MeasuredRow(
-        name=f"whole call (bound {format_seconds(estimate.bound_seconds)}: no plan is faster)",
-        predicted_seconds=estimate.seconds,
-        measured_seconds=measurement.seconds,
-        predicted_peak_bytes=estimate.peak_bytes,
-        measured_peak_bytes=measurement.peak_bytes,
+        name=f"whole call (bound {bound}: no plan is faster)", predicted=plan.estimate, measured=measurement
+    )
+    stages = (
+        MeasuredRow(name=row.label, predicted=row.predicted, measured=row.measured)
+        for row in beside_rows(plan, measurement)
     )
     return MeasuredPlot(
         title=_title(measurement, plan),
-        rows=(*map(_stage_row, beside_rows(plan, measurement)), whole_call),
+        rows=(*stages, whole_call),
         is_context_measured=measurement.context_bytes is not None,
-    )
-
-
-def _stage_row(row: BesideRow) -> MeasuredRow:
-    return MeasuredRow(
-        name=stage_label(row.stage, row.num_iterations),
-        predicted_seconds=row.predicted_seconds,
-        measured_seconds=row.measured_seconds,
-        predicted_peak_bytes=row.predicted_peak_bytes,
-        measured_peak_bytes=row.measured_peak_bytes,
     )
 
 
@@ -86,12 +75,16 @@ def _title(measurement: Measurement, plan: Plan) -> str:
 
 def draw_measured(plot: MeasuredPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or own_axes(OTHER_INCHES + ROW_INCHES * len(plot.rows))
-    seconds = [_bars(row.predicted_seconds, row.measured_seconds, format_seconds) for row in plot.rows]
-    peaks = [_bars(row.predicted_peak_bytes, row.measured_peak_bytes, format_bytes) for row in plot.rows]
+    ax = titled_axes(plot.title, height_inches=OTHER_INCHES + ROW_INCHES * len(plot.rows), ax=ax)
     panels = (
-        Panel(heading="seconds", rows=tuple(seconds)),
-        Panel(heading="peak GPU memory", rows=tuple(peaks)),
+        Panel(
+            heading="seconds",
+            rows=tuple(_bars(row, lambda cost: cost.seconds, format_seconds) for row in plot.rows),
+        ),
+        Panel(
+            heading="peak GPU memory",
+            rows=tuple(_bars(row, lambda cost: cost.peak_bytes, format_bytes) for row in plot.rows),
+        ),
     )
     draw_panels(ax, panels, names=[row.name for row in plot.rows])
     context = "" if plot.is_context_measured else " (peaks without the CUDA context)"
@@ -100,31 +93,22 @@ def draw_measured(plot: MeasuredPlot, *, ax: Axes | None = None) -> Axes:
         ax,
         num_columns=2,
         below_inches=0.05,
-        handles=[
-            Patch(label=label, facecolor=look.color, hatch=look.hatch, **EDGE)
-            for label, look in looks.items()
-        ],
+        handles=[Patch(label=label, **look.filled) for label, look in looks.items()],
     )
-    write_title(ax, plot.title)
     return ax
 
 
 def _bars(
-    predicted: Amount | None, measured: Amount | None, in_words: Callable[[Amount], str]
+    row: MeasuredRow, amount: Callable[[Cost], Amount], in_words: Callable[[Amount], str]
 ) -> tuple[Bar, Bar]:
     """The two bars of a row; the measured one says how far it is from the predicted one."""
+    predicted, measured = (amount(cost) if cost else None for cost in (row.predicted, row.measured))
     difference = _difference(measured / predicted - 1) if predicted and measured is not None else ""
+    guess = "not in the plan" if predicted is None else in_words(predicted)
+    truth = "did not run" if measured is None else in_words(measured) + difference
     return (
-        Bar(
-            length=predicted,
-            words="not in the plan" if predicted is None else in_words(predicted),
-            look=PREDICTED,
-        ),
-        Bar(
-            length=measured,
-            words="did not run" if measured is None else in_words(measured) + difference,
-            look=MEASURED,
-        ),
+        Bar(length=predicted, words=guess, look=PREDICTED),
+        Bar(length=measured, words=truth, look=MEASURED),
     )
 
 

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from vramtune.reports.plots.owners import OTHER, Owner, held_by_owner
-from vramtune.reports.plots.style import (
-    LEGEND_BESIDE,
-    NO_BREAK,
-    SMALL,
-    draw_budget,
-    highest_drawn,
-    own_axes,
-    owner_looks,
-    plan_title,
-    write_title,
-)
+from vramtune.reports.plots import style
+from vramtune.reports.plots.owners import OTHER, Holding, Owner, held_by_owner, holdings
 from vramtune.reports.rows import stage_label
 from vramtune.schema import MemoryLevel, Timeline
 from vramtune.units import GIB, format_seconds
@@ -50,13 +40,20 @@ class StageBand:
     """Left edge on the axis (0-1). Time is to scale within a stage; short stages are drawn wider."""
     right: float
 
+    @property
+    def seconds(self) -> float:
+        """How long the stage takes."""
+        return self.end_seconds - self.start_seconds
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnerLayer:
-    """What one owner holds, in GiB, in each of the drawn levels."""
+    @property
+    def middle(self) -> float:
+        """Where its words stand on the axis (0-1)."""
+        return (self.left + self.right) / 2
 
-    owner: Owner
-    gib: tuple[float, ...]
+    def position(self, seconds: float) -> float:
+        """Where a moment of the stage is on the axis (0-1)."""
+        fraction = (seconds - self.start_seconds) / self.seconds if self.seconds > 0 else 0.0
+        return self.left + fraction * (self.right - self.left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +64,8 @@ class MemoryPlot:
     bands: tuple[StageBand, ...]
     edges: tuple[float, ...]
     """Borders of the levels on the axis (0-1): one more than there are levels."""
-    layers: tuple[OwnerLayer, ...]
-    """Layers from the bottom up."""
+    layers: tuple[Holding, ...]
+    """What each owner holds in the drawn levels, from the bottom up."""
     components: tuple[str, ...]
     """The pipeline's components in order of first use, which gives each its colour."""
     budget_gib: float
@@ -85,20 +82,21 @@ def memory_over_call(timeline: Timeline) -> MemoryPlot:
     runs = [list(run) for _, run in itertools.groupby(timeline.memory, key=lambda level: level.stage)]
     bands = _bands(runs, timeline)
     moments = [
-        moment
+        drawn
         for run, band in zip(runs, bands, strict=True)
-        for moment in _highest_moments(run, band=band, num_bins=LEVELS_PER_STAGE)
+        for drawn in _highest_moments(run, band=band, num_bins=LEVELS_PER_STAGE)
     ]
     peak = _peak(timeline)
+    moment = (peak.start_seconds + peak.end_seconds) / 2
     held = sorted(held_by_owner(peak, timeline).items(), key=lambda item: -item[1])
     return MemoryPlot(
-        title=plan_title(plan, "GPU memory over one call"),
+        title=style.plan_title(plan, "GPU memory over one call"),
         bands=bands,
         edges=(*(left for left, _ in moments), 1.0),
         layers=_layers([held_by_owner(level, timeline) for _, level in moments]),
         components=timeline.components,
         budget_gib=plan.budget_bytes / GIB,
-        peak_position=_position(peak, bands),
+        peak_position=next(band.position(moment) for band in bands if moment <= band.end_seconds),
         peak_gib=peak.held_bytes / GIB,
         peak_stage=plan.stages[peak.stage].name,
         peak_owners=tuple((owner, num_bytes / GIB) for owner, num_bytes in held if num_bytes),
@@ -134,59 +132,39 @@ def _highest_moments(
     run: list[MemoryLevel], *, band: StageBand, num_bins: int
 ) -> list[tuple[float, MemoryLevel]]:
     """A stage's levels and where each begins; where there are too many, bins that show their highest level."""
-    span = band.end_seconds - band.start_seconds
-    if len(run) <= num_bins or span <= 0:
-        return [(_within(level.start_seconds, band), level) for level in run]
+    if len(run) <= num_bins or band.seconds <= 0:
+        return [(band.position(level.start_seconds), level) for level in run]
     highest: dict[int, MemoryLevel] = {}
     for level in run:
-        first = min(int((level.start_seconds - band.start_seconds) / span * num_bins), num_bins - 1)
-        last = math.ceil((level.end_seconds - band.start_seconds) / span * num_bins)
+        first = min(int((level.start_seconds - band.start_seconds) / band.seconds * num_bins), num_bins - 1)
+        last = math.ceil((level.end_seconds - band.start_seconds) / band.seconds * num_bins)
         for index in range(first, min(max(last, first + 1), num_bins)):
             highest[index] = max(highest.get(index, level), level, key=lambda level: level.held_bytes)
     width = (band.right - band.left) / num_bins
     return [(band.left + index * width, level) for index, level in sorted(highest.items())]
 
 
-def _within(seconds: float, band: StageBand) -> float:
-    span = band.end_seconds - band.start_seconds
-    fraction = (seconds - band.start_seconds) / span if span > 0 else 0.0
-    return band.left + fraction * (band.right - band.left)
-
-
-def _position(level: MemoryLevel, bands: tuple[StageBand, ...]) -> float:
-    """Where the middle of a level is drawn."""
-    middle = (level.start_seconds + level.end_seconds) / 2
-    band = next(band for band in bands if middle <= band.end_seconds)
-    return _within(middle, band)
-
-
-def _layers(levels: list[dict[Owner, int]]) -> tuple[OwnerLayer, ...]:
+def _layers(levels: list[dict[Owner, int]]) -> tuple[Holding, ...]:
     """One layer per owner from the bottom up; those that never hold much are one layer, the lowest."""
     threshold = SMALL_FRACTION * max(sum(held.values()) for held in levels)
     small = [owner for owner in levels[0] if max(held[owner] for held in levels) < threshold]
     layers = {owner: [held[owner] for held in levels] for owner in levels[0] if owner not in small}
     other = [sum(held[owner] for owner in small) for held in levels]
-    if any(other):
-        layers = {OTHER: other, **layers}
-    return tuple(
-        OwnerLayer(owner=owner, gib=tuple(num_bytes / GIB for num_bytes in row))
-        for owner, row in layers.items()
-    )
+    return holdings({OTHER: other, **layers} if any(other) else layers)
 
 
 def draw_memory(plot: MemoryPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or own_axes()
+    ax = style.titled_axes(plot.title, height_inches=4.8, ax=ax)
     _draw_bands(plot.bands, ax=ax)
     _draw_layers(plot, ax=ax)
-    ax.set_ylim(0, HEAD_ROOM * highest_drawn(plot.peak_gib, plot.budget_gib))
-    draw_budget(plot.budget_gib, peak=plot.peak_gib, line=ax.axhline, ax=ax)
+    ax.set_ylim(0, HEAD_ROOM * style.highest_drawn(plot.peak_gib, plot.budget_gib))
+    style.draw_budget(plot.budget_gib, peak=plot.peak_gib, line=ax.axhline, ax=ax)
     _draw_peak(plot, ax=ax)
-    write_title(ax, plot.title)
     ax.set_ylabel("GPU memory (GiB)")
     ax.set_xlim(0, 1)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(reverse=True, **LEGEND_BESIDE)
+    ax.legend(reverse=True, **style.LEGEND_BESIDE)
     return ax
 
 
@@ -195,14 +173,14 @@ def _draw_bands(bands: tuple[StageBand, ...], *, ax: Axes) -> None:
     for band in bands[::2]:
         ax.axvspan(band.left, band.right, color="#EFEFEF", zorder=0)
     names = ax.secondary_xaxis("top")
-    names.set_xticks([(band.left + band.right) / 2 for band in bands], [band.label for band in bands])
-    names.tick_params(length=0, labelrotation=30, labelsize=SMALL)
+    names.set_xticks([band.middle for band in bands], [band.label for band in bands])
+    names.tick_params(length=0, labelrotation=30, labelsize=style.SMALL)
     for label in names.get_xticklabels():
         label.set(horizontalalignment="left", rotation_mode="anchor")
     names.spines["top"].set_visible(False)
     ax.set_xticks([band.left for band in bands], minor=True)
-    ax.set_xticks([(band.left + band.right) / 2 for band in bands], _durations(bands))
-    ax.tick_params(axis="x", labelsize=SMALL, length=0)
+    ax.set_xticks([band.middle for band in bands], _durations(bands))
+    ax.tick_params(axis="x", labelsize=style.SMALL, length=0)
     ax.set_xlabel("duration of each stage (to scale within a stage; short ones drawn wider)")
 
 
@@ -210,33 +188,24 @@ def _durations(bands: tuple[StageBand, ...]) -> list[str]:
     """Each stage's duration in words; where the axis has no room for all, only those of the longest stages."""
     labels = [""] * len(bands)
     taken: list[tuple[float, float]] = []
-    for index in sorted(range(len(bands)), key=lambda i: bands[i].start_seconds - bands[i].end_seconds):
-        band = bands[index]
-        label = format_seconds(band.end_seconds - band.start_seconds)
-        middle, half = (band.left + band.right) / 2, CHARACTER * (len(label) + 1) / 2
-        if all(middle + half <= left or middle - half >= right for left, right in taken):
+    for index, band in sorted(enumerate(bands), key=lambda numbered: -numbered[1].seconds):
+        label = format_seconds(band.seconds)
+        half = CHARACTER * (len(label) + 1) / 2
+        start, end = band.middle - half, band.middle + half
+        if all(end <= left or start >= right for left, right in taken):
             labels[index] = label
-            taken.append((middle - half, middle + half))
+            taken.append((start, end))
     return labels
 
 
 def _draw_layers(plot: MemoryPlot, *, ax: Axes) -> None:
     """Stack the owners from the bottom up."""
     lower = [0.0] * len(plot.edges)
-    looks = owner_looks(plot.components)
+    looks = style.owner_looks(plot.components)
     for layer in plot.layers:
         upper = [low + gib for low, gib in zip(lower, (*layer.gib, layer.gib[-1]), strict=True)]
-        ax.fill_between(
-            plot.edges,
-            lower,
-            upper,
-            step="post",
-            label=layer.owner.name,
-            facecolor=looks[layer.owner].color,
-            hatch=looks[layer.owner].hatch,
-            edgecolor="white",
-            linewidth=0.4,
-        )
+        look = looks[layer.owner].filled
+        ax.fill_between(plot.edges, lower, upper, step="post", label=layer.owner.name, **look)
         lower = upper
 
 
@@ -245,7 +214,7 @@ def _draw_peak(plot: MemoryPlot, *, ax: Axes) -> None:
     owners, others = list(plot.peak_owners[:NAMED_PEAK_OWNERS]), plot.peak_owners[NAMED_PEAK_OWNERS:]
     if others:
         owners.append((OTHER, sum(gib for _, gib in others)))
-    parts = [f"{owner.name} {gib:.2f}".replace(" ", NO_BREAK) for owner, gib in owners]
+    parts = [f"{owner.name} {gib:.2f}".replace(" ", style.NO_BREAK) for owner, gib in owners]
     lines = textwrap.fill(", ".join(parts), PEAK_CHARACTERS)
     x, alignment = (0.01, "left") if plot.peak_position < 0.5 else (0.99, "right")
     ax.annotate(
@@ -255,6 +224,6 @@ def _draw_peak(plot: MemoryPlot, *, ax: Axes) -> None:
         textcoords=ax.transAxes,
         horizontalalignment=alignment,
         verticalalignment="top",
-        fontsize=SMALL,
+        fontsize=style.SMALL,
         arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkB": 2},
     )

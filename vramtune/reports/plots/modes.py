@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from vramtune.reports.plots.bars import EDGE, bar_height, bar_middle, name_rows
-from vramtune.reports.plots.style import BOUND_LINE, WORDS_BOX, Look, legend_below, own_axes, write_title
+from vramtune.reports.plots.bars import bar_height, bar_middle, name_rows
+from vramtune.reports.plots.style import BOUND_LINE, WORDS_BOX, Look, legend_below, titled_axes
 from vramtune.reports.rows import ModeRow, mode_rows
 from vramtune.schema import PLAN_MODE, Comparison
 from vramtune.units import format_bytes, format_seconds
@@ -53,13 +53,12 @@ def mode_seconds(comparison: Comparison) -> ModesPlot:
 
 def draw_modes(plot: ModesPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = ax or own_axes(OTHER_INCHES + ROW_INCHES * len(plot.rows))
+    ax = titled_axes(plot.title, height_inches=OTHER_INCHES + ROW_INCHES * len(plot.rows), ax=ax)
     name_rows(ax, [_name(row) for row in plot.rows])
     _draw_bars(plot, ax=ax)
     _draw_bound(plot, ax=ax)
     _draw_cuts(plot, ax=ax)
     ax.set_xlim(0, 1.03 * plot.longest_seconds)
-    write_title(ax, plot.title)
     legend_below(ax, num_columns=3)
     return ax
 
@@ -81,9 +80,7 @@ def _draw_bars(plot: ModesPlot, *, ax: Axes) -> None:
             left=[start for start, _ in limits.values()],
             height=bar_height(),
             label=label if limits else None,
-            facecolor=look.color,
-            hatch=look.hatch,
-            **EDGE,
+            **look.filled,
         )
 
 

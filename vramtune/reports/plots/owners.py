@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vramtune.schema import MemoryLevel, Timeline
+from vramtune.units import GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,3 +38,18 @@ def held_by_owner(level: MemoryLevel, timeline: Timeline) -> dict[Owner, int]:
         PIPELINE: level.pipeline_bytes,
         ACTIVATIONS: level.activation_bytes,
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What one owner holds, in GiB, at each of a row of levels."""
+
+    owner: Owner
+    gib: tuple[float, ...]
+
+
+def holdings(held: dict[Owner, list[int]]) -> tuple[Holding, ...]:
+    """Bytes by owner and level, in GiB."""
+    return tuple(
+        Holding(owner=owner, gib=tuple(num_bytes / GIB for num_bytes in row)) for owner, row in held.items()
+    )

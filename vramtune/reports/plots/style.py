@@ -17,15 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from vramtune.reports.plots.owners import (
-    ACTIVATIONS,
-    CONTEXT,
-    OTHER,
-    PIPELINE,
-    SLOTS,
-    WORKSPACES,
-    Owner,
-)
+from vramtune.reports.plots.owners import ACTIVATIONS, CONTEXT, OTHER, PIPELINE, SLOTS, WORKSPACES, Owner
 from vramtune.schema import Plan
 from vramtune.units import format_bytes, format_seconds
 
@@ -41,6 +33,11 @@ class Look:
 
     color: str
     hatch: str = ""
+
+    @property
+    def filled(self) -> Properties:
+        """How a patch of that look is filled and edged."""
+        return {"facecolor": self.color, "hatch": self.hatch, "edgecolor": "white", "linewidth": 0.4}
 
 
 OWNER_LOOKS = {
@@ -77,6 +74,7 @@ TITLE_CHARACTERS = 72
 NO_BREAK = "\N{NO-BREAK SPACE}"
 SMALL = 9
 """Font size in points: legible where the picture is 600 pixels wide."""
+SMALL_WORDS: Properties = {"fontsize": SMALL, "verticalalignment": "center"}
 
 
 def component_looks(components: Iterable[str]) -> dict[str, Look]:
@@ -115,9 +113,16 @@ def draw_budget(budget: float, *, peak: float, line: Callable[..., object], ax: 
         ax.plot([], [], label=f"{label} (off scale)", **BUDGET_LINE)
 
 
-def own_axes(height_inches: float = 4.8) -> Axes:
+def own_axes(height_inches: float) -> Axes:
     """Axes on a figure of their own."""
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained").subplots()
+
+
+def titled_axes(title: str, *, height_inches: float, ax: Axes | None) -> Axes:
+    """The axes that were given, or some on a figure of their own, under a title."""
+    titled = ax or own_axes(height_inches)
+    write_title(titled, title)
+    return titled
 
 
 def write_title(ax: Axes, title: str) -> None:

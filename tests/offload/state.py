@@ -1,23 +1,18 @@
-"""What to compare of a pipeline before and after."""
+"""The state of a pipeline, to compare before and after."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
 from tests import tiny_pipelines
-
-
-def modules(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The components that hold weights, by name."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+from vramtune.contract import modules_of
 
 
 def tensors(pipe: DiffusionPipeline) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer, by component and path."""
-    for name, module in modules(pipe).items():
+    for name, module in modules_of(pipe).items():
         for path, tensor in (*module.named_parameters(), *module.named_buffers()):
             yield f"{name}.{path}", tensor
 
@@ -45,7 +40,7 @@ LEFT_BY_CALLS |= {"_enc_conv_idx", "_enc_conv_num", "_enc_feat_map"}
 """Attributes that a first call of an untuned pipeline gives its modules."""
 
 
-def looks(pipe: DiffusionPipeline) -> dict[str, Any]:
+def state_of(pipe: DiffusionPipeline) -> dict[str, Any]:
     """All that is visible of a pipeline but the values of its weights."""
     return {
         "class": type(pipe),
@@ -63,7 +58,7 @@ def looks(pipe: DiffusionPipeline) -> dict[str, Any]:
                 sorted(vars(module).keys() - LEFT_BY_CALLS),
                 dict(module._forward_pre_hooks),
             )
-            for name, component in modules(pipe).items()
+            for name, component in modules_of(pipe).items()
             for path, module in component.named_modules()
         },
     }

@@ -12,14 +12,15 @@ from diffusers import DiffusionPipeline
 from tests import tiny_pipelines
 from tests.simgpu import load
 from tests.simgpu.prediction import RATES, predicted_profile, sim_device
-from vramtune.offload.install import Installation, install
+from vramtune.offload.install import install
+from vramtune.offload.runtime import Runtime
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 
 NUM_ENCODERS = 2
-"""Flux's, which run before its transformer."""
+"""Number of Flux's text encoders, which run before its transformer."""
 TIGHT_FRACTION = 0.4
-"""Of the weights beside the activations: every component that runs long is streamed."""
+"""Fraction of the weights that has room; every component that runs long is streamed."""
 
 
 @functools.cache
@@ -29,7 +30,7 @@ def _traced(name: str) -> Profile:
 
 
 def weight_bytes(name: str) -> int:
-    """What a plan moves or keeps of the named pipeline."""
+    """Weight bytes of the named pipeline that a plan moves or keeps."""
     return sum(component.used_bytes for component in _traced(name).components)
 
 
@@ -60,17 +61,17 @@ def planned(name: str, fraction: float = TIGHT_FRACTION, *, copy_to_compute: flo
 @contextmanager
 def tuned(
     name: str, fraction: float = 0.5, *, copy_to_compute: float = 1.0, pipe: DiffusionPipeline | None = None
-) -> Iterator[tuple[Any, Installation]]:
+) -> Iterator[tuple[Any, Runtime]]:
     """The named pipeline under that plan, with the rates it is made for; removed at the end."""
     plan = planned(name, fraction, copy_to_compute=copy_to_compute)
     profiled(name, copy_to_compute=copy_to_compute)
     pipe = tiny_pipelines.build(name) if pipe is None else pipe
-    with install(pipe, plan, device="sim") as installation:
-        yield pipe, installation
+    with install(pipe, plan, device="sim") as runtime:
+        yield pipe, runtime
 
 
 def resident_bytes(plan: Plan) -> int:
-    """What a plan keeps on the device between calls; methods of a component share its root."""
+    """Weight bytes that a plan keeps on the device between calls; methods of a component share its root."""
     groups = {
         (placement.component, group.name, group.modules): group.weight_bytes
         for placement in plan.placements
@@ -85,7 +86,7 @@ def whole(name: str) -> Any:
 
 
 def held_bytes() -> int:
-    """What is allocated on the device, without what only waits to be collected."""
+    """Bytes allocated on the device, without garbage that only waits to be collected."""
     gc.collect()
     load().synchronize()
     return int(load().memory_allocated())

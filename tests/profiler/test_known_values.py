@@ -1,0 +1,120 @@
+"""Values that the pipeline knows decide what a component does; what depends on weights is refused by name."""
+
+import pytest
+import torch
+from torch import nn
+
+import vramtune
+from tests import tiny_pipelines
+from vramtune.errors import TraceError
+
+CALL = tiny_pipelines.CALL["sd15"]
+
+
+def profiled(ask, **kwargs):
+    """Profile a pipeline whose unet asks something of its inputs first; it has a weight of its own for that."""
+    pipe = tiny_pipelines.build("sd15")
+    unet, original = pipe.unet, pipe.unet.forward
+    unet.table = nn.Parameter(torch.ones(64, 64))
+
+    def forward(sample, timestep, encoder_hidden_states, **more):
+        sample = ask(unet, sample, timestep, encoder_hidden_states)
+        return original(sample, timestep, encoder_hidden_states, **more)
+
+    unet.forward = forward
+    return vramtune.profile(pipe, call_kwargs=CALL | kwargs, gpu="RTX 4060", progress=False)
+
+
+def num_unet_stages(profile):
+    return sum("unet" in stage.name for stage in profile.stages)
+
+
+def test_a_timestep_may_be_read_and_each_value_is_followed_apart():
+    def ask(self, sample, timestep, _):
+        return sample * (2 if int(timestep) > 500 else 1)
+
+    assert num_unet_stages(profiled(ask, num_inference_steps=4)) > 0
+
+
+def test_calls_that_ask_for_no_values_are_followed_once(monkeypatch):
+    traced = []
+    from vramtune.profiler import record
+
+    original = record.trace_call
+    monkeypatch.setattr(
+        record,
+        "trace_call",
+        lambda target, *args, **kw: traced.append(target.component) or original(target, *args, **kw),
+    )
+    profiled(lambda self, sample, timestep, _: sample * (timestep > 500), num_inference_steps=4)
+    assert traced.count("unet") == 1
+    traced.clear()
+    profiled(lambda self, sample, timestep, _: sample * int(timestep > 0), num_inference_steps=4)
+    assert traced.count("unet") == 1 + 3  # the last timestep's answer differs, but each value is asked for
+
+
+def test_a_known_mask_chooses_rows_of_unknown_tensors():
+    def ask(self, sample, timestep, _):
+        mask = torch.arange(64) < timestep.clamp(min=7, max=7)
+        assert (self.table[mask]).shape == (7, 64)
+        rows = self.table * 1
+        rows[mask] = 0
+        return sample * torch.masked_select(rows, mask[:, None].expand(64, 64)).sum()
+
+    profiled(ask)
+
+
+def test_lengths_loops_and_unique_values_of_known_tensors_are_real():
+    def ask(self, sample, timestep, _):
+        lengths = torch.tensor([3, 1, 2])
+        assert lengths.tolist() == [3, 1, 2]
+        assert torch.repeat_interleave(torch.arange(3), lengths).tolist() == [0, 0, 0, 1, 2, 2]
+        assert len(torch.unique(torch.tensor([1, 1, 2]))) == 2
+        assert torch.equal(lengths, torch.tensor([3, 1, 2]))
+        filled = torch.zeros(4)
+        filled[1:3] = 1
+        assert filled.nonzero().shape == (2, 1)
+        return sample
+
+    profiled(ask)
+
+
+def test_a_shape_alone_makes_a_known_tensor_of_an_unknown_one():
+    def ask(self, sample, timestep, states):
+        assert (
+            torch.ones_like(states[:, :, 0], dtype=torch.long).sum().item()
+            == states.shape[0] * states.shape[1]
+        )
+        return sample
+
+    profiled(ask)
+
+
+def test_what_an_unknown_value_was_written_into_is_unknown():
+    def ask(self, sample, timestep, states):
+        buffer = torch.zeros(states.shape[-1])
+        buffer[:] = states[0, 0]
+        return sample * buffer.sum().item()
+
+    with pytest.raises(TraceError, match=r"unet\.forward: .*test_known_values\.py:\d+"):
+        profiled(ask)
+
+
+def test_outputs_of_components_are_unknown_to_other_components():
+    """The text encoder's are zeros while the call is followed: nothing may be decided by that."""
+
+    def ask(self, sample, timestep, states):
+        return sample * states.sum().item()
+
+    with pytest.raises(TraceError, match=r"unet\.forward.*prompt_embeds"):
+        profiled(ask)
+
+
+def test_the_refusal_names_component_operation_and_line():
+    def ask(self, sample, timestep, states):
+        return sample[self.table[:1, 0] > 0]
+
+    with pytest.raises(
+        TraceError, match=r"unet\.forward: DynamicOutputShapeException.*test_known_values\.py:\d+.*nonzero"
+    ):
+        profiled(ask)

@@ -1,0 +1,127 @@
+"""What pipelines bring along that once was refused, or came back changed: each traced, tuned, equal, removed."""
+
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor
+
+import vramtune
+from tests import tiny_pipelines
+
+SETTINGS = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL["sd15"]}
+
+
+def run(pipe, **kwargs):
+    return pipe(generator=torch.Generator("cpu").manual_seed(0), **{"prompt": "a cat", **SETTINGS, **kwargs})[
+        0
+    ].cpu()
+
+
+def with_safety_checker(pipe):
+    tower = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = CLIPConfig(
+        text_config=tower, vision_config={**tower, "image_size": 30, "patch_size": 15}, projection_dim=64
+    )
+    pipe.safety_checker = StableDiffusionSafetyChecker(config).eval()
+    pipe.feature_extractor = CLIPImageProcessor(
+        size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}
+    )
+    return pipe
+
+
+def with_an_empty_buffer(pipe):
+    pipe.unet.conv_in.register_buffer("nothing", torch.empty(0))
+    return pipe
+
+
+def with_a_tiling_that_fails(pipe):
+    def tiled(*args):
+        raise RuntimeError("tiles of another size")
+
+    pipe.vae.tiled_decode = tiled
+    return pipe
+
+
+class NeedsPrompt(StableDiffusionPipeline):
+    def __call__(
+        self, prompt, height=None, width=None, num_inference_steps=2, generator=None, output_type="pt"
+    ):
+        return super().__call__(
+            prompt,
+            height,
+            width,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            output_type=output_type,
+        )
+
+
+def that_needs_a_prompt(pipe):
+    pipe.__class__ = NeedsPrompt
+    return pipe
+
+
+class OffloadsItself(StableDiffusionPipeline):
+    """As AudioLDM2: hooks of its own, on halves of a component too, and no `_all_hooks`."""
+
+    def enable_model_cpu_offload(self, gpu_id=None, device="sim"):
+        hook = None
+        for module in (self.text_encoder.encoder, self.unet, self.vae, self.text_encoder):
+            _, hook = cpu_offload_with_hook(module, torch.device(device), prev_module_hook=hook)
+
+
+def that_offloads_itself(pipe):
+    pipe.__class__ = OffloadsItself
+    return pipe
+
+
+KINDS = [
+    with_safety_checker,
+    with_an_empty_buffer,
+    with_a_tiling_that_fails,
+    that_needs_a_prompt,
+    that_offloads_itself,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_tuned_and_streamed_with_the_output_of_the_pipeline_resident(sim, no_garbage, kind):
+    wanted = run(kind(tiny_pipelines.build("sd15")).to("sim"))
+    pipe = kind(tiny_pipelines.build("sd15"))
+    with vramtune.autotune(pipe, call_kwargs=SETTINGS, progress=False) as tuned:
+        with pytest.raises(vramtune.BudgetError) as raised:
+            vramtune.plan(tuned.profile, 0.001)
+        assert torch.equal(run(pipe), wanted)
+    with vramtune.autotune(
+        pipe, 1.01 * raised.value.smallest_bytes / 2**30, call_kwargs=SETTINGS, progress=False
+    ):
+        assert torch.equal(run(pipe), wanted)
+    assert type(pipe.unet.forward.__self__) is type(pipe.unet)
+
+
+def test_its_own_offload_is_back_after_removal(sim, no_garbage):
+    wanted = run(tiny_pipelines.build("sd15").to("sim"))
+    pipe = that_offloads_itself(tiny_pipelines.build("sd15"))
+    pipe.enable_model_cpu_offload()
+    with vramtune.autotune(pipe, call_kwargs=SETTINGS, progress=False):
+        assert torch.equal(run(pipe), wanted)
+    assert pipe.unet._hf_hook.execution_device.type == "sim"
+    assert pipe.text_encoder.encoder._hf_hook.execution_device.type == "sim"
+    assert torch.equal(run(pipe), wanted)
+
+
+def test_a_tiling_that_cannot_be_followed_is_not_offered():
+    pipe = with_a_tiling_that_fails(tiny_pipelines.build("sd15"))
+    assert vramtune.profile(pipe, call_kwargs=SETTINGS, gpu="RTX 4060", progress=False).variants == ()
+
+
+def test_a_safety_checker_counts_with_its_calls():
+    pipe = with_safety_checker(tiny_pipelines.build("sd15"))
+    profile = vramtune.profile(pipe, call_kwargs=SETTINGS, gpu="RTX 4060", progress=False)
+    assert "safety_checker" in [stage.name for stage in profile.stages]
+    assert (
+        profile.component("safety_checker").used_bytes
+        == profile.component("safety_checker").weights.allocated_bytes
+    )

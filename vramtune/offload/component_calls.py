@@ -1,0 +1,92 @@
+"""What the methods of components become: inputs and weights on the device, and run again where memory runs out."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch.utils._pytree import tree_leaves
+
+from vramtune.offload.binding import BoundComponent
+from vramtune.offload.conductor import Conductor
+from vramtune.offload.hooks import restore_methods
+from vramtune.offload.meter import Meter
+from vramtune.offload.retry import remember_draws, with_room
+from vramtune.schema import call_name
+
+
+class ComponentCalls:
+    """Runs the methods of a pipeline's components, one caller at a time."""
+
+    def __init__(self, conductor: Conductor, meter: Meter, lock: threading.RLock) -> None:
+        self.device = conductor.device
+        self._conductor, self._meter, self._lock = conductor, meter, lock
+        self._running: set[BoundComponent] = set()
+
+    def run(
+        self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Call a component's original method."""
+
+        def attempt() -> Any:
+            # Inputs first, or they would wait behind the copies of weights.
+            args_there, kwargs_there = self._to_device((args, kwargs))
+            self._conductor.enter(component, method)
+            return original(*args_there, **kwargs_there)
+
+        def make_room() -> bool:
+            self._meter.ran_out_of_memory()
+            put_generators_back()
+            return self._conductor.make_room(component, method)
+
+        with self._lock:  # a second thread waits until the pipeline's call of the first is over
+            if component in self._running:  # a method that calls another one of its component
+                return original(*args, **kwargs)
+            self._running.add(component)
+            put_generators_back = remember_draws(self.device, (args, kwargs))
+            try:
+                with _casts_not_cached():
+                    name = call_name(component.name, method)
+                    return with_room(attempt, make_room, device=self.device, name=name)
+            finally:
+                self._running.discard(component)
+                self._conductor.leave(component)
+
+    def start(self, component: BoundComponent) -> None:
+        """Have a component's root on the device: someone uses it otherwise than by its methods."""
+        with self._lock:
+            if component not in self._running:
+                self._conductor.enter(component, None)
+
+    def prepare_cast(self) -> None:
+        """Make room for a cast of a component, as pipelines do between two calls, and let it happen on the masters."""
+        with self._lock:
+            if not self._running:
+                self._conductor.pause()
+
+    def detach(self, component: BoundComponent) -> None:
+        """Give a component its methods and weights back."""
+        with self._lock:
+            restore_methods(component)
+            self._conductor.release(component)
+
+    def _to_device(self, inputs: Any) -> Any:
+        """Inputs on the device; nothing is rebuilt if all are there (a cache in them may be written to)."""
+        is_elsewhere = any(
+            isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.device != self.device
+            for leaf in tree_leaves(inputs)
+        )
+        return send_to_device(inputs, self.device) if is_elsewhere else inputs
+
+
+@contextmanager
+def _casts_not_cached() -> Iterator[None]:
+    """Switch autocast's cache off: a cast copy of every float32 weight would stay on the device till autocast ends."""
+    was_enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was_enabled)

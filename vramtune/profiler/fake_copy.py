@@ -1,0 +1,164 @@
+"""A copy of a pipeline whose structure is its own and whose weights are fakes: what a call is followed on.
+
+Whatever the call caches, casts, counts or exchanges happens to the copy and goes with it. A list of things to put back
+could never be complete: a rotary embedding is a plain object that keeps tensors, a pipeline may have pipelines in it.
+"""
+
+import copy
+import functools
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from vramtune.contract import drop_offload_hook, pipelines_in, quieten, shared_by_copies
+
+logger = logging.getLogger(__name__)
+
+Memo = dict[int, Any]
+"""`copy.deepcopy`'s: what stands for an object in the copy, by `id`."""
+ATOMIC = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
+
+
+def fake_copy(pipe: DiffusionPipeline, mode: FakeTensorMode) -> DiffusionPipeline:
+    """The pipeline again, with fake weights on the CPU, no offload hooks and no progress bar.
+
+    Weights that were tied are; an attribute that cannot be copied (a lock, an open file) is shared, and said so in a
+    log line.
+    """
+    pipelines = list(pipelines_in(pipe))
+    modules = _modules_of_all(pipelines)
+    owners: list[Any] = [*pipelines, *modules]
+    memo: Memo = {id(owner): object.__new__(type(owner)) for owner in owners}
+    for tensor in _weights(modules):
+        memo[id(tensor)] = _fake_like(tensor, mode)
+    for shared in shared_by_copies(pipe):
+        memo[id(shared)] = shared
+    for owner in owners:
+        memo[id(owner)].__dict__.update(_copied_attributes(owner, memo))
+    for module in modules:
+        twin = memo[id(module)]
+        drop_offload_hook(twin)
+        twin.__dict__["_apply"] = functools.partial(_apply_to_fakes, twin)
+    for nested in pipelines:
+        quieten(memo[id(nested)])
+    copied: DiffusionPipeline = memo[id(pipe)]
+    return copied
+
+
+def _modules_of_all(pipelines: list[DiffusionPipeline]) -> list[nn.Module]:
+    values = [value for pipe in pipelines for value in vars(pipe).values()]
+    return list({module for value in values if isinstance(value, nn.Module) for module in value.modules()})
+
+
+def _weights(modules: list[nn.Module]) -> Iterator[torch.Tensor]:
+    for module in modules:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+
+
+def _copied_attributes(owner: object, memo: Memo) -> dict[str, Any]:
+    attributes = {}
+    for name, value in vars(owner).items():
+        try:
+            attributes[name] = _copied(value, memo)
+        except (
+            TypeError,
+            RuntimeError,
+            NotImplementedError,
+            AttributeError,
+        ) as error:  # what copies and pickles raise
+            logger.warning("%s.%s is not copied but shared: %s", type(owner).__name__, name, error)
+            attributes[name] = value
+    return attributes
+
+
+def _copied(value: Any, memo: Memo) -> Any:
+    if isinstance(value, ATOMIC):
+        return value
+    for function in _functions_in(value):
+        memo.setdefault(id(function), _copied_function(function, memo))
+    return copy.deepcopy(value, memo)
+
+
+def _functions_in(value: Any) -> list[FunctionType]:
+    """Functions that remember something: methods exchanged on an instance, hooks."""
+    values = value.values() if isinstance(value, dict) else (value,)
+    return [item for item in values if isinstance(item, FunctionType) and item.__closure__]
+
+
+def _copied_function(function: FunctionType, memo: Memo) -> FunctionType:
+    """The function again, remembering the copies of what it remembers: `copy.deepcopy` shares functions."""
+    twin = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(CellType() for _ in function.__closure__ or ()),
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    memo[id(function)] = twin  # first: it may remember itself
+    for cell, copied in zip(function.__closure__ or (), twin.__closure__ or (), strict=True):
+        copied.cell_contents = _copied(cell.cell_contents, memo)
+    vars(twin).update(_copied_attributes(function, memo))
+    return twin
+
+
+def _fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    # On "cpu" attention stays fused; fake "cuda" and "meta" would be traced through the unfused kernel.
+    with mode:
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _apply_to_fakes(
+    module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> nn.Module:
+    """Stands for `nn.Module._apply` (`.to`, `.float`, ...), whose own swap of tensors refuses fakes."""
+    converted: dict[torch.Tensor, torch.Tensor] = {}
+    for owner in module.modules() if recurse else [module]:
+        for tensors in (owner._parameters, owner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if tensor not in converted:
+                    converted[tensor] = _converted(tensor, convert)
+                tensors[name] = converted[tensor]  # type: ignore[assignment]
+    return module
+
+
+def _converted(fake: torch.Tensor, convert: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    with _disable_current_modes():  # weights do not count as the pipeline's own memory
+        new = convert(fake)
+    return nn.Parameter(new, requires_grad=False) if isinstance(fake, nn.Parameter) else new
+
+
+@contextmanager
+def cached_fakes_forgotten() -> Iterator[None]:
+    """At the end, empty every `lru_cache` of the process that has kept a fake tensor: rotary embeddings use them.
+
+    They belong to functions and classes, which copies of instances share.
+    """
+    try:
+        yield
+    finally:
+        for cache in [item for item in gc.get_objects() if type(item) is functools._lru_cache_wrapper]:
+            if cache.cache_info().currsize and _reaches_a_fake(cache):
+                cache.cache_clear()
+
+
+def _reaches_a_fake(cache: Any) -> bool:
+    """Whether a cached result is a fake tensor, or a container of some."""
+    held = [item for item in gc.get_referents(cache) if isinstance(item, FakeTensor | dict | list | tuple)]
+    inside = gc.get_referents(*(item for item in held if not isinstance(item, FakeTensor)))
+    containers = [item for item in inside if isinstance(item, dict | list | tuple)]
+    return any(isinstance(item, FakeTensor) for item in (*held, *inside, *gc.get_referents(*containers)))

@@ -1,0 +1,209 @@
+"""Values that are known although components are traced on tensors without values.
+
+A pipeline knows token ids, attention masks, grid sizes and timesteps before any model has run, and some models ask for
+them: a mask is an index, a length decides a loop. So a fake tensor may have a real *twin*, which goes through the same
+operations as long as it is small and all their inputs have one. What depends on weights has none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._pytree import tree_map_only
+
+from vramtune.profiler.tracker import Tracker, Weight, is_mutable, storage_id, tensors_in
+
+LARGEST_TWIN_ELEMENTS = 2**20
+"""Enough for a mask over a thousand tokens by a thousand, or an image's zero embeddings; computed with in milliseconds."""
+ATTRIBUTE = "_vramtune_twin"
+
+aten = torch.ops.aten
+INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default}
+ASKS_FOR_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+UNSET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+"""Operations that leave their result unset: a twin's is 0, so that equal calls have equal traces."""
+SHAPE_ONLY = {
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+}
+"""Operations that take only the shape from their tensor: their result is known whatever that holds."""
+
+
+@dataclass(slots=True, eq=False)
+class Storage:
+    """What views of one real storage share."""
+
+    is_valid: bool = True
+    """Whether it holds the call's own values: False once something without a twin was written into it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Twin:
+    """The values of a fake tensor."""
+
+    value: torch.Tensor
+    sources: frozenset[int]
+    """Numbers of the call's inputs that the values come from."""
+    storage: Storage
+
+
+class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
+    """A tracker of a component's call that answers from twins where the code asks for values."""
+
+    def __init__(self, weights: dict[int, Weight]) -> None:
+        super().__init__(weights)
+        self.deciding: set[int] = set()
+        """Numbers of the inputs whose values the code asked for: another call with other values may go another way."""
+        self.num_decisions = 0
+
+    def tell(self, fake: torch.Tensor, value: torch.Tensor, number: int) -> None:
+        """Give an input of the call its values."""
+        setattr(fake, ATTRIBUTE, Twin(value.detach().clone(), frozenset((number,)), Storage()))
+
+    def is_known(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's values are known."""
+        return self._twin(tensor) is not None
+
+    def execute(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]
+    ) -> Any:
+        """Do an operation on fakes, and with their twins where all inputs have one."""
+        if func is aten.masked_select.default and self.is_known(args[1]):
+            shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
+            mask = self.execute(aten.expand.default, (args[1], shape), {}, args[1:])
+            return self.execute(aten.index.Tensor, (args[0].expand(shape), [mask]), {}, args)
+        if func in INDEXING:
+            args = self._with_known_masks(args)
+        twins = self._twins(func, inputs)
+        if twins is not None and _asks_for_values(func, args):
+            return self._decide(func, args, kwargs, twins)
+        out = func(*args, **kwargs)
+        if twins is not None and torch.Tag.nondeterministic_seeded not in func.tags:
+            outputs = list(tensors_in((out,)))
+            if all(output.numel() <= LARGEST_TWIN_ELEMENTS for output in outputs):
+                self._attach(outputs, self._real(func, args, kwargs), twins)
+                return out
+        if is_mutable(func):
+            for tensor in tensors_in((out,)):
+                if (twin := getattr(tensor, ATTRIBUTE, None)) is not None:
+                    twin.storage.is_valid = False
+        return out
+
+    def _twin(self, tensor: torch.Tensor) -> Twin | None:
+        """A tensor's twin; a small real tensor, such as a constant in the model's code, is its own."""
+        twin: Twin | None = getattr(tensor, ATTRIBUTE, None)
+        if twin is not None:
+            return twin if twin.storage.is_valid else None
+        if isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.numel() > LARGEST_TWIN_ELEMENTS:
+            return None
+        return Twin(tensor, frozenset(), Storage())
+
+    def _twins(self, func: Any, tensors: Sequence[torch.Tensor]) -> list[Twin] | None:
+        """The twins of an operation's inputs; None where it needs one that there is not."""
+        if func.overloadpacket.__name__ in SHAPE_ONLY:
+            return []
+        twins = []
+        for tensor in tensors:
+            if (twin := self._twin(tensor)) is None:
+                return None
+            twins.append(twin)
+        return twins
+
+    def _decide(self, func: Any, args: Any, kwargs: Any, twins: Sequence[Twin]) -> Any:
+        """What an operation returns whose result, or its shape, depends on values."""
+        self.deciding.update(*(twin.sources for twin in twins))
+        self.num_decisions += 1
+        real = self._real(func, args, kwargs)
+        out = tree_map_only(torch.Tensor, _fake_like, real)
+        self._attach(list(tensors_in((out,))), real, twins)
+        return out
+
+    def _with_known_masks(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of an indexing with known masks as positions: then the result has a shape."""
+        indices: list[Any] = []
+        for index in args[1]:
+            twin = self._twin(index) if _is_mask(index) else None
+            if twin is None:
+                indices.append(index)
+            else:
+                indices += self._decide(aten.nonzero_numpy.default, (index,), {}, [twin])
+        return (args[0], indices, *args[2:])
+
+    def _real(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation returns for the twins."""
+        real_args, real_kwargs = tree_map_only(torch.Tensor, self._value, (args, kwargs))
+        with no_dispatch():
+            real = func(*real_args, **real_kwargs)
+            return real.zero_() if func.overloadpacket.__name__ in UNSET else real
+
+    def _value(self, tensor: torch.Tensor) -> torch.Tensor:
+        twin = self._twin(tensor)
+        if twin is not None:
+            return twin.value
+        return torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)  # only its shape is looked at
+
+    def _attach(self, outputs: Sequence[torch.Tensor], real: Any, twins: Sequence[Twin]) -> None:
+        sources = frozenset[int]().union(*(twin.sources for twin in twins))
+        storages = {storage_id(twin.value): twin.storage for twin in twins}
+        for output, value in zip(outputs, tensors_in((real,)), strict=True):
+            storage = storages.get(storage_id(value)) or Storage()
+            setattr(output, ATTRIBUTE, Twin(value, sources, storage))
+
+
+class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
+    """A tracker of the pipeline's own work, on real tensors, that knows which of them depend on components' outputs."""
+
+    def __init__(self) -> None:
+        super().__init__(weights={})
+        self._unknown: set[int] = set()
+        """Storages, by their key on the tape."""
+
+    def count_unknown(self, tensor: torch.Tensor) -> None:
+        """Count a component's output, whose values are not those of a real call."""
+        self.count(tensor)
+        self._forget_values(tensor)
+
+    def is_known(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor has the values that it has in a real call."""
+        return not isinstance(tensor, FakeTensor) and self.keys.get(storage_id(tensor)) not in self._unknown
+
+    def note(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+    ) -> None:
+        """Record an operation; what comes from something unknown is unknown."""
+        is_known = func.overloadpacket.__name__ in SHAPE_ONLY or all(map(self.is_known, inputs))
+        super().note(func, args, inputs, outputs)
+        if not is_known:
+            for tensor in outputs:
+                self._forget_values(tensor)
+
+    def _forget_values(self, tensor: torch.Tensor) -> None:
+        if (key := self.keys.get(storage_id(tensor))) is not None:
+            self._unknown.add(key)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _asks_for_values(func: Any, args: tuple[Any, ...]) -> bool:
+    if func in INDEXING:
+        return any(map(_is_mask, args[1]))  # positions ask for none, though the operation is tagged so
+    return not ASKS_FOR_VALUES.isdisjoint(func.tags)
+
+
+def _fake_like(real: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(real.shape, real.stride(), dtype=real.dtype)
