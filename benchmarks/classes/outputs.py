@@ -58,7 +58,7 @@ def difference(one: object, other: object) -> str:
         return f"{tuple(one.shape)} {one.dtype} instead of {tuple(other.shape)} {other.dtype}"
     if torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
         return ""
-    largest = (one.double() - other.double()).abs().nan_to_num(float("inf")).max()
+    largest = (one.double().nan_to_num() - other.double().nan_to_num()).abs().max()
     return f"differs by {largest:.3g}"
 
 

@@ -34,7 +34,7 @@ def place(error: BaseException) -> str:
 def one_line(text: str) -> str:
     """Shortened, without line breaks, addresses and folders of this machine."""
     line = re.sub(r"0x[0-9a-f]{6,}", "0x...", " ".join(text.split()))
-    line = re.sub(r"/\S+/", "", line) if re.search(r"(?<!\S)/\S+/", line) else line
+    line = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", line)
     return line if len(line) <= LONGEST else line[:LONGEST] + "..."
 
 

@@ -57,7 +57,8 @@ def run(settings: Settings, command: str) -> int:
     print(table.summary(results, failures).replace("**", ""))
     if all(is_done(settings.out, case) for case in every):
         everything = [read(settings.out, case) for case in every]
-        PAGE.write_text("\n".join(table.page(everything, failures, command)) + "\n")
+        page = table.page(everything, failures, command, version_of(settings.checkout))
+        PAGE.write_text("\n".join(page) + "\n")
         print(PAGE)
     return 1 if any(table.verdict(result) == "fails" for result in results) else 0
 
@@ -82,6 +83,12 @@ def run_cases(cases: Sequence[Case], settings: Settings) -> None:
             bar.set_postfix_str(case.pipeline)
             if table.verdict(result) != "works":
                 tqdm.write(table.line(result))
+
+
+def version_of(checkout: Path) -> str:
+    text = (checkout / "src" / "diffusers" / "__init__.py").read_text()
+    found = re.search(r'^__version__ = "(.*)"', text, re.MULTILINE)
+    return found[1] if found else "of an unknown version"
 
 
 def silence() -> None:

@@ -15,12 +15,13 @@ VERDICTS = {
 }
 
 
-def page(results: Sequence[Result], failures: dict[str, str], command: str) -> list[str]:
+def page(results: Sequence[Result], failures: dict[str, str], command: str, checkout: str) -> list[str]:
     """The page: a summary line, counts by check, a line a case."""
     return [
         "# Pipeline classes",
         "",
         *environment(command, gpu="simulated GPU"),
+        f"- Checkout: diffusers {checkout}",
         "- Each line is a set of dummy pipelines in diffusers' tests. It works where it was predicted and left as it",
         "  was; tuned with everything on the GPU and with everything but the roots streamed, and equal bit for bit to",
         "  the untuned pipeline; as it was after `remove()`; and where diffusers' own offload tests pass with a plan.",

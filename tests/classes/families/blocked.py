@@ -1,5 +1,7 @@
 """Families that something else has blocked: plain objects with tensors, empty buffers, tiles, routers, inversion."""
 
+from typing import Any
+
 from diffusers import (
     AnyFlowFARPipeline,
     AnyFlowFARTransformer3DModel,
@@ -19,7 +21,7 @@ from diffusers import (
 )
 
 from benchmarks.classes import encoders, tokenizers
-from tests.classes.families.family import PREPARED, family
+from tests.classes.families.family import family
 from tests.classes.families.parts import (
     SeeingProcessor,
     clip_text,
@@ -117,7 +119,7 @@ def hidream() -> HiDreamImagePipeline:
         llama_layers=(0, 1),
     )
     clip = {"max_position_embeddings": 128}
-    return HiDreamImagePipeline(
+    pipe = HiDreamImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=flow_vae(4),
         text_encoder=clip_text(projection=True, **clip),
@@ -130,6 +132,8 @@ def hidream() -> HiDreamImagePipeline:
         tokenizer_4=tokenizers.plain(),
         transformer=transformer,
     )
+    pipe.default_sample_size = 16  # up to which it enlarges what is asked for
+    return pipe
 
 
 @family(height=16, width=16, num_frames=9, max_sequence_length=16)
@@ -162,7 +166,18 @@ def anyflow_far() -> AnyFlowFARPipeline:
     )
 
 
+def inversion() -> dict[str, Any]:
+    return {
+        "image": picture(),
+        "source_prompt": "",
+        "source_guidance_scale": 3.5,
+        "num_inversion_steps": 4,
+        "skip": 0.15,
+    }
+
+
 @family(
+    inversion=inversion,
     prompt=None,
     num_inference_steps=None,
     editing_prompt=["glasses", "sunshine"],
@@ -185,12 +200,3 @@ def ledits() -> LEditsPPPipelineStableDiffusion:
     )
     parts["scheduler"] = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=2)
     return LEditsPPPipelineStableDiffusion(**parts, requires_safety_checker=False)
-
-
-PREPARED["ledits"] = lambda: {
-    "image": picture(),
-    "source_prompt": "",
-    "source_guidance_scale": 3.5,
-    "num_inversion_steps": 4,
-    "skip": 0.15,
-}

@@ -24,6 +24,8 @@ class Family:
     build: Callable[[], DiffusionPipeline]
     call: dict[str, Any]
     """Arguments beside the usual ones; a function makes its value anew for each call, None leaves one out."""
+    inversion: Callable[[], dict[str, Any]] | None = None
+    """Makes the arguments of `invert`, for a pipeline that edits only what it has inverted."""
 
     def pipe(self) -> DiffusionPipeline:
         """A fresh one, on the host, in eval mode; its random weights are the same each time."""
@@ -51,21 +53,23 @@ class Family:
         return kind
 
     def prepare(self, pipe: Any) -> None:
-        """LEDITS++ edits only an image that it has inverted."""
-        if hasattr(pipe, "invert") and self.name.startswith("ledits"):
-            pipe.invert(**PREPARED[self.name](), generator=torch.Generator("cpu").manual_seed(0))
+        """Invert, where the pipeline needs that before each call."""
+        if self.inversion is not None:
+            pipe.invert(**self.inversion(), generator=torch.Generator("cpu").manual_seed(0))
 
 
 FAMILIES: dict[str, Family] = {}
-PREPARED: dict[str, Callable[[], dict[str, Any]]] = {}
-"""Arguments of `invert`, by family."""
+
+Builder = Callable[[], DiffusionPipeline]
 
 
-def family(**call: Any) -> Callable[[Callable[[], DiffusionPipeline]], Callable[[], DiffusionPipeline]]:
+def family(
+    *, inversion: Callable[[], dict[str, Any]] | None = None, **call: Any
+) -> Callable[[Builder], Builder]:
     """Register a builder under its name, with the arguments of its call."""
 
-    def register(build: Callable[[], DiffusionPipeline]) -> Callable[[], DiffusionPipeline]:
-        FAMILIES[build.__name__] = Family(build.__name__, build, call)
+    def register(build: Builder) -> Builder:
+        FAMILIES[build.__name__] = Family(build.__name__, build, call, inversion)
         return build
 
     return register

@@ -82,6 +82,7 @@ def allegro() -> AllegroPipeline:
         norm_num_groups=2,
         temporal_compression_ratio=4,
     )
+    vae.kernel, vae.stride = (8, 16, 16), (4, 8, 8)  # of its tiles: the least that it makes a picture of
     vae.enable_tiling()
     return AllegroPipeline(
         tokenizer=t5_tokenizer(),
