@@ -1,5 +1,6 @@
 """FLUX.1, FLUX.2, and Chroma, which is FLUX.1 made smaller."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -57,8 +58,16 @@ def chroma1_hd() -> ChromaPipeline:
         vae=flux1_vae(DTYPE),
         text_encoder=t5_xxl(DTYPE),
         tokenizer=t5_tokenizer(),
-        transformer=empty(ChromaTransformer2DModel, dtype=DTYPE),
+        transformer=empty(_chroma_transformer, dtype=DTYPE),
     )
+
+
+def _chroma_transformer() -> ChromaTransformer2DModel:
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`FluxPosEmbed` is deprecated", FutureWarning
+        )  # diffusers uses it itself
+        return ChromaTransformer2DModel()
 
 
 def flux2_dev() -> Flux2Pipeline:
