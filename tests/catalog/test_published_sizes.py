@@ -49,14 +49,12 @@ PUBLISHED = [
     Published("wan2.1-14b", ("transformer",), 57_153_966_336, 4),
     Published("wan2.1-14b", ("text_encoder",), 11_361_820_672, 2),
     Published("wan2.1-14b", ("vae",), 507_591_892, 4),
-    # z_image_bf16.safetensors of Comfy-Org/z_image, as copied in Gazai-ai/Gen-Image-Model-Collection: the base model, of
-    # Turbo's size
+    # copies on the Hub, by their git pointers: z_image_bf16.safetensors in Gazai-ai/Gen-Image-Model-Collection (the base
+    # model, of Turbo's size), flux2-vae.safetensors in Seryoger/Flux_2_dev_fp8, LTX-Video-VAE-BF16.safetensors in
+    # city96/LTX-Video-gguf, LTX23_video_vae_bf16.safetensors in Aloukik21/ltx23
     Published("z-image-turbo", ("transformer",), 12_309_866_400, 2),
-    # flux2-vae.safetensors of Comfy-Org/flux2-dev, as copied in hfmaster/models-moved
     Published("flux.2-dev", ("vae",), 336_213_556, 4),
-    # Lightricks/LTX-Video: vae/ in float32 is 1.68 GB; LTX-Video-VAE-BF16.safetensors of city96/LTX-Video-gguf
     Published("ltx-video", ("vae",), 838_411_946, 2),
-    # LTX23_video_vae_bf16.safetensors of Kijai/LTX2.3_comfy, as copied in Aloukik21/ltx23
     Published("ltx-2.3", ("vae",), 1_452_258_578, 2),
 ]
 
