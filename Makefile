@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo check fmt test browser soak bench pictures notebooks gpu
+.PHONY: setup demo check fmt test browser classes soak bench pictures notebooks gpu
 
 setup: $(READY)
 
@@ -39,6 +39,9 @@ bench: setup  ## Writes dated tables to benchmarks/results/.
 
 browser: setup  ## The HTML report in a real browser; needs Chromium (apt install chromium) and fails without.
 	$(BIN)/pytest -m browser
+
+classes: setup  ## A tiny pipeline of each family: predicted, tuned, streamed, given back. (diffusers' own: python -m benchmarks.classes)
+	$(BIN)/pytest -m classes --numprocesses=logical --maxprocesses=4 --dist=loadgroup tests/classes
 
 soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits.
 	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest --timeout 7200 tests/offload/test_soak.py

@@ -1,0 +1,59 @@
+"""The checks of `benchmarks/classes`, on one tiny pipeline of each family; they need no checkout of diffusers."""
+
+import functools
+
+import pytest
+
+from benchmarks.classes import checks, offload_tests
+from benchmarks.classes.outputs import says_much
+from benchmarks.classes.stand_ins import with_small_images
+from tests.classes.families import FAMILIES, Family
+from vramtune import Plan
+
+pytestmark = [
+    pytest.mark.classes,
+    pytest.mark.filterwarnings("ignore"),  # diffusers' own, of its own code
+    pytest.mark.usefixtures("sim"),
+]
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+@pytest.fixture(autouse=True)
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_small_images(monkeypatch.setattr)
+
+
+@functools.cache
+def untuned(family: str) -> checks.Untuned:
+    return checks.untuned(FAMILIES[family])
+
+
+@functools.cache
+def plan(family: str) -> Plan:
+    """What `autotune` plans where everything fits; that test fails as well where this does."""
+    return checks.check_tuned(FAMILIES[family], untuned(family))
+
+
+@each_family
+def test_a_prediction_leaves_it_as_it_was(family: Family) -> None:
+    checks.check_predicted(family, untuned(family.name))
+
+
+@each_family
+def test_tuned_where_everything_fits_it_gives_the_same(family: Family) -> None:
+    plan(family.name)
+
+
+@each_family
+def test_streamed_it_gives_the_same(family: Family) -> None:
+    checks.check_streamed(family, untuned(family.name), plan(family.name))
+
+
+@each_family
+def test_stock_offload_works_before_and_after_a_plan(family: Family) -> None:
+    offload_tests.check_beside_stock_offload(family, untuned(family.name), plan(family.name))
+
+
+@each_family
+def test_its_output_is_neither_constant_nor_nan(family: Family) -> None:
+    assert says_much(untuned(family.name).first)
