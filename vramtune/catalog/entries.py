@@ -30,7 +30,7 @@ ENTRIES = (
     ),
     Entry(
         name="sd3.5-medium",
-        title="Stable Diffusion 3.5 Medium",
+        title="SD 3.5 Medium",
         pipeline_class="StableDiffusion3Pipeline",
         num_parameters=8_134_104_419,
         dtype="bfloat16",
@@ -39,7 +39,7 @@ ENTRIES = (
     ),
     Entry(
         name="sd3.5-large",
-        title="Stable Diffusion 3.5 Large",
+        title="SD 3.5 Large",
         pipeline_class="StableDiffusion3Pipeline",
         num_parameters=13_810_721_251,
         dtype="bfloat16",
@@ -194,7 +194,7 @@ ENTRIES = (
     ),
     Entry(
         name="wan2.1-14b",
-        title="Wan 2.1 text to video 14B",
+        title="Wan 2.1 T2V 14B",
         pipeline_class="WanPipeline",
         num_parameters=20_096_294_451,
         dtype="bfloat16, vae float32",
@@ -203,7 +203,7 @@ ENTRIES = (
     ),
     Entry(
         name="wan2.1-1.3b",
-        title="Wan 2.1 text to video 1.3B",
+        title="Wan 2.1 T2V 1.3B",
         pipeline_class="WanPipeline",
         num_parameters=7_226_799_667,
         dtype="bfloat16, vae float32",
@@ -212,7 +212,7 @@ ENTRIES = (
     ),
     Entry(
         name="wan2.2-t2v-a14b",
-        title="Wan 2.2 text to video A14B",
+        title="Wan 2.2 T2V A14B",
         pipeline_class="WanPipeline",
         num_parameters=34_384_786_035,
         dtype="bfloat16, vae float32",
@@ -228,7 +228,7 @@ ENTRIES = (
     ),
     Entry(
         name="wan2.2-i2v-a14b",
-        title="Wan 2.2 image to video A14B",
+        title="Wan 2.2 I2V A14B",
         pipeline_class="WanImageToVideoPipeline",
         num_parameters=34_385_605_235,
         dtype="bfloat16, vae float32",
@@ -239,7 +239,7 @@ ENTRIES = (
     ),
     Entry(
         name="wan2.2-ti2v-5b",
-        title="Wan 2.2 text or image to video 5B",
+        title="Wan 2.2 TI2V 5B",
         pipeline_class="WanPipeline",
         num_parameters=11_385_386_716,
         dtype="bfloat16, vae float32",
@@ -252,7 +252,7 @@ ENTRIES = (
         title="HunyuanVideo",
         pipeline_class="HunyuanVideoPipeline",
         num_parameters=20_695_738_643,
-        dtype="float16, transformer bfloat16",
+        dtype="bfloat16, others float16",
         source="https://huggingface.co/hunyuanvideo-community/HunyuanVideo",
         aliases=("hunyuan", "hunyuan-video"),
         call_kwargs={"width": 512, "height": 320, "num_frames": 61, "num_inference_steps": 30},
