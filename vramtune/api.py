@@ -286,11 +286,14 @@ def _device_of(gpu: str | Device | None) -> Device:
 def _predicted(
     pipe: "DiffusionPipeline", call_kwargs: Mapping[str, object], device: Device, *, progress: bool
 ) -> Profile:
-    from tqdm.auto import tqdm
-
     from vramtune.profiler.predict import predict_profile
 
-    with tqdm(desc="Tracing", unit=" calls", leave=False, disable=not progress) as bar:
+    if not progress:
+        return predict_profile(pipe, call_kwargs=call_kwargs, device=device)
+
+    from tqdm.auto import tqdm  # which warns in notebooks without widgets
+
+    with tqdm(desc="Tracing", unit=" calls", leave=False) as bar:
 
         def show(name: str) -> None:
             bar.set_description(f"Tracing {name}")

@@ -23,9 +23,10 @@ class StandardError(logging.StreamHandler[TextIO]):
 
 
 def show_lines() -> None:
-    """Give the package's logger its handler, unless the user has set it up already."""
+    """Give the package's logger a handler and a level, each unless the user has given it one."""
     logger = logging.getLogger("vramtune")
-    if not logger.handlers and logger.level == logging.NOTSET:
-        logger.addHandler(StandardError())
+    if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(StandardError())
         logger.propagate = False

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from functools import partial
@@ -7,6 +8,7 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from vramtune import catalog
+from vramtune.catalog.entries import find_entry
 from vramtune.catalog.pipelines import BUILDERS
 from vramtune.errors import UnknownNameError, UsageError
 
@@ -31,6 +33,22 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("wan2.1-14B", "wan2.1-14b"),
         ("sd3.5-large", "sd3.5-large"),
         ("sd3.5 medium", "sd3.5-medium"),
+        ("FLUX.2-klein-4B", "flux.2-klein-4b"),
+        ("flux2 klein 9b", "flux.2-klein-9b"),
+        ("FLUX.1-schnell", "flux.1-schnell"),
+        ("flux kontext", "flux.1-kontext-dev"),
+        ("Z-Image-Turbo", "z-image-turbo"),
+        ("Qwen-Image", "qwen-image"),
+        ("Qwen-Image-Edit-2511", "qwen-image-edit-2511"),
+        ("Wan 2.2", "wan2.2-t2v-a14b"),
+        ("Wan2.2-TI2V-5B", "wan2.2-ti2v-5b"),
+        ("LTX-2.3", "ltx-2.3"),
+        ("HunyuanVideo-1.5", "hunyuanvideo-1.5"),
+        ("Chroma", "chroma1-hd"),
+        ("HiDream-I1", "hidream-i1-full"),
+        ("PixArt-Sigma", "pixart-sigma"),
+        ("Ideogram 4", "ideogram-4"),
+        ("Krea-2-Turbo", "krea-2"),
     ],
 )
 def test_a_name_is_matched_whatever_its_case_and_punctuation(
@@ -46,6 +64,19 @@ def test_every_listed_name_and_alias_means_its_own_entry(built: list[str]) -> No
             catalog.load(name)
             assert built.pop() == entry.name
     assert catalog.names() == tuple(BUILDERS)
+
+
+def test_no_name_means_two_entries() -> None:
+    bare = [
+        {re.sub(r"[^a-z0-9]", "", name.lower()) for name in (entry.name, *entry.aliases)}
+        for entry in catalog.models()
+    ]
+    assert sum(map(len, bare)) == len(set().union(*bare))
+
+
+@pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
+def test_the_repository_s_own_name_is_known(entry: catalog.Entry) -> None:
+    assert find_entry(entry.source.rpartition("/")[2]) is entry
 
 
 @pytest.mark.parametrize("name", ["sd3.5", "sdxxl", "dall-e"])

@@ -1,93 +1,23 @@
-"""The pipelines at real size against what is published about them."""
+"""The pipelines of the catalog: what they are made of, and the tokenizers made in code."""
 
-from typing import NamedTuple
+import inspect
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
+from transformers import CLIPTokenizer, T5Tokenizer
 
+from tests.catalog.built import modules, stored
 from vramtune import catalog
 from vramtune.catalog.pipelines import BUILDERS
+from vramtune.catalog.tokenizers import QwenProcessor
 
 PROMPT = "a red fox in the snow"
 
 
-class Published(NamedTuple):
-    """Bytes of the published weight files of some components of a pipeline, and bytes per number in them."""
-
-    model: str
-    components: tuple[str, ...]
-    file_bytes: int
-    itemsize: int
-
-
-# File sizes as the Hub shows them under "Files and versions"; `total_size` is that of the index of a file in
-# several parts, which counts tensors only.
-PUBLISHED = [
-    # stable-diffusion-v1-5: *.fp16.safetensors. Also: diffusers documents 859,520,964 parameters of the unet as
-    # the example of `ModelMixin.num_parameters`
-    Published("sd15", ("unet",), 1_719_125_304, 2),
-    Published("sd15", ("vae",), 167_335_342, 2),
-    Published("sd15", ("text_encoder",), 246_144_864, 2),
-    # stabilityai/stable-diffusion-xl-base-1.0: *.fp16.safetensors. Also: 2.6 billion and 817 million parameters
-    # of unet and text encoders, arXiv:2307.01952, table 1
-    Published("sdxl", ("unet",), 5_135_149_760, 2),
-    Published("sdxl", ("vae",), 167_335_342, 2),
-    Published("sdxl", ("text_encoder",), 246_144_152, 2),
-    Published("sdxl", ("text_encoder_2",), 1_389_382_176, 2),
-    # stabilityai/stable-diffusion-3.5-medium: sd3.5_medium.safetensors, transformer and vae in one file
-    Published("sd3.5-medium", ("transformer", "vae"), 5_107_104_286, 2),
-    # stabilityai/stable-diffusion-3.5-large: the parts of each component added up
-    Published("sd3.5-large", ("transformer",), 9_985_185_992 + 6_307_519_304, 2),
-    Published("sd3.5-large", ("vae",), 167_666_902, 2),
-    Published("sd3.5-large", ("text_encoder",), 247_323_896, 2),
-    Published("sd3.5-large", ("text_encoder_2",), 1_389_382_176, 2),
-    Published("sd3.5-large", ("text_encoder_3",), 4_994_582_104 + 4_530_066_248, 2),
-    # black-forest-labs/FLUX.1-dev. Also: total_size 23,802,816,640 of the transformer's index
-    Published("flux.1-dev", ("transformer",), 9_983_040_304 + 9_949_328_904 + 3_870_584_832, 2),
-    Published("flux.1-dev", ("vae",), 167_666_902, 2),
-    Published("flux.1-dev", ("text_encoder",), 246_144_352, 2),
-    Published("flux.1-dev", ("text_encoder_2",), 4_994_582_224 + 4_530_066_360, 2),
-    # Wan-AI/Wan2.1-T2V-14B-Diffusers: total_size of the indices; the transformer is stored in float32
-    Published("wan2.1-14b", ("transformer",), 57_153_966_336, 4),
-    Published("wan2.1-14b", ("text_encoder",), 11_361_820_672, 2),
-    Published("wan2.1-14b", ("vae",), 507_591_892, 4),
-]
-
-
-@pytest.fixture(scope="module")
-def pipelines() -> dict[str, DiffusionPipeline]:
-    return {name: build() for name, build in BUILDERS.items()}
-
-
-def stored(module: torch.nn.Module) -> list[torch.Tensor]:
-    """What its weight files hold: parameters and saved buffers, tied ones once."""
-    return list({id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values())
-
-
-def modules(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
-    return {name: c for name, c in pipe.components.items() if isinstance(c, torch.nn.Module)}
-
-
-@pytest.mark.parametrize("published", PUBLISHED, ids=lambda p: f"{p.model}-{'-'.join(p.components)}")
-def test_a_catalog_pipeline_s_weights_fill_its_published_files(
-    pipelines: dict[str, DiffusionPipeline], published: Published
-) -> None:
-    tensors = [
-        tensor
-        for name in published.components
-        for tensor in stored(getattr(pipelines[published.model], name))
-    ]
-    num_parameters = sum(tensor.numel() for tensor in tensors)
-    header_bytes = published.file_bytes - published.itemsize * num_parameters
-    # a header spends about 120 bytes on a tensor; a wrong layer is off by megabytes
-    assert 0 <= header_bytes <= 200 * len(tensors)
-
-
 @pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
-def test_an_entry_s_parameters_and_class_are_those_of_its_pipeline(
-    pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry
-) -> None:
+def test_the_entry_says_what_is_built(pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry) -> None:
     pipe = pipelines[entry.name]
     tensors = [tensor for module in modules(pipe).values() for tensor in stored(module)]
     assert sum(tensor.numel() for tensor in tensors) == entry.num_parameters
@@ -95,54 +25,92 @@ def test_an_entry_s_parameters_and_class_are_those_of_its_pipeline(
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_catalog_pipeline_is_on_the_meta_device_and_in_eval_mode(
-    pipelines: dict[str, DiffusionPipeline], name: str
-) -> None:
+def test_nothing_is_allocated_and_nothing_trains(pipelines: dict[str, DiffusionPipeline], name: str) -> None:
     for module in modules(pipelines[name]).values():
         assert all(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
         assert not module.training
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_a_catalog_pipeline_has_the_dtypes_of_its_model_card(
-    pipelines: dict[str, DiffusionPipeline], name: str
+KEPT_IN_FLOAT32 = (
+    "time_embedder",
+    "scale_shift_table",
+    "norm1",
+    "norm2",
+    "norm3",
+    "t_embedder",
+    "cap_embedder",
+)
+"""What diffusers and transformers keep so, whatever is asked for."""
+
+
+@pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
+def test_dtypes_are_those_the_entry_says(
+    pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry
 ) -> None:
-    half = torch.float16 if name in ("sd15", "sdxl") else torch.bfloat16
-    in_float32 = {("wan2.1-14b", "vae")}
-    for component, module in modules(pipelines[name]).items():
-        dtype = torch.float32 if (name, component) in in_float32 else half
-        assert module.dtype == dtype
-        others = {path for path, tensor in module.state_dict().items() if tensor.dtype != dtype}
-        # diffusers keeps these of Wan in float32, whatever is asked for
-        kept = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
-        assert bool(others) == (component == "transformer" and name == "wan2.1-14b")
-        assert all(any(part in path.split(".") for part in kept) for path in others)
+    """Such as "bfloat16, vae float32"."""
+    usual, *others = entry.dtype.split(", ")
+    named = dict(other.split(" ") for other in others)
+    for component, module in modules(pipelines[entry.name]).items():
+        assert str(module.dtype) == f"torch.{named.get(component, usual)}", component
 
 
-def test_the_embeddings_of_t5_are_tied(pipelines: dict[str, DiffusionPipeline]) -> None:
+def test_what_a_class_keeps_in_float32_stays_so(pipelines: dict[str, DiffusionPipeline]) -> None:
+    for name in ("wan2.1-14b", "wan2.2-i2v-a14b"):
+        dtypes = {path: tensor.dtype for path, tensor in pipelines[name].transformer.state_dict().items()}
+        kept = {path for path, dtype in dtypes.items() if dtype == torch.float32}
+        assert kept
+        assert all(set(KEPT_IN_FLOAT32) & set(path.split(".")) for path in kept)
+
+
+def test_t5_s_embeddings_count_once(pipelines: dict[str, DiffusionPipeline]) -> None:
     for name, component in (("flux.1-dev", "text_encoder_2"), ("wan2.1-14b", "text_encoder")):
         encoder = getattr(pipelines[name], component)
         assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_tokenizers_pad_to_the_length_that_their_encoders_accept(
-    pipelines: dict[str, DiffusionPipeline], name: str
-) -> None:
+def test_tokenizers_give_what_the_encoders_take(pipelines: dict[str, DiffusionPipeline], name: str) -> None:
     pipe = pipelines[name]
     for component, tokenizer in pipe.components.items():
         if component.startswith("tokenizer"):
-            config = getattr(pipe, component.replace("tokenizer", "text_encoder")).config
-            ids = tokenizer(PROMPT, padding="max_length", truncation=True).input_ids
-            assert len(ids) == getattr(config, "max_position_embeddings", 512)
+            config = getattr(pipe, component.replace("tokenizer", "text_encoder")).config.get_text_config()
+            ids = tokenizer(PROMPT, padding="max_length", truncation=True, max_length=77).input_ids
+            assert len(ids) == 77
             assert max(ids) < config.vocab_size
-            assert tokenizer.eos_token_id == config.eos_token_id
-            assert ids.count(tokenizer.eos_token_id) >= 1
+            if isinstance(tokenizer, CLIPTokenizer | T5Tokenizer):
+                assert tokenizer.model_max_length == getattr(config, "max_position_embeddings", 512)
+                assert tokenizer.eos_token_id == config.eos_token_id
+                assert ids.count(tokenizer.eos_token_id) >= 1
 
 
-def test_catalog_pipelines_have_the_settings_that_their_calls_depend_on(
-    pipelines: dict[str, DiffusionPipeline],
-) -> None:
+def test_word_tokenizers_count_as_diffusers_says(pipelines: dict[str, DiffusionPipeline]) -> None:
+    """What pipelines cut off in front of the prompt is as long as they say: they counted the real tokens."""
+    for name in ("qwen-image", "qwen-image-edit-2511"):
+        pipe = pipelines[name]
+        before = pipe.prompt_template_encode.partition("{}")[0]
+        assert len(pipe.tokenizer(before).input_ids) == pipe.prompt_template_encode_start_idx
+    krea = pipelines["krea-2"]
+    prefix, suffix = krea.prompt_template_encode_prefix, krea.prompt_template_encode_suffix
+    assert len(krea.tokenizer(prefix).input_ids) == krea.prompt_template_encode_start_idx
+    assert len(krea.tokenizer(suffix).input_ids) == krea.prompt_template_encode_num_suffix_tokens
+    hunyuan = pipelines["hunyuanvideo-1.5"]
+    chat = [{"role": "system", "content": hunyuan.system_message}, {"role": "user", "content": ""}]
+    text = hunyuan.tokenizer.apply_chat_template(chat, tokenize=False).removesuffix("<|im_end|>\n")
+    assert len(hunyuan.tokenizer(text).input_ids) == hunyuan.prompt_template_encode_start_idx
+
+
+def test_the_processor_makes_room_for_images() -> None:
+    processor = QwenProcessor(patch_size=14, max_pixels=14 * 14 * 4 * 16384)
+    image = Image.new("RGB", (280, 140))
+    inputs = processor(text=["a <|image_pad|> b"], images=[image], padding=True, return_tensors="pt")
+    pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert inputs["image_grid_thw"].tolist() == [[1, 10, 20]]
+    assert inputs["pixel_values"].shape[0] == 200
+    assert (inputs["input_ids"] == pad).sum() == 200 / 4  # two by two patches are one token
+    assert (processor(text=["a b"], return_tensors="pt")["input_ids"] == pad).sum() == 0
+
+
+def test_the_settings_that_the_calls_depend_on(pipelines: dict[str, DiffusionPipeline]) -> None:
     assert pipelines["sdxl"].vae.config.force_upcast
     assert pipelines["sdxl"].vae.config.scaling_factor == 0.13025
     assert pipelines["sd3.5-large"].transformer.config.num_layers == 38
@@ -152,3 +120,19 @@ def test_catalog_pipelines_have_the_settings_that_their_calls_depend_on(
     assert pipelines["wan2.1-14b"].scheduler.config.flow_shift == 3.0
     assert pipelines["sd15"].unet.config.sample_size * pipelines["sd15"].vae_scale_factor == 512
     assert pipelines["sdxl"].default_sample_size * pipelines["sdxl"].vae_scale_factor == 1024
+    assert not pipelines["flux.1-schnell"].transformer.config.guidance_embeds
+    assert pipelines["flux.2-klein-4b"].config.is_distilled
+    assert pipelines["krea-2"].config.is_distilled
+    assert pipelines["wan2.2-t2v-a14b"].config.boundary_ratio == 0.875
+    assert pipelines["wan2.2-ti2v-5b"].config.expand_timesteps
+    assert pipelines["wan2.2-ti2v-5b"].vae_scale_factor_spatial == 16
+    assert pipelines["hunyuanvideo-1.5"].guider.guidance_scale == 6.0
+
+
+@pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
+def test_the_call_of_an_entry_is_one_its_pipeline_takes(
+    pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry
+) -> None:
+    accepted = inspect.signature(type(pipelines[entry.name]).__call__).parameters
+    assert entry.call_kwargs.keys() <= accepted.keys()
+    assert entry.image_size is None or "image" in accepted

@@ -9,7 +9,7 @@ import pytest
 from tests.cli.cli_runner import check_text, run
 from tests.reports.test_doctor import GPU, MACHINE, with_device
 from vramtune.machine import doctor
-from vramtune.schema.machine import Holder
+from vramtune.schema import Holder
 from vramtune.units import GIB
 
 

@@ -42,7 +42,7 @@ def test_an_accelerator_without_room_to_measure_is_reported_with_its_error(slow:
 
 
 def test_without_an_accelerator_the_driver_is_still_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(version="570", cuda_version="12.8", card="NVIDIA GeForce RTX 4060")
+    driver = Driver(version="570", cuda_version="12.8", gpu="NVIDIA GeForce RTX 4060")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
     monkeypatch.setattr(nvml, "driver", lambda: driver)
     found = doctor.examine()
@@ -84,14 +84,14 @@ def fail(*_: object) -> None:
 
 
 def test_a_driver_reports_its_version_its_newest_cuda_and_its_first_gpu(nvidia: None) -> None:
-    assert nvml.driver() == Driver(version="570.86", cuda_version="12.8", card="NVIDIA GeForce RTX 4060")
+    assert nvml.driver() == Driver(version="570.86", cuda_version="12.8", gpu="NVIDIA GeForce RTX 4060")
 
 
 def test_a_driver_without_a_gpu_for_cuda_is_reported_without_one(
     nvidia: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", fail)
-    assert nvml.driver() == Driver(version="570.86", cuda_version="12.8", card=None)
+    assert nvml.driver() == Driver(version="570.86", cuda_version="12.8", gpu=None)
 
 
 def test_without_a_driver_none_is_reported(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_the_required_packages_are_those_of_the_metadata() -> None:
     found = {package.name: package for package in doctor.installed_packages()}
     assert len(found) == 1 + len(metadata.requires("vramtune") or ())
     assert found["Python"].required.startswith(">=3.")
-    assert found["torch"].found == metadata.version("torch")
+    assert found["torch"].installed == metadata.version("torch")
     assert all(package.is_supported for package in found.values())
 
 
@@ -120,7 +120,7 @@ def test_versions_are_compared_by_their_numbers_not_their_builds(
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=2.11"])
     monkeypatch.setattr(metadata, "version", lambda name: version)
     torch_package = list(doctor.installed_packages())[1]
-    assert (torch_package.found, torch_package.is_supported) == (version, is_supported)
+    assert (torch_package.installed, torch_package.is_supported) == (version, is_supported)
 
 
 def test_a_package_that_is_not_installed_has_no_version_and_is_unsupported(
@@ -128,7 +128,7 @@ def test_a_package_that_is_not_installed_has_no_version_and_is_unsupported(
 ) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["no-such-package>=1"])
     missing = list(doctor.installed_packages())[1]
-    assert (missing.name, missing.found, missing.is_supported) == ("no-such-package", None, False)
+    assert (missing.name, missing.installed, missing.is_supported) == ("no-such-package", None, False)
 
 
 def test_a_pytorch_that_does_not_import_is_reported_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,12 @@ from rich.console import Console
 
 from tests.reports import examples
 from vramtune.reports.doctor import check_json, check_report, check_rows, is_ready
-from vramtune.schema.machine import Accelerator, Driver, Holder, Host, Machine, Package
+from vramtune.schema import Accelerator, Driver, Holder, Host, Machine, Package
 from vramtune.units import GIB, MIB
 
 PACKAGES = tuple(
-    Package(name=name, required=required, found=found, is_supported=True)
-    for name, required, found in (
+    Package(name=name, required=required, installed=installed, is_supported=True)
+    for name, required, installed in (
         ("Python", ">=3.11", "3.12.4"),
         ("accelerate", ">=1.15", "1.15.0"),
         ("diffusers", ">=0.42", "0.42.1"),
@@ -35,7 +35,7 @@ MACHINE = Machine(
     packages=PACKAGES,
     torch_build="CUDA 12.8",
     torch_error=None,
-    driver=Driver(version="570.86", cuda_version="12.8", card="NVIDIA GeForce RTX 4060"),
+    driver=Driver(version="570.86", cuda_version="12.8", gpu="NVIDIA GeForce RTX 4060"),
     accelerator=GPU,
     host=Host(
         total_bytes=32 * GIB,
@@ -70,7 +70,7 @@ def test_a_machine_without_fault_is_ready_and_every_line_is_ok():
 
 def test_what_is_not_ok_says_what_to_do():
     broken = Machine(
-        packages=tuple(replace(package, found=None, is_supported=False) for package in PACKAGES),
+        packages=tuple(replace(package, installed=None, is_supported=False) for package in PACKAGES),
         torch_build=None,
         torch_error="No module named 'torch'",
         driver=None,
@@ -114,7 +114,7 @@ def test_json_is_one_object_with_the_facts():
 
 
 def test_a_package_that_is_too_old_is_missing_even_if_it_has_no_line_of_its_own():
-    old = replace(PACKAGES[3], found="12.0.0", is_supported=False)
+    old = replace(PACKAGES[3], installed="12.0.0", is_supported=False)
     machine = replace(MACHINE, packages=(*PACKAGES[:3], old, *PACKAGES[4:]))
     assert (row(machine, "rich").status, row(machine, "rich").advice) == (
         "missing",
@@ -146,7 +146,7 @@ def test_a_pytorch_that_does_not_import():
 
 @pytest.mark.parametrize(("cuda", "status"), [("13.0", "ok"), ("12.4", "ok"), ("11.8", "missing")])
 def test_a_driver_must_run_pytorchs_major_version_of_cuda(cuda, status):
-    driver = Driver(version="1.2", cuda_version=cuda, card="NVIDIA GeForce RTX 4060")
+    driver = Driver(version="1.2", cuda_version=cuda, gpu="NVIDIA GeForce RTX 4060")
     assert row(replace(MACHINE, driver=driver), "NVIDIA driver").status == status
 
 

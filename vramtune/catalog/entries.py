@@ -1,24 +1,13 @@
-"""The pipelines that are known by name: facts only, without torch."""
+"""The pipelines that are known by name: facts only, nothing here needs torch.
+
+Calls are those of the model cards, or of the examples in diffusers' documentation where a card was not read.
+"""
 
 import re
-from dataclasses import dataclass
 
+from vramtune.catalog.entry import Entry
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A pipeline that is known by name."""
-
-    name: str
-    title: str
-    pipeline_class: str
-    num_parameters: int
-    """Numbers in the weight files of all components together; tied weights once."""
-    dtype: str
-    """The dtype that the model card recommends, with components that differ."""
-    source: str
-    """Where the configurations are published."""
-    aliases: tuple[str, ...] = ()
-
+__all__ = ["ENTRIES", "Entry", "find_entry"]
 
 ENTRIES = (
     Entry(
@@ -41,7 +30,7 @@ ENTRIES = (
     ),
     Entry(
         name="sd3.5-medium",
-        title="Stable Diffusion 3.5 Medium",
+        title="SD 3.5 Medium",
         pipeline_class="StableDiffusion3Pipeline",
         num_parameters=8_134_104_419,
         dtype="bfloat16",
@@ -50,7 +39,7 @@ ENTRIES = (
     ),
     Entry(
         name="sd3.5-large",
-        title="Stable Diffusion 3.5 Large",
+        title="SD 3.5 Large",
         pipeline_class="StableDiffusion3Pipeline",
         num_parameters=13_810_721_251,
         dtype="bfloat16",
@@ -67,13 +56,250 @@ ENTRIES = (
         aliases=("flux", "flux.1", "flux-dev"),
     ),
     Entry(
+        name="flux.1-schnell",
+        title="FLUX.1 [schnell]",
+        pipeline_class="FluxPipeline",
+        num_parameters=16_860_369_379,
+        dtype="bfloat16",
+        source="https://huggingface.co/black-forest-labs/FLUX.1-schnell",
+        aliases=("flux-schnell", "schnell"),
+        call_kwargs={"num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 256},
+    ),
+    Entry(
+        name="flux.1-kontext-dev",
+        title="FLUX.1 Kontext [dev]",
+        pipeline_class="FluxKontextPipeline",
+        num_parameters=16_870_599_139,
+        dtype="bfloat16",
+        source="https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev",
+        aliases=("flux-kontext", "kontext", "flux.1-kontext"),
+        call_kwargs={"guidance_scale": 2.5},
+        image_size=(1024, 1024),
+    ),
+    Entry(
+        name="flux.2-dev",
+        title="FLUX.2 [dev]",
+        pipeline_class="Flux2Pipeline",
+        num_parameters=56_318_688_804,
+        dtype="bfloat16",
+        source="https://huggingface.co/black-forest-labs/FLUX.2-dev",
+        aliases=("flux.2",),
+    ),
+    Entry(
+        name="flux.2-klein-4b",
+        title="FLUX.2 [klein] 4B",
+        pipeline_class="Flux2KleinPipeline",
+        num_parameters=7_982_059_044,
+        dtype="bfloat16",
+        source="https://huggingface.co/black-forest-labs/FLUX.2-klein-4B",
+        aliases=("klein", "klein-4b", "flux.2-klein"),
+        call_kwargs={"num_inference_steps": 4, "guidance_scale": 1.0},
+    ),
+    Entry(
+        name="flux.2-klein-9b",
+        title="FLUX.2 [klein] 9B",
+        pipeline_class="Flux2KleinPipeline",
+        num_parameters=17_353_362_980,
+        dtype="bfloat16",
+        source="https://huggingface.co/black-forest-labs/FLUX.2-klein-9B",
+        aliases=("klein-9b",),
+        call_kwargs={"num_inference_steps": 4, "guidance_scale": 1.0},
+    ),
+    Entry(
+        name="chroma1-hd",
+        title="Chroma1 HD",
+        pipeline_class="ChromaPipeline",
+        num_parameters=13_746_113_763,
+        dtype="bfloat16",
+        source="https://huggingface.co/lodestones/Chroma1-HD",
+        aliases=("chroma", "chroma1"),
+        call_kwargs={"num_inference_steps": 40, "guidance_scale": 3.0},
+    ),
+    Entry(
+        name="z-image-turbo",
+        title="Z-Image Turbo",
+        pipeline_class="ZImagePipeline",
+        num_parameters=10_261_196_515,
+        dtype="bfloat16",
+        source="https://huggingface.co/Tongyi-MAI/Z-Image-Turbo",
+        aliases=("z-image",),
+        call_kwargs={"num_inference_steps": 8, "guidance_scale": 0.0},
+    ),
+    Entry(
+        name="qwen-image",
+        title="Qwen-Image",
+        pipeline_class="QwenImagePipeline",
+        num_parameters=28_849_460_275,
+        dtype="bfloat16",
+        source="https://huggingface.co/Qwen/Qwen-Image",
+        aliases=("qwen-image-2512",),
+        call_kwargs={"width": 1664, "height": 928, "negative_prompt": " "},
+    ),
+    Entry(
+        name="qwen-image-edit-2511",
+        title="Qwen-Image-Edit 2511",
+        pipeline_class="QwenImageEditPlusPipeline",
+        num_parameters=28_849_460_275,
+        dtype="bfloat16",
+        source="https://huggingface.co/Qwen/Qwen-Image-Edit-2511",
+        aliases=("qwen-image-edit", "qwen-edit", "qwen-image-edit-plus"),
+        call_kwargs={"num_inference_steps": 40, "negative_prompt": " "},
+        image_size=(1024, 1024),
+    ),
+    Entry(
+        name="qwen-image-2.1",
+        title="Qwen-Image 2.1",
+        pipeline_class="QwenImage21Pipeline",
+        num_parameters=16_219_988_836,
+        dtype="bfloat16",
+        source="https://huggingface.co/Qwen/Qwen-Image-2.1",
+        aliases=("qwen-image-2",),
+    ),
+    Entry(
+        name="krea-2",
+        title="Krea 2 Turbo",
+        pipeline_class="Krea2Pipeline",
+        num_parameters=17_384_781_375,
+        dtype="bfloat16",
+        source="https://huggingface.co/krea/Krea-2-Turbo",
+        aliases=("krea", "krea-2-turbo", "krea-2-raw"),
+        call_kwargs={"num_inference_steps": 8, "guidance_scale": 0.0},
+    ),
+    Entry(
+        name="ideogram-4",
+        title="Ideogram 4",
+        pipeline_class="Ideogram4Pipeline",
+        num_parameters=26_787_417_108,
+        dtype="bfloat16",
+        source="https://huggingface.co/ideogram-ai/ideogram-v4",
+        aliases=("ideogram", "ideogram-v4"),
+    ),
+    Entry(
+        name="hidream-i1-full",
+        title="HiDream-I1 Full",
+        pipeline_class="HiDreamImagePipeline",
+        num_parameters=30_800_723_683,
+        dtype="bfloat16",
+        source="https://huggingface.co/HiDream-ai/HiDream-I1-Full",
+        aliases=("hidream", "hidream-i1"),
+    ),
+    Entry(
+        name="pixart-sigma",
+        title="PixArt-Sigma XL 1024",
+        pipeline_class="PixArtSigmaPipeline",
+        num_parameters=5_456_820_615,
+        dtype="float16",
+        source="https://huggingface.co/PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+        aliases=("pixart", "pixart-sigma-xl", "pixart-sigma-xl-2-1024-ms"),
+    ),
+    Entry(
         name="wan2.1-14b",
-        title="Wan 2.1 text to video 14B",
+        title="Wan 2.1 T2V 14B",
         pipeline_class="WanPipeline",
         num_parameters=20_096_294_451,
         dtype="bfloat16, vae float32",
         source="https://huggingface.co/Wan-AI/Wan2.1-T2V-14B-Diffusers",
         aliases=("wan", "wan2.1", "wan-14b", "wan2.1-t2v-14b", "wan2.1-t2v-14b-diffusers"),
+    ),
+    Entry(
+        name="wan2.1-1.3b",
+        title="Wan 2.1 T2V 1.3B",
+        pipeline_class="WanPipeline",
+        num_parameters=7_226_799_667,
+        dtype="bfloat16, vae float32",
+        source="https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        aliases=("wan-1.3b", "wan2.1-t2v-1.3b", "wan2.1-t2v-1.3b-diffusers"),
+    ),
+    Entry(
+        name="wan2.2-t2v-a14b",
+        title="Wan 2.2 T2V A14B",
+        pipeline_class="WanPipeline",
+        num_parameters=34_384_786_035,
+        dtype="bfloat16, vae float32",
+        source="https://huggingface.co/Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+        aliases=("wan2.2", "wan2.2-a14b", "wan2.2-14b", "wan2.2-t2v", "wan2.2-t2v-a14b-diffusers"),
+        call_kwargs={
+            "width": 1280,
+            "height": 720,
+            "num_inference_steps": 40,
+            "guidance_scale": 4.0,
+            "guidance_scale_2": 3.0,
+        },
+    ),
+    Entry(
+        name="wan2.2-i2v-a14b",
+        title="Wan 2.2 I2V A14B",
+        pipeline_class="WanImageToVideoPipeline",
+        num_parameters=34_385_605_235,
+        dtype="bfloat16, vae float32",
+        source="https://huggingface.co/Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+        aliases=("wan2.2-i2v", "wan-i2v", "wan2.2-i2v-a14b-diffusers"),
+        call_kwargs={"num_inference_steps": 40, "guidance_scale": 3.5},
+        image_size=(832, 480),
+    ),
+    Entry(
+        name="wan2.2-ti2v-5b",
+        title="Wan 2.2 TI2V 5B",
+        pipeline_class="WanPipeline",
+        num_parameters=11_385_386_716,
+        dtype="bfloat16, vae float32",
+        source="https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        aliases=("wan2.2-5b", "wan-5b", "wan2.2-ti2v", "wan2.2-ti2v-5b-diffusers"),
+        call_kwargs={"width": 1280, "height": 704, "num_frames": 121},
+    ),
+    Entry(
+        name="hunyuanvideo",
+        title="HunyuanVideo",
+        pipeline_class="HunyuanVideoPipeline",
+        num_parameters=20_695_738_643,
+        dtype="bfloat16, others float16",
+        source="https://huggingface.co/hunyuanvideo-community/HunyuanVideo",
+        aliases=("hunyuan", "hunyuan-video"),
+        call_kwargs={"width": 512, "height": 320, "num_frames": 61, "num_inference_steps": 30},
+    ),
+    Entry(
+        name="hunyuanvideo-1.5",
+        title="HunyuanVideo 1.5 480p",
+        pipeline_class="HunyuanVideo15Pipeline",
+        num_parameters=16_877_176_355,
+        dtype="bfloat16",
+        source="https://huggingface.co/hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+        aliases=("hunyuan-1.5", "hunyuan-video-1.5", "hunyuanvideo-1.5-480p_t2v"),
+    ),
+    Entry(
+        name="ltx-video",
+        title="LTX-Video 0.9 2B",
+        pipeline_class="LTXPipeline",
+        num_parameters=7_104_890_033,
+        dtype="bfloat16",
+        source="https://huggingface.co/Lightricks/LTX-Video",
+        aliases=("ltx", "ltxv", "ltx-video-0.9"),
+        call_kwargs={"width": 704, "height": 480, "num_frames": 161, "negative_prompt": "worst quality"},
+    ),
+    Entry(
+        name="ltx-2.3",
+        title="LTX-2.3",
+        pipeline_class="LTX2Pipeline",
+        num_parameters=35_256_830_427,
+        dtype="bfloat16",
+        source="https://huggingface.co/diffusers/LTX-2.3-Diffusers",
+        aliases=("ltx-2.3-diffusers",),
+        call_kwargs={"num_frames": 121},
+    ),
+    Entry(
+        name="ltx-2.5",
+        title="LTX-2.5 distilled",
+        pipeline_class="LTX2Pipeline",
+        num_parameters=35_028_256_667,
+        dtype="bfloat16",
+        source="https://huggingface.co/Lightricks/LTX-2.5-Diffusers",
+        aliases=("ltx-2", "ltx-2.5-diffusers"),
+        call_kwargs={
+            "num_frames": 121,
+            "sigmas": [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875],
+            "guidance_scale": 1.0,
+            "audio_guidance_scale": 1.0,
+        },
     ),
 )
 

@@ -60,7 +60,7 @@ def _installed(name: str) -> str | None:
 def _package(name: str, required: str, installed: str | None) -> Package:
     least = required.removeprefix(">=")
     is_supported = installed is not None and _release(installed) >= _release(least)
-    return Package(name=name, required=required, found=installed, is_supported=is_supported)
+    return Package(name=name, required=required, installed=installed, is_supported=is_supported)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -46,11 +46,11 @@ def driver() -> Driver | None:
     except pynvml.NVMLError:
         return None
     try:
-        card = first_gpu().name
+        gpu: str | None = first_gpu().name
     except NoAcceleratorError:
-        card = None
+        gpu = None
     # 12080 is CUDA 12.8
-    return Driver(version=version, cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}", card=card)
+    return Driver(version=version, cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}", gpu=gpu)
 
 
 def free_bytes(uuid: str) -> int:

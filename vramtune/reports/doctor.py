@@ -11,8 +11,7 @@ from rich.text import Text
 from vramtune.reports.columns import Cell, Column, Table, Tone, cells, table_of, words
 from vramtune.reports.json_output import object_json
 from vramtune.reports.terminal import STYLES, table_text
-from vramtune.schema import Device, Source
-from vramtune.schema.machine import Accelerator, Driver, Holder, Host, Machine, Package
+from vramtune.schema import Accelerator, Device, Driver, Holder, Host, Machine, Package, Source
 from vramtune.units import GIB, format_bytes
 
 Status = Literal["ok", "attention", "missing"]
@@ -90,7 +89,7 @@ def _packages(machine: Machine) -> Iterator[CheckRow]:
 
 def _package(package: Package) -> CheckRow:
     name, required = package.name, package.required
-    finding = f"{package.found} (supported: {required})" if package.found else "not installed"
+    finding = f"{package.installed} (supported: {required})" if package.installed else "not installed"
     advice = (
         f'pip install --upgrade "{name}{required}".' if name != "Python" else f"Install Python {required}."
     )
@@ -107,7 +106,7 @@ def _build(machine: Machine) -> Iterator[CheckRow]:
             advice="Install the build for your GPU: https://pytorch.org/get-started/locally (on Windows, pip's own "
             "build is for CPUs only).",
         )
-    elif any(package.name == "torch" and package.found for package in machine.packages):
+    elif any(package.name == "torch" and package.installed for package in machine.packages):
         yield _needed(
             "torch build",
             f"unknown: PyTorch does not import ({machine.torch_error})",
@@ -146,8 +145,8 @@ def _major(version: str) -> int:
 def _no_gpu(driver: Driver | None) -> Iterator[CheckRow]:
     finding = "none that PyTorch can use"
     advice = 'Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".'
-    if driver is not None and driver.card is not None:
-        finding = f"{driver.card}, but PyTorch cannot use it"
+    if driver is not None and driver.gpu is not None:
+        finding = f"{driver.gpu}, but PyTorch cannot use it"
         advice = (
             "Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong."
         )

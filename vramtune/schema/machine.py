@@ -48,7 +48,7 @@ class Package:
     name: str
     required: str
     """Versions that vramtune's own metadata asks for: `>=2.11`."""
-    found: str | None
+    installed: str | None
     """The installed version, or None."""
     is_supported: bool
 
@@ -70,7 +70,7 @@ class Driver:
     version: str
     cuda_version: str
     """The newest CUDA version that it runs."""
-    card: str | None
+    gpu: str | None
     """Name of the first GPU that CUDA may use, or None."""
 
 
