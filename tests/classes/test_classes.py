@@ -1,6 +1,7 @@
 """The checks of `benchmarks/classes`, on one tiny pipeline of each family; they need no checkout of diffusers."""
 
 import functools
+from collections.abc import Iterable
 
 import pytest
 
@@ -15,7 +16,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # diffusers' own, of its own code
     pytest.mark.usefixtures("sim"),
 ]
-each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def each_of(families: Iterable[Family]) -> pytest.MarkDecorator:
+    """One process has all tests of a family, which share what the untuned pipeline gives."""
+    cases = [pytest.param(f, id=f.name, marks=pytest.mark.xdist_group(f.name)) for f in families]
+    return pytest.mark.parametrize("family", cases)
+
+
+each_family = each_of(FAMILIES.values())
+each_that_runs = each_of(family for family in FAMILIES.values() if family.runs_on_sim)
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +46,24 @@ def plan(family: str) -> Plan:
 
 @each_family
 def test_a_prediction_leaves_it_as_it_was(family: Family) -> None:
-    checks.check_predicted(family, untuned(family.name))
+    checks.check_predicted(family, untuned(family.name) if family.runs_on_sim else None)
 
 
-@each_family
+@each_that_runs
 def test_tuned_where_everything_fits_it_gives_the_same(family: Family) -> None:
     plan(family.name)
 
 
-@each_family
+@each_that_runs
 def test_streamed_it_gives_the_same(family: Family) -> None:
     checks.check_streamed(family, untuned(family.name), plan(family.name))
 
 
-@each_family
+@each_that_runs
 def test_stock_offload_works_before_and_after_a_plan(family: Family) -> None:
     offload_tests.check_beside_stock_offload(family, untuned(family.name), plan(family.name))
 
 
-@each_family
+@each_that_runs
 def test_its_output_is_neither_constant_nor_nan(family: Family) -> None:
     assert says_much(untuned(family.name).first)
