@@ -51,11 +51,7 @@ def figures(profile: Profile, budget: float, allow: tuple[str, ...]) -> dict[str
     try:
         plan = vramtune.plan(profile, budget, allow=allow)
     except BudgetError as error:
-        return {
-            "fits": False,
-            "smallest_bytes": error.smallest_bytes,
-            "permitted_bytes": error.permitted_bytes,
-        }
+        return {"fits": False, "smallest_bytes": error.smallest_bytes, "permitted_bytes": error.permitted_bytes}
     except vramtune.UsageError:
         return {"fits": False}
     modes = vramtune.compare(profile, budget, allow=allow).stock
@@ -73,9 +69,7 @@ def plan_figures(plan: Plan) -> dict[str, object]:
         "first_call_seconds": estimate.first_call_seconds,
         "bound_seconds": estimate.bound_seconds,
         "moved_bytes": estimate.moved_bytes,
-        "stages": [
-            [s.name, s.peak_bytes, s.seconds, s.compute_seconds, s.moved_bytes] for s in estimate.stages
-        ],
+        "stages": [[s.name, s.peak_bytes, s.seconds, s.compute_seconds, s.moved_bytes] for s in estimate.stages],
     }
 
 

@@ -112,11 +112,7 @@ def offloaded(offload_type: str, **options: Any) -> Any:
     for part in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae):
         part.to("sim")
     apply_group_offloading(
-        pipe.transformer,
-        onload_device=torch.device("sim"),
-        offload_type=offload_type,
-        use_stream=True,
-        **options,
+        pipe.transformer, onload_device=torch.device("sim"), offload_type=offload_type, use_stream=True, **options
     )
     return pipe
 

@@ -89,13 +89,9 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["sdxl", "flux.1-dev"])
-    parser.add_argument(
-        "--caps", nargs="+", type=float, default=[8.0, 16.0], help="GiB, the context included"
-    )
+    parser.add_argument("--caps", nargs="+", type=float, default=[8.0, 16.0], help="GiB, the context included")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["model", "leaf", "tuned"])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or sim")
@@ -132,15 +128,11 @@ def materialise(module: nn.Module) -> None:
         dtype = parameter.dtype
         if dtype not in noise:
             noise[dtype] = torch.empty(NOISE_NUMBERS).normal_(0, 0.02).to(dtype)
-        for piece in torch.split(
-            parameter.data.view(-1), NOISE_NUMBERS
-        ):  # drawing 17 billion numbers takes minutes
+        for piece in torch.split(parameter.data.view(-1), NOISE_NUMBERS):  # drawing 17 billion numbers takes minutes
             piece.copy_(noise[dtype][: piece.numel()])
     for path, buffer in module.named_buffers():
         if not path.endswith("position_ids"):
-            raise NotImplementedError(
-                f"{type(module).__name__} has a buffer {path!r}; say here what is in it."
-            )
+            raise NotImplementedError(f"{type(module).__name__} has a buffer {path!r}; say here what is in it.")
         buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))  # CLIP's
 
 
@@ -179,19 +171,11 @@ def predicted(profile: Profile, mode: str, cap_bytes: int) -> dict[str, Any]:
     """The estimate of a mode under a cap; None where the plan does not exist."""
     modes = compare_modes(profile, cap_bytes).modes
     found = next((estimate for estimate in modes if estimate.mode == mode), None)
-    return {
-        "predicted_peak_bytes": found and found.peak_bytes,
-        "predicted_seconds": found and found.seconds,
-    }
+    return {"predicted_peak_bytes": found and found.peak_bytes, "predicted_seconds": found and found.seconds}
 
 
 def attempt(
-    model: str,
-    mode: str,
-    device: torch.device,
-    cap_bytes: int,
-    context_bytes: int,
-    kwargs: dict[str, Any],
+    model: str, mode: str, device: torch.device, cap_bytes: int, context_bytes: int, kwargs: dict[str, Any]
 ) -> tuple[str, int | None, float | None]:
     """Outcome, peak bytes and seconds of the second call."""
     release(device)
@@ -220,13 +204,9 @@ def switch_on(pipe: Any, mode: str, device: torch.device, cap_bytes: int, kwargs
     """What tuning gives; None in a stock mode."""
     turn_on: dict[str, Callable[[], Any]] = {
         "model": partial(pipe.enable_model_cpu_offload, device=device),
-        "leaf": partial(
-            pipe.enable_group_offload, onload_device=device, offload_type="leaf_level", use_stream=True
-        ),
+        "leaf": partial(pipe.enable_group_offload, onload_device=device, offload_type="leaf_level", use_stream=True),
         "sequential": partial(pipe.enable_sequential_cpu_offload, device=device),
-        "tuned": partial(
-            vramtune.autotune, pipe, cap_bytes / GIB, call_kwargs=kwargs, device=device, progress=False
-        ),
+        "tuned": partial(vramtune.autotune, pipe, cap_bytes / GIB, call_kwargs=kwargs, device=device, progress=False),
     }
     return turn_on[mode]()
 

@@ -13,13 +13,7 @@ from tqdm import tqdm
 from benchmarks.results_file import environment, table, write_result
 from tests import tiny_pipelines
 from tests.simgpu import load
-from tests.simgpu.prediction import (
-    RATES,
-    both,
-    counted_activation_bytes,
-    deviation,
-    predicted_activation_bytes,
-)
+from tests.simgpu.prediction import RATES, both, counted_activation_bytes, deviation, predicted_activation_bytes
 
 HEADER = ["pipeline", "mode", "predicted ms", "counted ms", "off", "predicted KB", "counted KB", "off"]
 
@@ -47,8 +41,7 @@ def main() -> None:
             )
         predicted_peaks, counted_peaks = predicted_activation_bytes(name), counted_activation_bytes(name)
         activations += [
-            [name, called, str(predicted_peaks[called]), str(num_bytes)]
-            for called, num_bytes in counted_peaks.items()
+            [name, called, str(predicted_peaks[called]), str(num_bytes)] for called, num_bytes in counted_peaks.items()
         ]
     errors = [abs(int(row[2]) / int(row[3]) - 1) for row in activations]
     lines = [

@@ -23,9 +23,7 @@ from tests.simgpu.prediction import RATES
 from tests.simgpu.stock_modes import MODES, MeasuredCall, call, on_cpu
 
 COLUMNS = """mode, peak KB, copied in KB, copied out KB, copies in, copies out, synchronisations, blocking copies,
-compute ms, copying in ms, copying out ms, call ms, x resident, bits equal CPU's""".replace("\n", " ").split(
-    ", "
-)
+compute ms, copying in ms, copying out ms, call ms, x resident, bits equal CPU's""".replace("\n", " ").split(", ")
 LEGEND = """
 A call of two steps that follows another one, seconds of virtual time, 1 KB = 1000 bytes. *Copied in*: host to
 device. *Copied out*: device to host, the finished images included, `item()` not; fully resident copies out nothing
@@ -42,9 +40,7 @@ call fails for weights left on the CPU.
 
 def main() -> None:
     """Measure, print and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     name = f"stock_modes_sim_{datetime.date.today()}.md"
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / name)
     output = parser.parse_args().output
@@ -118,7 +114,5 @@ def weight_bytes(name: str) -> int:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings(
-        "ignore", "__array__ implementation", DeprecationWarning
-    )  # diffusers' Euler scheduler
+    warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # diffusers' Euler scheduler
     main()

@@ -76,9 +76,7 @@ def plan_table(timeline: Timeline) -> TablePlot:
             f"{name}: {format_bytes(_total_bytes(by_name[name]))} of weights in {len(by_name[name].groups)} groups"
             for name in components
         ),
-        cells=tuple(
-            tuple(_cell(by_name[name], stage) for stage in range(len(plan.stages))) for name in components
-        ),
+        cells=tuple(tuple(_cell(by_name[name], stage) for stage in range(len(plan.stages))) for name in components),
         peaks=peaks,
     )
 
@@ -160,9 +158,7 @@ def _draw_words(words: str, *, row: int, column: int, ax: Axes) -> None:
 
 def _draw_peaks(peaks: PeaksPlot, *, row: int, ax: Axes) -> None:
     """Draw what all of it takes together; the full width of a bar is the budget."""
-    _draw_heading(
-        f"GPU memory at each stage's peak, of a budget of {peaks.budget_gib:.2f} GiB", row=row, ax=ax
-    )
+    _draw_heading(f"GPU memory at each stage's peak, of a budget of {peaks.budget_gib:.2f} GiB", row=row, ax=ax)
     looks = owner_looks(peaks.components)
     for column, total_gib in enumerate(peaks.totals_gib):
         left = float(column)
@@ -224,9 +220,7 @@ def stream_passages(timeline: Timeline, *, first: int, num_groups: int) -> Strea
 def _copy_of(compute: Span, spans: list[Span]) -> Span:
     """The last copy of the group before this computation."""
     copies = [s for s in spans if s.engine == "copy" and s.group == compute.group]
-    return max(
-        (s for s in copies if s.end_seconds <= compute.start_seconds), key=lambda span: span.end_seconds
-    )
+    return max((s for s in copies if s.end_seconds <= compute.start_seconds), key=lambda span: span.end_seconds)
 
 
 def draw_stream(plot: StreamPlot) -> Axes:

@@ -31,9 +31,7 @@ def main() -> None:
     for name in tqdm(sys.argv[1:] or PICTURES, unit="picture"):
         path = FOLDER / f"{name}.png"
         plots.save(PICTURES[name](), path)
-        Image.open(path).convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(
-            path, optimize=True
-        )
+        Image.open(path).convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 @cache

@@ -59,10 +59,7 @@ def _client(notebook: NotebookNode, folder: str) -> NotebookClient:
     """With a kernel that works in `folder` and is spoken to through files in it, not through ports."""
     files = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
     return NotebookClient(
-        notebook,
-        resources={"metadata": {"path": folder}},
-        config=Config(KernelManager=files),
-        record_timing=False,
+        notebook, resources={"metadata": {"path": folder}}, config=Config(KernelManager=files), record_timing=False
     )
 
 

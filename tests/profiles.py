@@ -4,18 +4,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from vramtune.schema import (
-    Activity,
-    Component,
-    Device,
-    Layer,
-    Profile,
-    Segment,
-    Stage,
-    WeightGroup,
-    Weights,
-    Workload,
-)
+from vramtune.schema import Activity, Component, Device, Layer, Profile, Segment, Stage, WeightGroup, Weights, Workload
 
 GIB = 2**30
 MIB = 2**20
@@ -36,13 +25,7 @@ def device(**changes: object) -> Device:
         "copy_latency_seconds": 0.0,
         "flops_per_second": {"float32": 1e12, "float16": 4e12, "bfloat16": 4e12},
         "memory_bytes_per_second": 1e11,
-        "efficiency_fraction": {
-            "matmul": 1.0,
-            "convolution": 1.0,
-            "attention": 1.0,
-            "pointwise": 1.0,
-            "memory": 1.0,
-        },
+        "efficiency_fraction": {"matmul": 1.0, "convolution": 1.0, "attention": 1.0, "pointwise": 1.0, "memory": 1.0},
         "launch_seconds": 1e-6,
     }
     return Device(**{**facts, **changes})
@@ -57,10 +40,7 @@ def component(name: str, sizes: Sequence[int], *, root_bytes: int = 0) -> Compon
     """A component whose groups are one layer each, every layer a block."""
     groups = (
         WeightGroup(name="root", weight_bytes=root_bytes, modules=()),
-        *(
-            WeightGroup(name=f"blocks.{i}", weight_bytes=n, modules=(f"blocks.{i}",))
-            for i, n in enumerate(sizes)
-        ),
+        *(WeightGroup(name=f"blocks.{i}", weight_bytes=n, modules=(f"blocks.{i}",)) for i, n in enumerate(sizes)),
     )
     layers = tuple(
         Layer(name=f"blocks.{i}", parameters=weights(n, 1), group=i + 1, block=f"blocks.{i}")
@@ -138,10 +118,7 @@ def profiles(
         frames = draw(st.sampled_from([1, 1, 1, 2]))
         layers = [*range(len(running.layers))] * frames
         call = activity(
-            running,
-            [draw(spans) for _ in layers],
-            layers=layers,
-            activation_bytes=draw(st.integers(0, 60)) * MIB,
+            running, [draw(spans) for _ in layers], layers=layers, activation_bytes=draw(st.integers(0, 60)) * MIB
         )
         steps = draw(st.integers(1, max_steps))
         stages.append(stage(f"s{index}", steps, call, pipeline_seconds=draw(st.sampled_from([0.0, 0.01]))))

@@ -14,9 +14,7 @@ SETTINGS = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL
 
 
 def run(pipe, **kwargs):
-    return pipe(generator=torch.Generator("cpu").manual_seed(0), **{"prompt": "a cat", **SETTINGS, **kwargs})[
-        0
-    ].cpu()
+    return pipe(generator=torch.Generator("cpu").manual_seed(0), **{"prompt": "a cat", **SETTINGS, **kwargs})[0].cpu()
 
 
 def with_safety_checker(pipe):
@@ -25,9 +23,7 @@ def with_safety_checker(pipe):
         text_config=tower, vision_config={**tower, "image_size": 30, "patch_size": 15}, projection_dim=64
     )
     pipe.safety_checker = StableDiffusionSafetyChecker(config).eval()
-    pipe.feature_extractor = CLIPImageProcessor(
-        size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}
-    )
+    pipe.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
     return pipe
 
 
@@ -45,16 +41,9 @@ def with_a_tiling_that_fails(pipe):
 
 
 class NeedsPrompt(StableDiffusionPipeline):
-    def __call__(
-        self, prompt, height=None, width=None, num_inference_steps=2, generator=None, output_type="pt"
-    ):
+    def __call__(self, prompt, height=None, width=None, num_inference_steps=2, generator=None, output_type="pt"):
         return super().__call__(
-            prompt,
-            height,
-            width,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            output_type=output_type,
+            prompt, height, width, num_inference_steps=num_inference_steps, generator=generator, output_type=output_type
         )
 
 
@@ -77,13 +66,7 @@ def that_offloads_itself(pipe):
     return pipe
 
 
-KINDS = [
-    with_safety_checker,
-    with_an_empty_buffer,
-    with_a_tiling_that_fails,
-    that_needs_a_prompt,
-    that_offloads_itself,
-]
+KINDS = [with_safety_checker, with_an_empty_buffer, with_a_tiling_that_fails, that_needs_a_prompt, that_offloads_itself]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,9 +77,7 @@ def test_it_is_tuned_and_streamed_with_the_output_of_the_pipeline_resident(sim, 
         with pytest.raises(vramtune.BudgetError) as raised:
             vramtune.plan(tuned.profile, 0.001)
         assert torch.equal(run(pipe), wanted)
-    with vramtune.autotune(
-        pipe, 1.01 * raised.value.smallest_bytes / 2**30, call_kwargs=SETTINGS, progress=False
-    ):
+    with vramtune.autotune(pipe, 1.01 * raised.value.smallest_bytes / 2**30, call_kwargs=SETTINGS, progress=False):
         assert torch.equal(run(pipe), wanted)
     assert type(pipe.unet.forward.__self__) is type(pipe.unet)
 
@@ -121,7 +102,4 @@ def test_a_safety_checker_counts_with_its_calls():
     pipe = with_safety_checker(tiny_pipelines.build("sd15"))
     profile = vramtune.profile(pipe, call_kwargs=SETTINGS, gpu="RTX 4060", progress=False)
     assert "safety_checker" in [stage.name for stage in profile.stages]
-    assert (
-        profile.component("safety_checker").used_bytes
-        == profile.component("safety_checker").weights.allocated_bytes
-    )
+    assert profile.component("safety_checker").used_bytes == profile.component("safety_checker").weights.allocated_bytes

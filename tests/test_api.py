@@ -22,12 +22,7 @@ def test_a_profile_names_pipeline_device_and_call(profile) -> None:
     assert profile.pipeline_class == "FluxPipeline"
     assert profile.device.name == "RTX 4060"
     assert profile.workload.call_kwargs["height"] == 32
-    assert [stage.name for stage in profile.stages] == [
-        "text_encoder",
-        "text_encoder_2",
-        "transformer",
-        "vae.decode",
-    ]
+    assert [stage.name for stage in profile.stages] == ["text_encoder", "text_encoder_2", "transformer", "vae.decode"]
 
 
 def test_progress_goes_to_standard_error_or_nowhere(capsys) -> None:
@@ -45,9 +40,7 @@ def test_plan_comparison_frontier_and_timeline_agree(profile) -> None:
     assert plan.estimate.peak_bytes <= plan.budget_bytes <= 8 * GIB
     assert vramtune.compare(profile, 8).modes[0].seconds == plan.estimate.seconds
     assert vramtune.frontier(profile).points[-1].seconds == pytest.approx(plan.estimate.seconds)
-    assert vramtune.timeline(profile, plan).memory[-1].end_seconds == pytest.approx(
-        plan.estimate.seconds, rel=1e-3
-    )
+    assert vramtune.timeline(profile, plan).memory[-1].end_seconds == pytest.approx(plan.estimate.seconds, rel=1e-3)
 
 
 @pytest.fixture
@@ -102,10 +95,7 @@ def test_bad_budgets_are_refused(profile, vram_gb) -> None:
 def test_a_budget_below_the_context_says_what_would_do(profile) -> None:
     with pytest.raises(BudgetError) as raised:
         vramtune.plan(profile, 0.1)
-    assert (
-        vramtune.plan(profile, raised.value.smallest_bytes / GIB).estimate.peak_bytes
-        <= raised.value.smallest_bytes
-    )
+    assert vramtune.plan(profile, raised.value.smallest_bytes / GIB).estimate.peak_bytes <= raised.value.smallest_bytes
 
 
 def test_a_string_is_refused_as_a_pipeline() -> None:

@@ -22,11 +22,7 @@ def test_a_component_under_sequential_offload_is_refused(pipe):
 
 
 def test_a_component_under_group_offload_is_refused(pipe):
-    apply_group_offloading(
-        pipe.unet,
-        onload_device=torch.device("cpu"),
-        offload_type="leaf_level",
-    )
+    apply_group_offloading(pipe.unet, onload_device=torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(UsageError, match="'unet' is under diffusers' group offloading"):
         refuse_layer_offload(pipe)
 

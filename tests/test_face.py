@@ -30,9 +30,7 @@ def test_importing_the_package_imports_nothing_else_of_weight() -> None:
     assert not imported_by("import vramtune") & {*HEAVY, "scipy", "numpy", "matplotlib", "rich", "msgspec"}
 
 
-@pytest.mark.parametrize(
-    "module", ["schema", "api", "cli", "tuner.search", "tuner.stock_modes", "reports.terminal"]
-)
+@pytest.mark.parametrize("module", ["schema", "api", "cli", "tuner.search", "tuner.stock_modes", "reports.terminal"])
 def test_plans_and_reports_need_no_torch(module: str) -> None:
     assert not imported_by(f"import vramtune.{module}") & HEAVY
 

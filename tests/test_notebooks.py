@@ -76,9 +76,7 @@ def texts(cell):
 
 
 def shown(notebook):
-    return {
-        cell.id: [kind(output) for output in cell.outputs] for cell in code_cells(notebook) if cell.outputs
-    }
+    return {cell.id: [kind(output) for output in cell.outputs] for cell in code_cells(notebook) if cell.outputs}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -108,9 +106,7 @@ def without_figures(cell):
 
 
 def test_cards_that_are_asked_for_show_what_is_saved():
-    for now, before in zip(
-        code_cells(fresh("choosing_a_gpu")), code_cells(saved("choosing_a_gpu")), strict=True
-    ):
+    for now, before in zip(code_cells(fresh("choosing_a_gpu")), code_cells(saved("choosing_a_gpu")), strict=True):
         assert lines(now) <= lines(before), "run `make notebooks`"
 
 

@@ -83,12 +83,7 @@ with install(pipe, tight_plan("flux"), device="cuda") as installation:
 
 def profiled(name: str) -> Profile:
     """The tiny pipeline's call on this machine's GPU."""
-    kwargs = {
-        "prompt": "a photo of a cat",
-        "num_inference_steps": 2,
-        "output_type": "pt",
-        **tiny_pipelines.CALL[name],
-    }
+    kwargs = {"prompt": "a photo of a cat", "num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL[name]}
     device = live_device(torch.device("cuda"))
     return predict_profile(tiny_pipelines.build(name), call_kwargs=kwargs, device=device)
 
@@ -153,9 +148,7 @@ def test_a_tuned_pipeline_stays_under_a_cap_on_the_allocator(name: str) -> None:
                 tiny_pipelines.run(pipe, name)
                 assert installation.measured is not None
                 assert installation.measured.num_out_of_memory == 0
-                assert (
-                    installation.measured.peak_bytes <= limit_bytes
-                )  # no context: install() was told of none
+                assert installation.measured.peak_bytes <= limit_bytes  # no context: install() was told of none
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -78,9 +78,7 @@ class TestForeignFiles:
     ) -> None:
         path = tmp_path / "plan.json"
         path.write_text(json.dumps(envelope | {"schema_version": version}))
-        expected = (
-            f"has schema version {version}; this vramtune reads version {SCHEMA_VERSION}. Make a new one. "
-        )
+        expected = f"has schema version {version}; this vramtune reads version {SCHEMA_VERSION}. Make a new one. "
         with pytest.raises(FileError, match=expected + "`vramtune plan --save` writes a Plan"):
             Plan.load(path)
 

@@ -1,13 +1,6 @@
 import pytest
 
-from vramtune.errors import (
-    BudgetError,
-    FileError,
-    NoAcceleratorError,
-    TraceError,
-    UnknownNameError,
-    UsageError,
-)
+from vramtune.errors import BudgetError, FileError, NoAcceleratorError, TraceError, UnknownNameError, UsageError
 from vramtune.units import GIB, budget_bytes, format_bytes, format_seconds
 
 

@@ -25,9 +25,7 @@ def words_of(name: str) -> set[str]:
 
 def test_no_class_name_is_defined_twice() -> None:
     trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
-    defined = Counter(
-        node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-    )
+    defined = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     assert [name for name, times in defined.items() if times > 1] == []
 
 
@@ -36,8 +34,6 @@ def test_no_retired_word_is_a_name_in_the_code_or_of_a_file() -> None:
     used = []
     for path in PACKAGE.rglob("*.py"):
         with path.open("rb") as file:
-            names = {
-                token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.NAME
-            }
+            names = {token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.NAME}
         used += [(path.name, name) for name in {*names, path.stem} if words_of(name) & retired()]
     assert used == []

@@ -96,13 +96,7 @@ def clip_config() -> CLIPTextConfig:
 def t5(dim: int = 32) -> T5EncoderModel:
     """A T5 encoder, out of train mode: a model built directly would drop out."""
     config = T5Config(
-        vocab_size=100,
-        d_model=dim,
-        d_kv=8,
-        d_ff=dim * 2,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
+        vocab_size=100, d_model=dim, d_kv=8, d_ff=dim * 2, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
     )
     return T5EncoderModel(config).eval()
 
@@ -125,11 +119,7 @@ def image_vae(latent_channels: int = 4, **config: Any) -> AutoencoderKL:
 def flow_vae(latent_channels: int) -> AutoencoderKL:
     """The VAE as SD3 and Flux have it: shifted, without quantisation convolutions."""
     return image_vae(
-        latent_channels,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
+        latent_channels, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5
     )
 
 
@@ -256,11 +246,7 @@ def wan_transformer() -> WanTransformer3DModel:
 def wan(**second: Any) -> WanPipeline:
     """Wan 2.1, or 2.2 with a second transformer."""
     vae = AutoencoderKLWan(
-        base_dim=3,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
     return WanPipeline(
         tokenizer=t5_tokenizer(),

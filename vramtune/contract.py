@@ -156,9 +156,7 @@ def refuse_placed(pipe: DiffusionPipeline) -> None:
     `diffusers/pipelines/pipeline_utils.py`.
     """
     if pipe._is_pipeline_device_mapped():
-        raise UsageError(
-            f"The pipeline has a device map ({pipe.hf_device_map}). Call pipe.reset_device_map() first."
-        )
+        raise UsageError(f"The pipeline has a device map ({pipe.hf_device_map}). Call pipe.reset_device_map() first.")
     refuse_layer_offload(pipe)
     try:
         pipe._maybe_raise_error_if_tensor_parallel_active()
@@ -232,9 +230,7 @@ def forward_to_follow(component: nn.Module) -> Callable[..., Any] | None:
     Stable Diffusion's safety checker compares embeddings in NumPy
     (`diffusers/pipelines/stable_diffusion/safety_checker.py`); here it finds nothing, as it mostly does.
     """
-    return (
-        partial(_checked, component) if type(component).__name__ == "StableDiffusionSafetyChecker" else None
-    )
+    return partial(_checked, component) if type(component).__name__ == "StableDiffusionSafetyChecker" else None
 
 
 def _checked(checker: Any, clip_input: torch.Tensor, images: Any) -> tuple[Any, list[bool]]:

@@ -94,9 +94,7 @@ class Tuned:
     def __repr__(self) -> str:
         from vramtune.reports.terminal import card_text
 
-        return card_text(self._card()) + (
-            "" if self.is_installed else "\nRemoved: the pipeline is as it was."
-        )
+        return card_text(self._card()) + ("" if self.is_installed else "\nRemoved: the pipeline is as it was.")
 
     def _repr_html_(self) -> str:
         from vramtune.reports.notebook import card_html
@@ -120,9 +118,7 @@ class Tuned:
         return self._made_from
 
 
-def write_report(
-    profile: Profile, plan: Plan, path: str | Path, *, measurement: Measurement | None = None
-) -> None:
+def write_report(profile: Profile, plan: Plan, path: str | Path, *, measurement: Measurement | None = None) -> None:
     """Write the page with everything that follows from a profile and a plan."""
     from vramtune.reports import html
 

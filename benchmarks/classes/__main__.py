@@ -31,16 +31,12 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
-        "checkout", type=Path, metavar="CHECKOUT", help="a checkout of diffusers, with its tests"
-    )
+    made.add_argument("checkout", type=Path, metavar="CHECKOUT", help="a checkout of diffusers, with its tests")
     made.add_argument("--site", type=Path, metavar="DIR", help="a folder of extra packages")
     made.add_argument("--only", default="", metavar="REGEX", help="pipeline classes, modules or test classes")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time (default 1)")
     made.add_argument("--again", action="store_true", help="forget the results of what is asked for")
-    made.add_argument(
-        "--limit", type=float, default=300, metavar="S", help="seconds for one case (default 300)"
-    )
+    made.add_argument("--limit", type=float, default=300, metavar="S", help="seconds for one case (default 300)")
     made.add_argument(
         "--patience",
         type=float,
@@ -49,11 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help="seconds of processor time for other calls of a case that works (default 5)",
     )
     made.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/classes"),
-        metavar="DIR",
-        help="results (default build/classes)",
+        "--out", type=Path, default=Path("build/classes"), metavar="DIR", help="results (default build/classes)"
     )
     made.add_argument("--loud", action="store_true", help="show what the cases print")
     return made

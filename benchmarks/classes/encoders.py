@@ -10,14 +10,7 @@ VISION_SPECIALS = ("image_token_id", "video_token_id", "vision_start_token_id", 
 VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 TINY_QWEN_FIRST_SPECIAL = 256
 """Where a vocabulary of 300 has Qwen's special tokens: behind the bytes."""
-T5_SIZES: dict[str, Any] = {
-    "vocab_size": 1103,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 37,
-    "num_layers": 5,
-    "num_heads": 4,
-}
+T5_SIZES: dict[str, Any] = {"vocab_size": 1103, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 5, "num_heads": 4}
 
 
 def t5_config() -> hf.T5Config:
@@ -30,34 +23,21 @@ def umt5() -> hf.UMT5EncoderModel:
 
 def bert() -> hf.BertModel:
     config = hf.BertConfig(
-        vocab_size=1124,
-        hidden_size=32,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        intermediate_size=37,
+        vocab_size=1124, hidden_size=32, num_hidden_layers=5, num_attention_heads=4, intermediate_size=37
     )
     return hf.BertModel(config)
 
 
 def llama() -> hf.LlamaForCausalLM:
     config = hf.LlamaConfig(
-        vocab_size=1000,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        vocab_size=1000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
     )
     return hf.LlamaForCausalLM(config)
 
 
 def siglip() -> hf.SiglipVisionModel:
     config = hf.SiglipVisionConfig(
-        hidden_size=32,
-        image_size=30,
-        patch_size=2,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=37,
+        hidden_size=32, image_size=30, patch_size=2, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37
     )
     return hf.SiglipVisionModel(config)
 
@@ -82,9 +62,7 @@ def gemma3() -> hf.Gemma3ForConditionalGeneration:
         "image_size": 28,
         "patch_size": 14,
     }
-    config = hf.Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=127
-    )
+    config = hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=127)
     return hf.Gemma3ForConditionalGeneration(config)
 
 
@@ -103,14 +81,7 @@ def qwen_text(vocab_size: int) -> dict[str, Any]:
 
 
 def qwen2_vl() -> hf.Qwen2VLForConditionalGeneration:
-    vision = {
-        "depth": 2,
-        "embed_dim": 16,
-        "hidden_size": 16,
-        "num_heads": 2,
-        "mlp_ratio": 1,
-        "patch_size": 14,
-    }
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 1, "patch_size": 14}
     config = hf.Qwen2VLConfig(text_config=qwen_text(152064), vision_config=vision)
     return hf.Qwen2VLForConditionalGeneration(config)
 
@@ -137,9 +108,7 @@ def qwen_processor(kind: str, first_special: int) -> Any:
     size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}
     is_third = kind == "Qwen3VLProcessor"
     return (hf.Qwen3VLProcessor if is_third else hf.Qwen2VLProcessor)(
-        image_processor=hf.Qwen2VLImageProcessor(
-            patch_size=14, temporal_patch_size=2, merge_size=2, size=size
-        ),
+        image_processor=hf.Qwen2VLImageProcessor(patch_size=14, temporal_patch_size=2, merge_size=2, size=size),
         tokenizer=tokenizers.qwen(first_special),
         video_processor=(hf.Qwen3VLVideoProcessor if is_third else hf.Qwen2VLVideoProcessor)(),
         chat_template=tokenizers.QWEN_TEMPLATE,
@@ -148,15 +117,11 @@ def qwen_processor(kind: str, first_special: int) -> Any:
 
 def glm_image_processor() -> hf.GlmImageProcessor:
     names = {"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"}
-    tokenizer = tokenizers.plain(
-        (*tokenizers.PLAIN_SPECIALS, *names.values()), template=tokenizers.QWEN_TEMPLATE
-    )
+    tokenizer = tokenizers.plain((*tokenizers.PLAIN_SPECIALS, *names.values()), template=tokenizers.QWEN_TEMPLATE)
     for attribute, token in names.items():
         setattr(tokenizer, attribute, token)
     return hf.GlmImageProcessor(
-        image_processor=hf.GlmImageImageProcessor(),
-        tokenizer=tokenizer,
-        chat_template=tokenizers.QWEN_TEMPLATE,
+        image_processor=hf.GlmImageImageProcessor(), tokenizer=tokenizer, chat_template=tokenizers.QWEN_TEMPLATE
     )
 
 

@@ -20,16 +20,7 @@ from diffusers import DiffusionPipeline
 
 import vramtune
 from benchmarks.classes.cases import Dummies
-from benchmarks.classes.checks import (
-    Subject,
-    Untuned,
-    Wrong,
-    call,
-    expect_equal,
-    fresh_gpu,
-    streaming,
-    whole,
-)
+from benchmarks.classes.checks import Subject, Untuned, Wrong, call, expect_equal, fresh_gpu, streaming, whole
 from benchmarks.classes.outputs import Output, flat, seed_everything
 from benchmarks.classes.reason import one_line, reason
 from vramtune import Plan
@@ -127,12 +118,7 @@ def outcome(dummies: Dummies, name: str) -> str:
         settings = Path(folder, "pytest.ini")
         settings.write_text("[pytest]\n")
         options = ["-c", str(settings), f"--basetemp={folder}/tmp", f"--rootdir={Path(file).parents[2]}"]
-        options += [
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:terminal",
-        ]  # whose end writes a report into the folder
+        options += ["-p", "no:cacheprovider", "-p", "no:terminal"]  # whose end writes a report into the folder
         pytest.main([*options, f"{file}::{name}"], plugins=[listener])
     if listener.skipped:
         raise DoesNotApply(listener.skipped)
@@ -168,9 +154,7 @@ def prompt_alone(subject: Subject, pipe: Any) -> Output:
         raise DoesNotApply("no encode_prompt")
     parameters = inspect.signature(pipe.encode_prompt).parameters
     usual = {"num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": True}
-    given = {
-        n: v for n, v in usual.items() if n in parameters and parameters[n].default is inspect.Parameter.empty
-    }
+    given = {n: v for n, v in usual.items() if n in parameters and parameters[n].default is inspect.Parameter.empty}
     given |= {name: value for name, value in subject.inputs("sim").items() if name in parameters}
     given |= {"device": torch.device("sim")} if "device" in parameters else {}
     seed_everything()

@@ -15,9 +15,7 @@ def reason(error: BaseException) -> str:
         innermost = innermost.__cause__
     notes = " ".join(getattr(error, "__notes__", ()))
     where = place(innermost)
-    return (
-        f"{type(error).__name__}: {one_line(str(error))}{where and f' [{where}]'} {one_line(notes)}".strip()
-    )
+    return f"{type(error).__name__}: {one_line(str(error))}{where and f' [{where}]'} {one_line(notes)}".strip()
 
 
 def place(error: BaseException) -> str:

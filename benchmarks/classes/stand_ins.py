@@ -65,11 +65,7 @@ def consistency_unet(wanted: Wanted) -> UNet2DModel:
 
 
 STAND_INS: list[tuple[str, str, Callable[[Wanted], Any]]] = [
-    (
-        "qwen[23]vl|qwen3-emb",
-        "Processor",
-        lambda w: encoders.qwen_processor(w.kind.__name__, w.first_special),
-    ),
+    ("qwen[23]vl|qwen3-emb", "Processor", lambda w: encoders.qwen_processor(w.kind.__name__, w.first_special)),
     ("qwen[23]vl|qwen3-emb", "Tokenizer", lambda w: tokenizers.qwen(w.first_special)),
     ("qwen[23]vl|qwen3-emb", "Qwen3", lambda w: encoders.qwen3_vl()),
     ("qwen[23]vl|qwen3-emb", "", lambda w: encoders.qwen2_vl()),

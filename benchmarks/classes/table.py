@@ -8,11 +8,7 @@ from benchmarks.results_file import environment
 
 Result = dict[str, Any]
 MAIN_PHASES = ("predicted", "tuned", "streamed")
-VERDICTS = {
-    "works": "works",
-    "fails": "does not work",
-    "diffusers": "diffusers itself does not run it here",
-}
+VERDICTS = {"works": "works", "fails": "does not work", "diffusers": "diffusers itself does not run it here"}
 
 
 def page(results: Sequence[Result], failures: dict[str, str], command: str, checkout: str) -> list[str]:

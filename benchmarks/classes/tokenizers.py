@@ -69,11 +69,7 @@ def gemma(letters: str = string.ascii_letters + string.digits + ".,!?'-:;\"()/_"
     """Gemma's five special tokens, a space, and letters."""
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", SPACE, *letters]
     return hf.GemmaTokenizer(
-        vocab=numbered(tokens),
-        merges=[],
-        model_max_length=512,
-        padding_side="left",
-        chat_template=TEXT_TEMPLATE,
+        vocab=numbered(tokens), merges=[], model_max_length=512, padding_side="left", chat_template=TEXT_TEMPLATE
     )
 
 

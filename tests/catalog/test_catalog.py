@@ -51,9 +51,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("Krea-2-Turbo", "krea-2"),
     ],
 )
-def test_a_name_is_matched_whatever_its_case_and_punctuation(
-    built: list[str], asked: str, meant: str
-) -> None:
+def test_a_name_is_matched_whatever_its_case_and_punctuation(built: list[str], asked: str, meant: str) -> None:
     catalog.load(asked)
     assert built == [meant]
 
@@ -68,8 +66,7 @@ def test_every_listed_name_and_alias_means_its_own_entry(built: list[str]) -> No
 
 def test_no_name_means_two_entries() -> None:
     bare = [
-        {re.sub(r"[^a-z0-9]", "", name.lower()) for name in (entry.name, *entry.aliases)}
-        for entry in catalog.models()
+        {re.sub(r"[^a-z0-9]", "", name.lower()) for name in (entry.name, *entry.aliases)} for entry in catalog.models()
     ]
     assert sum(map(len, bare)) == len(set().union(*bare))
 
@@ -108,9 +105,7 @@ def test_a_path_means_the_folder_and_not_the_entry_of_that_name(
     assert built == ["sdxl"]
 
 
-def test_a_folder_without_a_path_sign_is_found_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_a_path_sign_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my-model").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="not a folder written by a pipeline's `save_pretrained`"):

@@ -40,9 +40,7 @@ def test_a_folder_gives_what_diffusers_would_load(name: str, dtype: torch.dtype,
     folder = save(name, tmp_path, dtype=dtype)
     pipe, real = catalog.load(folder), DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     assert type(pipe) is type(real)
-    assert {n: type(p) for n, p in pipe.components.items()} == {
-        n: type(p) for n, p in real.components.items()
-    }
+    assert {n: type(p) for n, p in pipe.components.items()} == {n: type(p) for n, p in real.components.items()}
     for component, module in modules(real).items():
         empty = getattr(pipe, component)
         assert tensors(empty) == tensors(module)
@@ -104,9 +102,7 @@ def test_a_tied_weight_of_a_folder_stays_tied(tmp_path: Path) -> None:
 def test_a_folder_without_an_index_is_refused_with_its_content(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "unet").mkdir()
-    with pytest.raises(
-        UsageError, match=r"save_pretrained.*no model_index\.json \(found: config\.json, unet\)"
-    ):
+    with pytest.raises(UsageError, match=r"save_pretrained.*no model_index\.json \(found: config\.json, unet\)"):
         catalog.load(str(tmp_path))
 
 
@@ -126,9 +122,7 @@ def test_a_damaged_index_is_named_in_the_error(text: str, tmp_path: Path) -> Non
         ({"unet": ["my_library", "Model"]}, "unet.*Model.*my_library"),
     ],
 )
-def test_an_unknown_class_is_named_in_the_error(
-    entries: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_an_unknown_class_is_named_in_the_error(entries: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = save("sd15", tmp_path)
     edit(tmp_path / "model_index.json", **entries)
     with pytest.raises(UsageError, match=message):
@@ -149,9 +143,7 @@ def test_a_missing_tokenizer_is_named_in_the_error(tmp_path: Path) -> None:
         catalog.load(folder)
 
 
-@pytest.mark.parametrize(
-    "file", ["unet/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json"]
-)
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json"])
 def test_a_damaged_configuration_is_a_usage_error(file: str, tmp_path: Path) -> None:
     folder = save("sd15", tmp_path)
     (tmp_path / file).write_text("{")

@@ -31,22 +31,12 @@ def test_nothing_is_allocated_and_nothing_trains(pipelines: dict[str, DiffusionP
         assert not module.training
 
 
-KEPT_IN_FLOAT32 = (
-    "time_embedder",
-    "scale_shift_table",
-    "norm1",
-    "norm2",
-    "norm3",
-    "t_embedder",
-    "cap_embedder",
-)
+KEPT_IN_FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "t_embedder", "cap_embedder")
 """What diffusers and transformers keep so, whatever is asked for."""
 
 
 @pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
-def test_dtypes_are_those_the_entry_says(
-    pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry
-) -> None:
+def test_dtypes_are_those_the_entry_says(pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry) -> None:
     """Such as "bfloat16, vae float32"."""
     usual, *others = entry.dtype.split(", ")
     named = dict(other.split(" ") for other in others)

@@ -101,14 +101,8 @@ BILLIONS = {
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda p: f"{p.model}-{'-'.join(p.components)}")
-def test_the_weights_fill_the_published_files(
-    pipelines: dict[str, DiffusionPipeline], published: Published
-) -> None:
-    tensors = [
-        tensor
-        for name in published.components
-        for tensor in stored(getattr(pipelines[published.model], name))
-    ]
+def test_the_weights_fill_the_published_files(pipelines: dict[str, DiffusionPipeline], published: Published) -> None:
+    tensors = [tensor for name in published.components for tensor in stored(getattr(pipelines[published.model], name))]
     num_parameters = sum(tensor.numel() for tensor in tensors)
     header_bytes = published.file_bytes - published.itemsize * num_parameters
     # a header spends about 120 bytes on a tensor; a wrong layer is off by megabytes

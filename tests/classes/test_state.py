@@ -97,10 +97,7 @@ def test_a_tensor_without_values_is_found_wherever_it_is() -> None:
 def test_outputs_are_compared_bit_for_bit_and_nan_is_equal_to_nan() -> None:
     nan = flat({"images": torch.tensor([1.0, float("nan")]), "names": ["a"]})
     assert differences(nan, flat([torch.tensor([1.0, float("nan")]), "a"])) == []
-    assert differences(nan, flat([torch.tensor([1.5, float("nan")]), "b"])) == [
-        "differs by 0.5",
-        "'a' instead of 'b'",
-    ]
+    assert differences(nan, flat([torch.tensor([1.5, float("nan")]), "b"])) == ["differs by 0.5", "'a' instead of 'b'"]
 
 
 def test_a_reason_names_no_folder_of_this_machine() -> None:

@@ -59,7 +59,5 @@ def test_the_installed_program_looks_at_this_machine():
     done = subprocess.run([program, "doctor", "--json"], capture_output=True, text=True, check=False)
     found = json.loads(done.stdout)
     assert done.returncode == (0 if found["ready"] else 1)
-    assert {check["status"] for check in found["checks"][:5]} == {"ok"}, (
-        "Python and the packages are as required"
-    )
+    assert {check["status"] for check in found["checks"][:5]} == {"ok"}, "Python and the packages are as required"
     assert found["machine"]["torch_build"] is not None

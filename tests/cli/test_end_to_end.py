@@ -27,10 +27,7 @@ def test_a_folder_is_planned_for_end_to_end(folder, tmp_path):
     found = json.loads(result.stdout)
     calls = {row["component"]: row["num_calls"] for row in found["profile"]["components"]}
     assert calls == {"text_encoder": 2, "unet": 3, "vae": 1}
-    assert (
-        found["profile"]["call_kwargs"] | {"height": 32, "num_inference_steps": 3}
-        == found["profile"]["call_kwargs"]
-    )
+    assert found["profile"]["call_kwargs"] | {"height": 32, "num_inference_steps": 3} == found["profile"]["call_kwargs"]
     assert found["plan"]["estimate"]["peak_bytes"] <= GIB
     assert Plan.load(tmp_path / "plan.json").asked_bytes == GIB
     assert (tmp_path / "memory.png").stat().st_size > 10_000

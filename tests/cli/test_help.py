@@ -130,10 +130,7 @@ def test_permissions_are_completed():
 
 def test_completed_gpus_are_known():
     assert run("plan", "sdxl", "--gpu", "rtx-4060-Ti-16GB", "--vram-gb", "99").exit_code == 2
-    assert (
-        "RTX 4060 Ti 16GB has 16.00 GiB"
-        in run("compare", "x", "--gpu", "4060-Ti-16GB", "--vram-gb", "99").stderr
-    )
+    assert "RTX 4060 Ti 16GB has 16.00 GiB" in run("compare", "x", "--gpu", "4060-Ti-16GB", "--vram-gb", "99").stderr
 
 
 def test_a_shell_is_given_its_script():

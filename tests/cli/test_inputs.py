@@ -112,12 +112,7 @@ def test_a_missing_profile_is_refused(tmp_path):
 
 def test_a_file_that_is_not_a_profile_is_refused(tmp_path):
     examples.sdxl_plan().save(tmp_path / "plan.json")
-    refused(
-        run("plan", tmp_path / "plan.json", "--vram-gb", 6),
-        "Expected a vramtune Profile",
-        "a Plan",
-        "plan.json",
-    )
+    refused(run("plan", tmp_path / "plan.json", "--vram-gb", 6), "Expected a vramtune Profile", "a Plan", "plan.json")
     (tmp_path / "other.json").write_text("{}")
     refused(run("frontier", tmp_path / "other.json"), "not a vramtune file", "`vramtune profile --save`")
 

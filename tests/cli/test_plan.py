@@ -128,7 +128,4 @@ def test_a_permission_that_helps_is_used(tmp_path):
     without = run("plan", tmp_path / "tiled.json", "--vram-gb", 2)
     assert (without.exit_code, "allow 'vae_tiling'" in " ".join(without.stdout.split())) == (3, True)
     allowed = run("plan", tmp_path / "tiled.json", "--vram-gb", 2, "--allow", "vae_tiling")
-    assert (allowed.exit_code, "Allowed and used: vae_tiling." in " ".join(allowed.stdout.split())) == (
-        0,
-        True,
-    )
+    assert (allowed.exit_code, "Allowed and used: vae_tiling." in " ".join(allowed.stdout.split())) == (0, True)

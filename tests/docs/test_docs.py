@@ -113,8 +113,7 @@ def test_the_readme_shows_what_the_demo_prints():
 
 
 PLANS = re.compile(
-    r"^```sh\n((?:vramtune plan (?![^\n]*--report)[^>\n]*\n)+)```\n\n```text\n(.*?)^```$",
-    re.MULTILINE | re.DOTALL,
+    r"^```sh\n((?:vramtune plan (?![^\n]*--report)[^>\n]*\n)+)```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 """Shell blocks of nothing but plans, and the text behind them."""
 

@@ -87,9 +87,7 @@ def test_a_driver_reports_its_version_its_newest_cuda_and_its_first_gpu(nvidia: 
     assert nvml.driver() == Driver(version="570.86", cuda_version="12.8", gpu="NVIDIA GeForce RTX 4060")
 
 
-def test_a_driver_without_a_gpu_for_cuda_is_reported_without_one(
-    nvidia: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_driver_without_a_gpu_for_cuda_is_reported_without_one(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", fail)
     assert nvml.driver() == Driver(version="570.86", cuda_version="12.8", gpu=None)
 
@@ -123,9 +121,7 @@ def test_versions_are_compared_by_their_numbers_not_their_builds(
     assert (torch_package.installed, torch_package.is_supported) == (version, is_supported)
 
 
-def test_a_package_that_is_not_installed_has_no_version_and_is_unsupported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_package_that_is_not_installed_has_no_version_and_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["no-such-package>=1"])
     missing = list(doctor.installed_packages())[1]
     assert (missing.name, missing.installed, missing.is_supported) == ("no-such-package", None, False)
@@ -140,8 +136,7 @@ def test_a_pytorch_that_does_not_import_is_reported_with_its_error(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("cuda", "hip", "build"),
-    [("12.8", None, "CUDA 12.8"), (None, "6.4.1", "ROCm 6.4.1"), (None, None, "CPU only")],
+    ("cuda", "hip", "build"), [("12.8", None, "CUDA 12.8"), (None, "6.4.1", "ROCm 6.4.1"), (None, None, "CPU only")]
 )
 def test_the_build_of_pytorch_is_cuda_rocm_or_cpu_only(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch, cuda: str | None, hip: str | None, build: str
@@ -179,11 +174,7 @@ def test_total_and_available_memory_come_from_meminfo(system):
 
 
 def test_without_meminfo_and_control_groups_memory_is_unknown(system):
-    assert (host().total_bytes, host().available_bytes, host().control_group_limit_bytes) == (
-        None,
-        None,
-        None,
-    )
+    assert (host().total_bytes, host().available_bytes, host().control_group_limit_bytes) == (None, None, None)
 
 
 def test_of_nested_control_groups_the_tightest_limit_counts(system):

@@ -46,11 +46,7 @@ def test_an_unknown_name_lists_known_ones(name: str) -> None:
         gpus.find_gpu(name)
 
 
-@given(
-    st.sampled_from(gpus.gpu_names()),
-    st.sampled_from(["{}", "NVIDIA {}", "GeForce {}", " {}\t"]),
-    st.booleans(),
-)
+@given(st.sampled_from(gpus.gpu_names()), st.sampled_from(["{}", "NVIDIA {}", "GeForce {}", " {}\t"]), st.booleans())
 def test_every_listed_name_finds_its_own_gpu(name: str, form: str, shout: bool) -> None:
     asked = form.format(name.upper() if shout else name.lower())
     assert gpus.find_gpu(asked).name == name
@@ -101,9 +97,7 @@ def test_every_line_of_the_table_names_its_source_and_its_derived_columns() -> N
         assert set(row["derived"].split()) <= {"float16_tflops", "usable_gib"}
         if "float16_tflops" in row["derived"]:
             ratio = 4 if row["architecture"] == "Turing" else 2  # float32 lanes: 64 or 128 a multiprocessor
-            assert float(row["float16_tflops"]) == pytest.approx(
-                ratio * float(row["float32_tflops"]), rel=0.01
-            )
+            assert float(row["float16_tflops"]) == pytest.approx(ratio * float(row["float32_tflops"]), rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,7 @@ def test_copy_rates_and_latencies_are_measured_within_two_percent(measured: Devi
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_arithmetic_rate_of_each_dtype_is_measured_within_two_percent(
-    measured: Device, dtype: str
-) -> None:
+def test_the_arithmetic_rate_of_each_dtype_is_measured_within_two_percent(measured: Device, dtype: str) -> None:
     assert measured.flops_per_second[dtype] == pytest.approx(TRUTH["flops_per_second"], rel=0.02)
 
 
@@ -231,9 +229,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, measured: Device) -> Iterator[SimpleNam
     monkeypatch.setattr(pynvml, "nvmlDeviceGetGraphicsRunningProcesses", lambda handle: gpu.drawing)
     monkeypatch.setattr(pynvml, "nvmlSystemGetProcessName", name)
     monkeypatch.setattr(live, "measure_rates", probe)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"0-{device.index}")
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"0-{device.index}"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     monkeypatch.setattr(
         torch._C, "_cuda_hasPrimaryContext", lambda index: index == 1 and gpu.has_context, raising=False
@@ -293,9 +289,7 @@ def test_without_a_driver_that_reports_processes_there_are_no_holders(
         assert holders(CUDA) == ()
 
 
-def test_the_context_is_what_the_driver_counts_for_this_process_beyond_the_allocator(
-    gpu: SimpleNamespace,
-) -> None:
+def test_the_context_is_what_the_driver_counts_for_this_process_beyond_the_allocator(gpu: SimpleNamespace) -> None:
     gpu.probing["computing"] = [process(7, GIB), process(os.getpid(), 370 * MIB)]
     assert context(live_device(CUDA)) == (350 * MIB, True)
 
@@ -313,16 +307,12 @@ def test_a_context_that_existed_before_and_is_not_counted_is_not_measured(gpu: S
     assert context(live_device(CUDA)) == (CONTEXT_BYTES, False)
 
 
-def test_memory_freed_by_another_process_meanwhile_makes_no_negative_context(
-    gpu: SimpleNamespace,
-) -> None:
+def test_memory_freed_by_another_process_meanwhile_makes_no_negative_context(gpu: SimpleNamespace) -> None:
     gpu.probing["free"] = 7500 * MIB
     assert context(live_device(CUDA)) == (CONTEXT_BYTES, False)
 
 
-def test_without_nvml_the_context_is_not_measured(
-    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_nvml_the_context_is_not_measured(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 

@@ -16,9 +16,7 @@ from vramtune.units import MIB
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A PyTorch for the CPU on a machine with one GPU, as NVML reports it; a test sets its name and memory."""
-    gpu = SimpleNamespace(
-        name="NVIDIA GeForce RTX 4060", total=8188 * MIB, free=7000 * MIB, closed=0, asked=[]
-    )
+    gpu = SimpleNamespace(name="NVIDIA GeForce RTX 4060", total=8188 * MIB, free=7000 * MIB, closed=0, asked=[])
 
     def handle(which: Any) -> str:
         gpu.asked.append(which)
@@ -55,9 +53,7 @@ def test_the_current_one_of_two_accelerators_is_meant(slow: ModuleType) -> None:
 def test_an_accelerator_without_room_to_measure_is_refused_with_its_error(slow: ModuleType) -> None:
     held = torch.empty(64 * MIB, dtype=torch.uint8, device="sim")
     slow.set_capacity(held.nbytes)
-    with pytest.raises(
-        NoAcceleratorError, match=r"'sim', cannot be measured \(.*memory.*\).*gpu=\"RTX 4060\""
-    ):
+    with pytest.raises(NoAcceleratorError, match=r"'sim', cannot be measured \(.*memory.*\).*gpu=\"RTX 4060\""):
         this_gpu()
 
 
@@ -75,9 +71,7 @@ def test_an_empty_gpu_has_no_more_usable_memory_than_its_line_of_the_table(nvml:
     assert this_gpu() == gpus.find_gpu("RTX 4060")
 
 
-def test_a_gpu_that_pytorch_cannot_measure_and_the_table_does_not_list_is_refused(
-    nvml: SimpleNamespace,
-) -> None:
+def test_a_gpu_that_pytorch_cannot_measure_and_the_table_does_not_list_is_refused(nvml: SimpleNamespace) -> None:
     nvml.name, nvml.total = "Quadro P600", 2000 * MIB
     with pytest.raises(UsageError, match=r"Quadro P600.*not in the table.*gpu="):
         this_gpu()

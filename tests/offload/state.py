@@ -29,13 +29,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     )
 
 
-LEFT_BY_CALLS = {
-    "_diffusers_hook",
-    "_output_capturing_hooks_installed",
-    "_conv_idx",
-    "_conv_num",
-    "_feat_map",
-}
+LEFT_BY_CALLS = {"_diffusers_hook", "_output_capturing_hooks_installed", "_conv_idx", "_conv_num", "_feat_map"}
 LEFT_BY_CALLS |= {"_enc_conv_idx", "_enc_conv_num", "_enc_feat_map"}
 """Attributes that a first call of an untuned pipeline gives its modules."""
 
@@ -45,19 +39,12 @@ def state_of(pipe: DiffusionPipeline) -> dict[str, Any]:
     return {
         "class": type(pipe),
         # A call leaves private ones behind (`_guidance_scale`), tuned or not.
-        "attributes": {
-            name: id(value) for name, value in vars(pipe).items() if name[0] != "_" or "offload" in name
-        },
+        "attributes": {name: id(value) for name, value in vars(pipe).items() if name[0] != "_" or "offload" in name},
         "weights": {
-            path: (id(t), t.device, t.dtype, t.shape, t.stride(), t.requires_grad)
-            for path, t in tensors(pipe)
+            path: (id(t), t.device, t.dtype, t.shape, t.stride(), t.requires_grad) for path, t in tensors(pipe)
         },
         "modules": {
-            (name, path): (
-                type(module),
-                sorted(vars(module).keys() - LEFT_BY_CALLS),
-                dict(module._forward_pre_hooks),
-            )
+            (name, path): (type(module), sorted(vars(module).keys() - LEFT_BY_CALLS), dict(module._forward_pre_hooks))
             for name, component in modules_of(pipe).items()
             for path, module in component.named_modules()
         },

@@ -130,9 +130,7 @@ def test_an_edit_before_the_first_call_reaches_it(sim: ModuleType, edit: Edit) -
     component, path = linear_weight(pipe, plan, moving=True)
     with install(pipe, plan, device="sim"):
         edit(getattr(pipe, component), path)
-        assert torch.equal(
-            output(pipe, "flux"), untuned("flux", lambda other: edit(getattr(other, component), path))
-        )
+        assert torch.equal(output(pipe, "flux"), untuned("flux", lambda other: edit(getattr(other, component), path)))
 
 
 @pytest.mark.parametrize("moving", [True, False], ids=["moving", "resident"])
@@ -180,9 +178,7 @@ def other(name: str, component: str) -> nn.Module:
     ("name", "component"),
     [("flux", "transformer"), ("flux", "text_encoder"), ("sdxl", "unet"), ("sdxl", "vae"), ("wan", "vae")],
 )
-def test_a_replaced_component_is_used_and_the_old_one_let_go(
-    sim: ModuleType, name: str, component: str
-) -> None:
+def test_a_replaced_component_is_used_and_the_old_one_let_go(sim: ModuleType, name: str, component: str) -> None:
     expected = untuned(name, lambda pipe: setattr(pipe, component, other(name, component)))
     start = held_bytes()
     pipe = tiny_pipelines.build(name)
@@ -245,9 +241,7 @@ def test_a_component_under_a_second_name_and_two_exchanged_for_each_other_run_ri
             expected = output(untuned_pipe, "sd3")
             for _ in range(2):
                 assert torch.equal(output(pipe, "sd3"), expected)
-    assert {
-        p.device.type for each in (pipe.text_encoder, pipe.text_encoder_2) for p in each.parameters()
-    } == {"cpu"}
+    assert {p.device.type for each in (pipe.text_encoder, pipe.text_encoder_2) for p in each.parameters()} == {"cpu"}
 
 
 def without_first_block(pipe: DiffusionPipeline) -> None:

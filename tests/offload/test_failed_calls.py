@@ -54,9 +54,7 @@ def test_after_an_error_in_a_callback_memory_weights_and_output_are_as_before(
     start, pipe = held_bytes(), tiny_pipelines.build(name)
     weights = values(pipe)
 
-    def callback(
-        pipe: DiffusionPipeline, now: int, timestep: object, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
+    def callback(pipe: DiffusionPipeline, now: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
         if now == step:
             raise error
         return kwargs
@@ -88,18 +86,14 @@ def test_after_an_error_inside_a_component_memory_weights_and_output_are_as_befo
         output(pipe, name)
         measured = runtime.measured
         module = getattr(pipe, component).get_submodule(path)
-        handle = (module.register_forward_pre_hook if place == "before" else module.register_forward_hook)(
-            hook
-        )
+        handle = (module.register_forward_pre_hook if place == "before" else module.register_forward_hook)(hook)
         fail(pipe, name, error)
         handle.remove()
         assert runtime.measured == measured
         assert_recovered(pipe, name, expected[name], weights, start)
 
 
-def test_remove_after_a_failed_call_gives_the_pipeline_back_as_it_was(
-    sim: ModuleType, no_garbage: None
-) -> None:
+def test_remove_after_a_failed_call_gives_the_pipeline_back_as_it_was(sim: ModuleType, no_garbage: None) -> None:
     pipe = tiny_pipelines.build("flux")
     state, weights, held = state_of(pipe), values(pipe), held_bytes()
 

@@ -21,9 +21,7 @@ def bound(
     excluded: bool = False,
 ) -> BoundPlacement:
     """A component of equal groups that runs in the first stage or in the second."""
-    planned = tuple(
-        WeightGroup(name=str(n), weight_bytes=GROUP_BYTES, modules=(str(n),)) for n in range(num_groups)
-    )
+    planned = tuple(WeightGroup(name=str(n), weight_bytes=GROUP_BYTES, modules=(str(n),)) for n in range(num_groups))
     placement = Placement(
         component=name, methods=(), groups=planned, active=(runs, not runs), kept=kept, num_slots=num_slots
     )

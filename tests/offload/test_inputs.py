@@ -62,9 +62,7 @@ def test_evicted_memory_is_given_back_to_the_device(
     assert allocated[-1] == start
 
 
-def test_a_module_called_by_hand_is_on_the_device_only_until_hooks_are_freed(
-    sim: ModuleType, no_garbage: None
-) -> None:
+def test_a_module_called_by_hand_is_on_the_device_only_until_hooks_are_freed(sim: ModuleType, no_garbage: None) -> None:
     """Without its component's call, whose end would say that it is done."""
     pipe, start = tiny_pipelines.build("flux"), held_bytes()
     block, states = pipe.text_encoder_2.encoder.block[1], torch.ones(1, 4, 32)
@@ -139,8 +137,7 @@ def test_a_hook_called_by_hand_brings_the_components_root(sim: ModuleType) -> No
     """As diffusers does before it uses a component otherwise than by its methods."""
     plan = planned("wan")
     active_only = (
-        replace(p, kept=tuple(k if a else 0 for k, a in zip(p.kept, p.active, strict=True)))
-        for p in plan.placements
+        replace(p, kept=tuple(k if a else 0 for k, a in zip(p.kept, p.active, strict=True))) for p in plan.placements
     )
     pipe = tiny_pipelines.build("wan")
     with install(pipe, replace(plan, placements=tuple(active_only)), device="sim"):

@@ -184,9 +184,7 @@ def test_maybe_free_model_hooks_frees_all_but_what_is_resident(
 
 
 @pytest.mark.parametrize("device", ["sim", "sim:1", "cpu"])
-def test_to_a_device_warns_and_moves_nothing(
-    sim: ModuleType, expected: dict[str, torch.Tensor], device: str
-) -> None:
+def test_to_a_device_warns_and_moves_nothing(sim: ModuleType, expected: dict[str, torch.Tensor], device: str) -> None:
     pipe = tiny_pipelines.build("flux")
     with install(pipe, planned("flux"), device="sim"):
         state, held = state_of(pipe), held_bytes()
@@ -219,9 +217,7 @@ def test_enable_model_cpu_offload_keeps_the_plan(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lora_loader_takes_the_hooks_off_and_gets_the_plan_back(
-    sim: ModuleType, no_garbage: None, name: str
-) -> None:
+def test_a_lora_loader_takes_the_hooks_off_and_gets_the_plan_back(sim: ModuleType, no_garbage: None, name: str) -> None:
     def change(pipe: DiffusionPipeline) -> None:
         for module in modules_of(pipe).values():
             for part in module.modules():
@@ -281,9 +277,7 @@ def test_a_tuned_pipeline_is_saved_like_an_untuned_one(sim: ModuleType, tmp_path
     with install(pipe, planned("sdxl"), device="sim"):
         output(pipe, "sdxl")
         pipe.save_pretrained(tmp_path / "tuned")
-        assert torch.equal(
-            pipe.unet.state_dict()["conv_in.weight"].cpu(), values(pipe)["unet.conv_in.weight"]
-        )
+        assert torch.equal(pipe.unet.state_dict()["conv_in.weight"].cpu(), values(pipe)["unet.conv_in.weight"])
     index = "model_index.json"
     assert (tmp_path / "tuned" / index).read_bytes() == (tmp_path / "untuned" / index).read_bytes()
     for component in modules_of(pipe):

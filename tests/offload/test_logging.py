@@ -25,9 +25,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_every_stage_of_a_call_is_logged_when_it_begins(
-    sim: ModuleType, log: pytest.LogCaptureFixture
-) -> None:
+def test_every_stage_of_a_call_is_logged_when_it_begins(sim: ModuleType, log: pytest.LogCaptureFixture) -> None:
     with tuned("flux") as (pipe, runtime):
         tiny_pipelines.run(pipe, "flux")
     begun = [line for line in log.messages if line.startswith("stage")]
@@ -69,9 +67,7 @@ def test_out_of_memory_logs_the_refit_of_its_stage_and_the_next_attempt(
     assert sum("ran out of memory" in line for line in log.messages) == 1
 
 
-def test_a_visit_out_of_the_planned_order_logs_where_the_order_is_taken_up(
-    log: pytest.LogCaptureFixture,
-) -> None:
+def test_a_visit_out_of_the_planned_order_logs_where_the_order_is_taken_up(log: pytest.LogCaptureFixture) -> None:
     groups = [make_group(number, 512) for number in range(4)]
     passage = Passage(Ring(1024, CPU))
     traffic = Traffic(EagerLane(), [(passage, group) for group in groups], 1, {})  # type: ignore[arg-type]

@@ -28,9 +28,7 @@ def limits(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
-def test_a_larger_call_than_planned_stays_within_the_budget(
-    sim: ModuleType, limits: list[float], name: str
-) -> None:
+def test_a_larger_call_than_planned_stays_within_the_budget(sim: ModuleType, limits: list[float], name: str) -> None:
     larger = {"height": 48, "width": 48}
     want = tiny_pipelines.run(whole(name), name, **larger).cpu()
     sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)

@@ -71,9 +71,7 @@ def exposed_seconds(name: str, fraction: float) -> float:
         return sum(stage.exposed_copy_seconds for stage in measured.stages)
 
 
-def test_waits_added_up_during_a_call_make_the_same_sum(
-    sim: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waits_added_up_during_a_call_make_the_same_sum(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     kept_to_the_end = exposed_seconds("flux", 0.4)
     monkeypatch.setattr("vramtune.offload.meter.MOST_WAITS", 2)
     assert exposed_seconds("flux", 0.4) == pytest.approx(kept_to_the_end, rel=1e-9)
@@ -102,9 +100,7 @@ def previewing(plan: Plan) -> Plan:
     """Flux's plan for a call that decodes once between two steps: the last two stages come twice."""
     *encoders, denoise, decode = plan.stages
     again = [replace(stage, name=f"{stage.name} again") for stage in (denoise, decode)]
-    placements = (
-        replace(p, active=(*p.active, *p.active[-2:]), kept=(*p.kept, *p.kept[-2:])) for p in plan.placements
-    )
+    placements = (replace(p, active=(*p.active, *p.active[-2:]), kept=(*p.kept, *p.kept[-2:])) for p in plan.placements)
     return replace(plan, stages=(*encoders, denoise, decode, *again), placements=tuple(placements))
 
 

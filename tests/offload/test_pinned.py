@@ -63,9 +63,7 @@ def host_of(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [1, mmap.PAGESIZE - 1, mmap.PAGESIZE, 3 * mmap.PAGESIZE + 5])
-def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(
-    runtime: CudaRuntime, num_bytes: int
-) -> None:
+def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(runtime: CudaRuntime, num_bytes: int) -> None:
     flat = pinned_buffer(num_bytes, CUDA)
     assert flat.numel() == num_bytes
     ((address, locked_bytes),) = runtime.registered.items()
@@ -81,9 +79,7 @@ def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(
     assert not runtime.registered
 
 
-def test_memory_that_the_system_refuses_to_lock_is_ordinary_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_memory_that_the_system_refuses_to_lock_is_ordinary_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     use(CudaRuntime(status=2), monkeypatch)
     asked = []
 

@@ -33,11 +33,7 @@ def refused(pipe: DiffusionPipeline, plan: Any, match: str, error: type = UsageE
         ({"device": "sim", "gpu_id": 2}, "sim:2 was asked for; this machine has 2", UsageError),
         ({"gpu_id": -1}, "sim:-1 was asked for; this machine has 2", UsageError),
         ({"device": "toaster"}, "device='toaster' is not a device PyTorch knows", UsageError),
-        (
-            {"device": "xpu"},
-            "'xpu' was asked for; PyTorch finds only 'sim' on this machine",
-            NoAcceleratorError,
-        ),
+        ({"device": "xpu"}, "'xpu' was asked for; PyTorch finds only 'sim' on this machine", NoAcceleratorError),
     ],
 )
 def test_a_device_that_is_absent_or_no_gpu_is_refused(
@@ -151,9 +147,7 @@ def test_of_many_differences_five_are_listed_and_the_rest_counted(
     ]
     others = (p for p in plan.placements if p is not placement)
     plan = replace(plan, placements=(replace(placement, groups=tuple(groups)), *others))
-    refused(
-        tiny_pipelines.build("flux"), plan, rf"fit the pipeline: [^;]+(; [^;]+ where [^;]+){{4}}{rest}\. Make"
-    )
+    refused(tiny_pipelines.build("flux"), plan, rf"fit the pipeline: [^;]+(; [^;]+ where [^;]+){{4}}{rest}\. Make")
 
 
 def test_weights_that_are_a_tensor_subclass_are_refused(sim: ModuleType) -> None:

@@ -151,9 +151,7 @@ def test_a_convolution_without_an_engine_is_run_again_if_memory_was_refused(
 def test_autocast_keeps_no_cast_copies_of_weights(sim: ModuleType) -> None:
     enabled = []
     with tuned("flux") as (pipe, _):
-        pipe.vae.decoder.conv_in.register_forward_hook(
-            lambda *_: enabled.append(torch.is_autocast_cache_enabled())
-        )
+        pipe.vae.decoder.conv_in.register_forward_hook(lambda *_: enabled.append(torch.is_autocast_cache_enabled()))
         tiny_pipelines.run(pipe, "flux")
     assert enabled == [False]
     assert torch.is_autocast_cache_enabled()

@@ -240,8 +240,5 @@ def test_freeing_slots_without_waiting_for_their_copies_is_found_as_a_race(
 
 
 def check_race(name: str, message: str) -> None:
-    with (
-        tuned(name, 0.4, copy_to_compute=5) as (pipe, _),
-        pytest.raises(RuntimeError, match="sim race: .*" + message),
-    ):
+    with tuned(name, 0.4, copy_to_compute=5) as (pipe, _), pytest.raises(RuntimeError, match="sim race: .*" + message):
         tiny_pipelines.run(pipe, name)

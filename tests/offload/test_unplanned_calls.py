@@ -98,9 +98,7 @@ def test_img2img_with_the_same_components_gives_the_untuned_output(name: str, im
         image = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
         generator = torch.Generator("cpu").manual_seed(0)
         size = {"height": 32, "width": 32} if name == "sd3" else {}
-        return other(
-            "a cat", image=image, num_inference_steps=4, generator=generator, output_type="pt", **size
-        )[0]
+        return other("a cat", image=image, num_inference_steps=4, generator=generator, output_type="pt", **size)[0]
 
     same(name, work)
 
@@ -147,11 +145,7 @@ def test_first_block_cache_gives_the_untuned_output(fraction: float) -> None:
 
 def test_guidance_that_skips_layers_gives_the_untuned_output() -> None:
     def work(pipe: Any) -> torch.Tensor:
-        skip = {
-            "skip_guidance_layers": [0],
-            "skip_layer_guidance_start": 0.0,
-            "skip_layer_guidance_stop": 1.0,
-        }
+        skip = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
         return tiny_pipelines.run(pipe, "sd3", num_inference_steps=4, **skip)
 
     assert not torch.equal(work(whole("sd3")), tiny_pipelines.run(whole("sd3"), "sd3", num_inference_steps=4))

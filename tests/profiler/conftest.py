@@ -32,12 +32,6 @@ def device() -> Device:
         copy_latency_seconds=1e-5,
         flops_per_second={"float32": 10e12, "float16": 20e12},
         memory_bytes_per_second=250e9,
-        efficiency_fraction={
-            "matmul": 0.7,
-            "convolution": 0.5,
-            "attention": 0.6,
-            "pointwise": 0.5,
-            "memory": 0.8,
-        },
+        efficiency_fraction={"matmul": 0.7, "convolution": 0.5, "attention": 0.6, "pointwise": 0.5, "memory": 0.8},
         launch_seconds=4e-6,
     )

@@ -49,10 +49,7 @@ def picture(pipe):
     """What is in a pipeline, in a form that can be compared."""
     found = reachable(pipe)
     return {
-        key: (
-            type(v).__name__,
-            v.data_ptr() if isinstance(v, torch.Tensor) and not v.is_meta else _contents(v),
-        )
+        key: (type(v).__name__, v.data_ptr() if isinstance(v, torch.Tensor) and not v.is_meta else _contents(v))
         for key, v in found.items()
     }
 

@@ -106,9 +106,7 @@ def test_an_unused_layer_counts_as_weights_but_is_in_no_group():
     model = Blocks(32)
     model.idle = nn.Linear(100, 100)
     component = weigh(model)
-    assert (
-        component.weights.allocated_bytes - component.used_bytes == 40_448 + 512
-    )  # each tensor a multiple of 512
+    assert component.weights.allocated_bytes - component.used_bytes == 40_448 + 512  # each tensor a multiple of 512
     assert component.weights.num_tensors == 66
     assert len(component.layers) == 32
 

@@ -81,10 +81,7 @@ def test_lengths_loops_and_unique_values_of_known_tensors_are_real():
 
 def test_a_shape_alone_makes_a_known_tensor_of_an_unknown_one():
     def ask(self, sample, timestep, states):
-        assert (
-            torch.ones_like(states[:, :, 0], dtype=torch.long).sum().item()
-            == states.shape[0] * states.shape[1]
-        )
+        assert torch.ones_like(states[:, :, 0], dtype=torch.long).sum().item() == states.shape[0] * states.shape[1]
         return sample
 
     profiled(ask)

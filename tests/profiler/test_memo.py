@@ -27,9 +27,7 @@ def history(tape):
     """The tape with storages numbered as they appear."""
     numbers = {}
     return [
-        (numbers.setdefault(entry.key, len(numbers)), entry.num_bytes)
-        if isinstance(entry, Allocation)
-        else entry
+        (numbers.setdefault(entry.key, len(numbers)), entry.num_bytes) if isinstance(entry, Allocation) else entry
         for entry in tape
     ]
 
@@ -150,10 +148,7 @@ def traced_decode(latents, tile, monkeypatch, context):
     monkeypatch.setattr(decoder, "forward", lambda *args, **kw: (next(num_runs), decode(*args, **kw))[1])
     monkeypatch.setattr(trace, "memoised_children", context)
     recording = record_calls(
-        DecodingPipeline(vae),
-        {"latents": torch.zeros(latents)},
-        largest_real_bytes=MIB,
-        on_call=lambda name: None,
+        DecodingPipeline(vae), {"latents": torch.zeros(latents)}, largest_real_bytes=MIB, on_call=lambda name: None
     )
     monkeypatch.setattr(decoder, "forward", decode)
     (call,) = recording.calls
@@ -166,9 +161,7 @@ def traced_decode(latents, tile, monkeypatch, context):
     [(None, (1, 16, 5, 2, 2), 2 * 5, 2 * 3), (16, (1, 16, 2, 1, 4), 4 * 2, 2 * 2)],
     ids=["5 frames", "4 tiles of 2 frames, 3 alike"],
 )
-def test_a_video_vae_has_the_same_tape_with_every_frame_traced(
-    tile, latents, num_decodes, num_runs, monkeypatch
-):
+def test_a_video_vae_has_the_same_tape_with_every_frame_traced(tile, latents, num_decodes, num_runs, monkeypatch):
     memoised = traced_decode(latents, tile, monkeypatch, memoised_children)
     unabridged = traced_decode(latents, tile, monkeypatch, every_call_runs)
     assert memoised[:2] == unabridged[:2]

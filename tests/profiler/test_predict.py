@@ -120,9 +120,7 @@ def test_groups_hold_every_used_weight_once(name, predicted):
         assert component.used_bytes == sum(layer.weights.allocated_bytes for layer in layers)
         assert component.used_bytes <= component.weights.allocated_bytes
         for number, group in enumerate(component.groups):
-            assert group.weight_bytes == sum(
-                layer.weights.allocated_bytes for layer in layers if layer.group == number
-            )
+            assert group.weight_bytes == sum(layer.weights.allocated_bytes for layer in layers if layer.group == number)
         assert len({group.name for group in component.groups}) == len(component.groups)
 
 
@@ -176,9 +174,7 @@ def test_encoders_called_twice_in_turn_are_unrolled(predicted):
 
 
 def test_an_encoded_image_and_a_decoded_one_are_different_stages(device):
-    pipe = StableDiffusionImg2ImgPipeline(
-        **tiny_pipelines.build("sd15").components, requires_safety_checker=False
-    )
+    pipe = StableDiffusionImg2ImgPipeline(**tiny_pipelines.build("sd15").components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     call = {"prompt": "a cat", "image": torch.zeros(1, 3, 32, 32), "num_inference_steps": 10}
     profile = predict_profile(pipe, call_kwargs=call, device=device)
@@ -249,9 +245,7 @@ def test_tiling_that_saves_nothing_is_not_a_variant(predicted):
 
 
 def test_a_profile_holds_its_call_its_offload_sequence_and_its_versions(device):
-    profile = predict(
-        tiny_pipelines.build("sdxl"), "sdxl", device, target_size=(32, 32), generator=torch.Generator()
-    )
+    profile = predict(tiny_pipelines.build("sdxl"), "sdxl", device, target_size=(32, 32), generator=torch.Generator())
     assert profile.offload_sequence[:2] == ("text_encoder", "text_encoder_2")
     assert profile.workload.call_kwargs["prompt"] == "a cat"
     assert profile.workload.call_kwargs["target_size"] == [32, 32]
@@ -294,11 +288,7 @@ def test_each_traced_call_is_logged_once_at_debug_level(device, caplog):
     with caplog.at_level(logging.DEBUG, logger="vramtune"):
         predict(tiny_pipelines.build("sd15"), "sd15", device)
     lines = [record.getMessage() for record in caplog.records if record.name == "vramtune.profiler.record"]
-    assert [line.partition(" in ")[0] for line in lines] == [
-        "traced text_encoder",
-        "traced unet",
-        "traced vae.decode",
-    ]
+    assert [line.partition(" in ")[0] for line in lines] == ["traced text_encoder", "traced unet", "traced vae.decode"]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -338,9 +328,7 @@ def test_a_component_that_reads_values_is_named_in_the_error(device):
     original = block.forward
     block.forward = lambda x, *args: original(x * x.max().item(), *args)
     before = state_of(pipe)
-    with pytest.raises(
-        TraceError, match=r"Cannot predict unet\.forward: DataDependentOutputException.*mid_block"
-    ):
+    with pytest.raises(TraceError, match=r"Cannot predict unet\.forward: DataDependentOutputException.*mid_block"):
         predict(pipe, "sd15", device)
     assert state_of(pipe) == before
 
@@ -348,9 +336,7 @@ def test_a_component_that_reads_values_is_named_in_the_error(device):
 def test_a_component_whose_layers_do_not_match_is_named_in_the_error_and_nothing_is_logged(device, caplog):
     pipe = tiny_pipelines.build("sd15")
     pipe.unet.conv_out = nn.Conv2d(3, 4, 1)
-    with pytest.raises(
-        TraceError, match=r"RuntimeError in its module 'conv_out', .*: .*[^.]\. Prediction runs it"
-    ):
+    with pytest.raises(TraceError, match=r"RuntimeError in its module 'conv_out', .*: .*[^.]\. Prediction runs it"):
         predict(pipe, "sd15", device)
     assert caplog.text == ""
 

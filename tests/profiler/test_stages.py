@@ -7,9 +7,7 @@ TOKENS = st.lists(st.sampled_from("abc"), max_size=40)
 
 
 def loops(tokens):
-    return [
-        (tokens[loop.start : loop.start + loop.period], loop.num_iterations) for loop in find_loops(tokens)
-    ]
+    return [(tokens[loop.start : loop.start + loop.period], loop.num_iterations) for loop in find_loops(tokens)]
 
 
 def test_a_denoising_loop_between_single_calls_is_one_loop():
@@ -49,7 +47,4 @@ def test_loops_cover_the_calls_in_order(tokens):
 
 @given(TOKENS)
 def test_a_loop_repeats_at_least_three_times_or_is_a_single_call(tokens):
-    assert all(
-        loop.num_iterations >= 3 or (loop.period, loop.num_iterations) == (1, 1)
-        for loop in find_loops(tokens)
-    )
+    assert all(loop.num_iterations >= 3 or (loop.period, loop.num_iterations) == (1, 1) for loop in find_loops(tokens))

@@ -36,13 +36,7 @@ DEVICE = Device(
     overlap_fraction=0.9,
     copy_latency_seconds=1e-5,
     flops_per_second={"float16": 60e12, "bfloat16": 60e12, "float32": 15e12},
-    efficiency_fraction={
-        "matmul": 0.7,
-        "convolution": 0.5,
-        "attention": 0.6,
-        "pointwise": 0.5,
-        "memory": 0.8,
-    },
+    efficiency_fraction={"matmul": 0.7, "convolution": 0.5, "attention": 0.6, "pointwise": 0.5, "memory": 0.8},
     memory_bytes_per_second=272e9,
     launch_seconds=5e-6,
 )
@@ -72,28 +66,18 @@ def activity(weights: Component, seconds: float, activation_mib: int, *, method:
     swell = [1 - abs(2 * i / max(num - 1, 1) - 1) ** 2 for i in range(num)]
     segments = tuple(
         Segment(
-            layer=i,
-            layer_seconds=seconds / num,
-            layer_activation_bytes=int(activation_mib * MIB * (0.4 + 0.6 * s)),
+            layer=i, layer_seconds=seconds / num, layer_activation_bytes=int(activation_mib * MIB * (0.4 + 0.6 * s))
         )
         for i, s in enumerate(swell)
     )
     return Activity(
-        component=weights.name,
-        method=method,
-        num_calls=1,
-        segments=segments,
-        activation_bytes=activation_mib * MIB,
+        component=weights.name, method=method, num_calls=1, segments=segments, activation_bytes=activation_mib * MIB
     )
 
 
 def stage(name: str, *activities: Activity, num_iterations: int = 1) -> Stage:
     return Stage(
-        name=name,
-        num_iterations=num_iterations,
-        activities=activities,
-        pipeline_bytes=4 * MIB,
-        pipeline_seconds=1e-4,
+        name=name, num_iterations=num_iterations, activities=activities, pipeline_bytes=4 * MIB, pipeline_seconds=1e-4
     )
 
 
@@ -109,9 +93,7 @@ def profile(pipeline_class: str, components: tuple[Component, ...], stages: tupl
 
 
 def placement(weights: Component, active: tuple[bool, ...], kept: tuple[int, ...]) -> Placement:
-    return Placement(
-        component=weights.name, methods=(), groups=weights.groups, active=active, kept=kept, num_slots=3
-    )
+    return Placement(component=weights.name, methods=(), groups=weights.groups, active=active, kept=kept, num_slots=3)
 
 
 def plan(costs: Profile, budget_gib: float, kept: dict[str, tuple[int, ...]]) -> Plan:
@@ -168,11 +150,7 @@ def reasons(estimates: tuple[StageEstimate, ...], budget_bytes: int) -> tuple[Re
         kind="copy_bound",
         stage=slowest.name,
         num_bytes={"streamed": slowest.moved_bytes},
-        seconds={
-            "copies": copies,
-            "compute": slowest.compute_seconds,
-            "exposed": slowest.exposed_copy_seconds,
-        },
+        seconds={"copies": copies, "compute": slowest.compute_seconds, "exposed": slowest.exposed_copy_seconds},
     )
     return (
         pace if slowest.exposed_copy_seconds else Reason(kind="compute_bound"),
@@ -191,9 +169,7 @@ def reasons(estimates: tuple[StageEstimate, ...], budget_bytes: int) -> tuple[Re
 
 def stage_estimate(costs: Profile, placements: tuple[Placement, ...], index: int) -> StageEstimate:
     stage = costs.stages[index]
-    absent = sum(
-        sum(g.weight_bytes for g in p.groups) - p.kept_bytes(index) for p in placements if p.active[index]
-    )
+    absent = sum(sum(g.weight_bytes for g in p.groups) - p.kept_bytes(index) for p in placements if p.active[index])
     compute = stage.num_iterations * stage.seconds
     moved = stage.num_iterations * absent
     return StageEstimate(

@@ -44,9 +44,7 @@ def words(text):
 def tables(text):
     """The tables by title: rows by name, each a dict from heading to text."""
     by_title = {}
-    for title, table in re.findall(
-        r'<table class="grid" aria-label="([^"]*)">(.*?)</table>', text, re.DOTALL
-    ):
+    for title, table in re.findall(r'<table class="grid" aria-label="([^"]*)">(.*?)</table>', text, re.DOTALL):
         head, *rows = (
             ["".join(Page(cell).text) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
             for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)

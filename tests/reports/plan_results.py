@@ -32,9 +32,7 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
     return Timeline(plan=plan, components=bare.components, spans=tuple(spans), memory=bare.memory)
 
 
-def _spans(
-    plan: Plan, stage: int, iteration: int, visit: tuple[int, int], now: float, step: float
-) -> Iterator[Span]:
+def _spans(plan: Plan, stage: int, iteration: int, visit: tuple[int, int], now: float, step: float) -> Iterator[Span]:
     placement, group = plan.placements[visit[0]], visit[1]
     is_kept = group < placement.kept[stage]
     engines: list[tuple[Engine, float, float]] = [("compute", now, now + step)]
@@ -87,10 +85,7 @@ def frontier(plan: Plan, *points: FrontierPoint) -> Frontier:
             budget_bytes=int(gib * GIB),
             permissions=(),
             estimate=estimate(
-                slower * seconds,
-                peak_bytes=int(gib * GIB) - 20 * MIB,
-                bound_seconds=bound,
-                compute_seconds=seconds,
+                slower * seconds, peak_bytes=int(gib * GIB) - 20 * MIB, bound_seconds=bound, compute_seconds=seconds
             ),
         )
         for gib, slower in ((4.5, 1.3), (5, 1.1), (6, 1.0))

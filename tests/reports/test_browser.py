@@ -51,11 +51,7 @@ def report(tmp_path_factory):
 
 
 def complaints(page):
-    return (
-        page.said("Log.entryAdded")
-        + page.said("Runtime.consoleAPICalled")
-        + page.said("Runtime.exceptionThrown")
-    )
+    return page.said("Log.entryAdded") + page.said("Runtime.consoleAPICalled") + page.said("Runtime.exceptionThrown")
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
@@ -96,9 +92,7 @@ def test_a_report_is_printed_on_white_whole(page, report):
     assert page.pdf().startswith(b"%PDF-")
     page.send("Emulation.setEmulatedMedia", media="print")
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
-    page.send(
-        "Emulation.setDeviceMetricsOverride", width=A4_PIXELS, height=1000, deviceScaleFactor=1, mobile=False
-    )
+    page.send("Emulation.setDeviceMetricsOverride", width=A4_PIXELS, height=1000, deviceScaleFactor=1, mobile=False)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= A4_PIXELS
 
 
@@ -107,18 +101,10 @@ NOTEBOOK = """<!DOCTYPE html><title>notebook</title><meta name="viewport" conten
 tr:nth-child(odd) {{ background: #f5f5f5; }} td {{ text-align: center; }}</style>{cards}"""
 
 
-@pytest.mark.parametrize(
-    ("paper", "ink"), [("#ffffff", "#212121"), ("#111111", "#e0e0e0")], ids=["light", "dark"]
-)
+@pytest.mark.parametrize(("paper", "ink"), [("#ffffff", "#212121"), ("#111111", "#e0e0e0")], ids=["light", "dark"])
 def test_a_notebook_shows_nouns_on_whatever_it_has(page, tmp_path, paper, ink):
     measured = plan_results.measurement(PLAN)
-    nouns = (
-        PROFILE,
-        PLAN,
-        examples.comparison(PLAN),
-        plan_results.frontier(PLAN),
-        measured,
-    )
+    nouns = (PROFILE, PLAN, examples.comparison(PLAN), plan_results.frontier(PLAN), measured)
     cards = "".join((*map(as_html, nouns), card_html(tuned_card(PLAN, measured))))
     path = tmp_path / "notebook.html"
     path.write_text(NOTEBOOK.format(paper=paper, ink=ink, cards=cards), encoding="utf-8")
@@ -127,8 +113,5 @@ def test_a_notebook_shows_nouns_on_whatever_it_has(page, tmp_path, paper, ink):
     assert page.requests() == [path.as_uri()]
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
     assert page.evaluate(CONTRAST) >= LEGIBLE
-    assert (
-        page.evaluate("getComputedStyle(document.querySelector('tbody tr')).backgroundColor")
-        == "rgba(0, 0, 0, 0)"
-    )
+    assert page.evaluate("getComputedStyle(document.querySelector('tbody tr')).backgroundColor") == "rgba(0, 0, 0, 0)"
     assert page.evaluate("getComputedStyle(document.querySelector('.fact dt')).float") == "none"

@@ -38,10 +38,7 @@ MACHINE = Machine(
     driver=Driver(version="570.86", cuda_version="12.8", gpu="NVIDIA GeForce RTX 4060"),
     accelerator=GPU,
     host=Host(
-        total_bytes=32 * GIB,
-        available_bytes=24 * GIB,
-        control_group_limit_bytes=None,
-        locked_limit_bytes=8 * MIB,
+        total_bytes=32 * GIB, available_bytes=24 * GIB, control_group_limit_bytes=None, locked_limit_bytes=8 * MIB
     ),
 )
 
@@ -135,9 +132,7 @@ def test_a_cpu_build_is_no_fault_where_a_plugin_brings_the_accelerator():
 
 
 def test_a_pytorch_that_does_not_import():
-    machine = replace(
-        MACHINE, torch_build=None, torch_error="libcudart.so.12: no such file", accelerator=None
-    )
+    machine = replace(MACHINE, torch_build=None, torch_error="libcudart.so.12: no such file", accelerator=None)
     assert "libcudart" in row(machine, "torch build").finding
 
 
@@ -164,9 +159,7 @@ def test_a_machine_without_a_gpu_is_told_what_works_all_the_same():
 
 
 def test_a_probe_that_failed_names_who_holds_the_memory():
-    gpu = replace(
-        GPU, device=None, error="CUDA out of memory", holders=(Holder(pid=7, name=None, num_bytes=None),)
-    )
+    gpu = replace(GPU, device=None, error="CUDA out of memory", holders=(Holder(pid=7, name=None, num_bytes=None),))
     judged = row(replace(MACHINE, accelerator=gpu), "GPU")
     assert (judged.status, "CUDA out of memory" in judged.finding) == ("missing", True)
     assert "a process (pid 7)" in judged.advice
@@ -203,9 +196,7 @@ def test_a_card_that_is_not_in_the_table_is_held_against_nothing():
 
 
 def test_one_of_several_says_which():
-    assert row(replace(MACHINE, accelerator=replace(GPU, count=2)), "GPU").finding.endswith(
-        "(cuda:0, one of 2)"
-    )
+    assert row(replace(MACHINE, accelerator=replace(GPU, count=2)), "GPU").finding.endswith("(cuda:0, one of 2)")
 
 
 # Host

@@ -57,9 +57,7 @@ def test_sizes_are_whole_numbers_and_times_are_not(name):
 
 def test_column_keeps_its_type_without_unknown_values_and_without_rows():
     profile = examples.sdxl()
-    known = dataclasses.replace(
-        profile, components=tuple(c for c in profile.components if c.name != "safety_checker")
-    )
+    known = dataclasses.replace(profile, components=tuple(c for c in profile.components if c.name != "safety_checker"))
     none = dataclasses.replace(profile, components=(), stages=())
     frames = [to_frame(noun) for noun in (profile, known, none)]
     assert frames[0].activation_bytes.isna().sum() == 1

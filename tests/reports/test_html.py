@@ -44,9 +44,7 @@ def test_equal_nouns_give_equal_pages(html):
 
 def test_page_fetches_nothing_and_runs_nothing(page):
     assert not {"script", "img", "iframe", "object", "embed"} & set(page.tags)
-    assert all(
-        target.startswith(("data:,", "#")) for target in page.values("href") + page.values("xlink:href")
-    )
+    assert all(target.startswith(("data:,", "#")) for target in page.values("href") + page.values("xlink:href"))
     assert not page.values("src")
     assert any(value.startswith("default-src 'none'") for value in page.values("content"))
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -113,9 +111,7 @@ def test_names_from_the_nouns_are_escaped():
         stages=tuple(dataclasses.replace(stage, name=evil + stage.name) for stage in PLAN.stages),
     )
     component = dataclasses.replace(PROFILE.components[-1], name=evil, class_name=evil)
-    profile = dataclasses.replace(
-        PROFILE, pipeline_class=evil, components=(*PROFILE.components[:-1], component)
-    )
+    profile = dataclasses.replace(PROFILE, pipeline_class=evil, components=(*PROFILE.components[:-1], component))
     html = report_html(**plan_results.report_nouns(profile, plan))
     assert "script" not in Page(html).tags
     assert html.count(evil) == 0

@@ -2,13 +2,7 @@ import json
 
 from tests.reports import examples, plan_results
 from vramtune.errors import BudgetError
-from vramtune.reports.json_output import (
-    budget_json,
-    comparison_json,
-    frontier_json,
-    object_json,
-    plan_json,
-)
+from vramtune.reports.json_output import budget_json, comparison_json, frontier_json, object_json, plan_json
 from vramtune.reports.reasons import sentence
 from vramtune.schema import SCHEMA_VERSION
 from vramtune.units import GIB
@@ -43,19 +37,11 @@ def test_plans_stages_have_their_peak_and_exposed_copies():
 
 def test_budget_that_nothing_fits_is_one_object_with_what_would():
     error = BudgetError(
-        "does not fit",
-        budget_bytes=2 * GIB,
-        smallest_bytes=3 * GIB,
-        permission="vae_tiling",
-        permitted_bytes=GIB,
+        "does not fit", budget_bytes=2 * GIB, smallest_bytes=3 * GIB, permission="vae_tiling", permitted_bytes=GIB
     )
     answer = json.loads(budget_json(error, PROFILE, COMPARISON))
     assert answer["fits"] is False
-    assert (answer["smallest_bytes"], answer["permission"], answer["permitted_bytes"]) == (
-        3 * GIB,
-        "vae_tiling",
-        GIB,
-    )
+    assert (answer["smallest_bytes"], answer["permission"], answer["permitted_bytes"]) == (3 * GIB, "vae_tiling", GIB)
     assert "plan" not in answer
 
 

@@ -46,9 +46,7 @@ def test_fragment_is_small_and_needs_nothing_from_outside(name):
 
 def test_styles_of_a_fragment_touch_nothing_else_in_the_notebook():
     style = as_html(PLAN).split("<style>")[1].split("</style>")[0]
-    selectors = [
-        part for rule in style.split("}")[:-1] for part in rule.split("*/")[-1].split("{")[0].split(",")
-    ]
+    selectors = [part for rule in style.split("}")[:-1] for part in rule.split("*/")[-1].split("{")[0].split(",")]
     assert len(selectors) > 20
     assert all(selector.strip().startswith(".vramtune") for selector in selectors)
 

@@ -16,10 +16,7 @@ SENTENCES = (
         Reason(kind="permission_used", permission="vae_tiling"),
         "Uses 'vae_tiling', which you allowed: the output changes slightly.",
     ),
-    (
-        Reason(kind="compute_bound"),
-        "Compute sets the pace: copies are hidden behind it, or there are none.",
-    ),
+    (Reason(kind="compute_bound"), "Compute sets the pace: copies are hidden behind it, or there are none."),
     (
         Reason(
             kind="copy_bound",
@@ -41,11 +38,7 @@ SENTENCES = (
         "and loses 90 ms.",
     ),
     (
-        Reason(
-            kind="peak",
-            stage="vae.decode",
-            num_bytes={"weights": 2 * GIB, "others": 6 * GIB, "free": 32 * MIB},
-        ),
+        Reason(kind="peak", stage="vae.decode", num_bytes={"weights": 2 * GIB, "others": 6 * GIB, "free": 32 * MIB}),
         "The peak is in stage 'vae.decode': 2.00 GiB of weights and slots, 6.00 GiB of activations, pipeline tensors, "
         "workspaces and context; 32 MiB stay free.",
     ),
@@ -75,10 +68,7 @@ SENTENCES = (
         "unet is not resident: keeping the other 1 MiB of it would fit, and save next to nothing; its stages wait 0 s "
         "for copies.",
     ),
-    (
-        Reason(kind="all_resident"),
-        "Everything the call uses stays on the GPU: more memory would save nothing.",
-    ),
+    (Reason(kind="all_resident"), "Everything the call uses stays on the GPU: more memory would save nothing."),
     (
         Reason(kind="more_memory", seconds={"one_gib": 0.106, "unlimited": 0.106}),
         "One GiB more could save at most 106 ms; unlimited memory 106 ms.",

@@ -118,12 +118,7 @@ def plan_text():
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(
-        path,
-        profile=PROFILE,
-        plan=PLAN,
-        comparison=COMPARISON,
-        timeline=timeline(PROFILE, PLAN),
-        measurement=MEASURED,
+        path, profile=PROFILE, plan=PLAN, comparison=COMPARISON, timeline=timeline(PROFILE, PLAN), measurement=MEASURED
     )
     return tables(path.read_text(encoding="utf-8"))
 

@@ -6,14 +6,7 @@ from hypothesis import strategies as st
 
 from tests.reports import examples, plan_results
 from tests.tuner.test_search import budget_between, with_or_without_exclusion
-from vramtune.reports.rows import (
-    beside_rows,
-    component_rows,
-    mode_rows,
-    placement_rows,
-    point_rows,
-    stock_rows,
-)
+from vramtune.reports.rows import beside_rows, component_rows, mode_rows, placement_rows, point_rows, stock_rows
 from vramtune.schema import FrontierPoint, ModeEstimate, Stage, Variant
 from vramtune.tuner.problem import pose
 from vramtune.tuner.stock_modes import compare_modes
@@ -56,10 +49,7 @@ def test_component_that_is_never_called_has_no_activations():
 def test_component_rows_follow_the_stages_that_a_permission_brings():
     profile = examples.sdxl()
     vae = profile.component("vae")
-    tiled: tuple[Stage, ...] = (
-        *profile.stages[:-1],
-        examples.stage("vae.decode", examples.activity(vae, 2.0, 600)),
-    )
+    tiled: tuple[Stage, ...] = (*profile.stages[:-1], examples.stage("vae.decode", examples.activity(vae, 2.0, 600)))
     profile = dataclasses.replace(profile, variants=(Variant(permission="vae_tiling", stages=tiled),))
     assert component_rows(profile, permissions=("vae_tiling",))[3].activation_bytes == 600 * MIB
     assert component_rows(profile)[3].activation_bytes == 3300 * MIB
@@ -131,9 +121,7 @@ def point(budget_bytes, seconds, *, bound=8.0, compute=8.0, permissions=()):
     return FrontierPoint(
         budget_bytes=budget_bytes,
         permissions=permissions,
-        estimate=plan_results.estimate(
-            seconds, peak_bytes=budget_bytes, bound_seconds=bound, compute_seconds=compute
-        ),
+        estimate=plan_results.estimate(seconds, peak_bytes=budget_bytes, bound_seconds=bound, compute_seconds=compute),
     )
 
 

@@ -27,10 +27,7 @@ def test_the_title_becomes_the_caption(picture):
 
 
 def test_words_stay_words_in_the_pages_own_font(picture):
-    words = {
-        element.text
-        for element in ElementTree.fromstring(picture.svg).iter("{http://www.w3.org/2000/svg}text")
-    }
+    words = {element.text for element in ElementTree.fromstring(picture.svg).iter("{http://www.w3.org/2000/svg}text")}
     assert "GPU memory (GiB)" in words
     assert "font-family" not in picture.svg
 
@@ -39,9 +36,7 @@ def test_ids_are_the_pictures_own_and_every_reference_has_one(picture):
     ids = re.findall(r'\bid="([^"]*)"', picture.svg)
     assert len(ids) == len(set(ids))
     assert all(name.startswith("peaks-") for name in ids)
-    assert set(
-        re.findall(r'href="#([^"]*)"', picture.svg) + re.findall(r"url\(#([^)]*)\)", picture.svg)
-    ) <= set(ids)
+    assert set(re.findall(r'href="#([^"]*)"', picture.svg) + re.findall(r"url\(#([^)]*)\)", picture.svg)) <= set(ids)
 
 
 def test_greys_follow_the_theme_and_dark_colours_are_lifted(picture):

@@ -22,9 +22,7 @@ BUDGET_ERROR = BudgetError(
 WITHOUT_PLAN = dataclasses.replace(COMPARISON, plan=None)
 REPORTS = {
     "plan": terminal.plan_report(PROFILE, PLAN, COMPARISON),
-    "plan_flux": terminal.plan_report(
-        examples.flux(), examples.flux_plan(), examples.comparison(examples.flux_plan())
-    ),
+    "plan_flux": terminal.plan_report(examples.flux(), examples.flux_plan(), examples.comparison(examples.flux_plan())),
     "comparison_without_plan": terminal.comparison_report(WITHOUT_PLAN),
     "error": terminal.budget_report(BUDGET_ERROR, PROFILE, WITHOUT_PLAN),
     "gpus": terminal.gpu_list([examples.DEVICE]),

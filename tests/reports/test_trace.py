@@ -79,9 +79,7 @@ def test_threads_are_the_engines():
 
 
 def test_stages_are_as_long_as_the_plan_says_in_microseconds():
-    by_name = {
-        event["name"]: event["dur"] for event in spans(PREDICTED, "compute") if ": " not in event["name"]
-    }
+    by_name = {event["name"]: event["dur"] for event in spans(PREDICTED, "compute") if ": " not in event["name"]}
     assert by_name == pytest.approx({s.name: 1e6 * s.seconds for s in PLAN.estimate.stages}, abs=1e-3)
 
 

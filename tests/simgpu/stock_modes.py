@@ -29,10 +29,7 @@ def call(pipe: DiffusionPipeline, name: str) -> MeasuredCall:
     output = tiny_pipelines.run(pipe, name).cpu()
     sim.synchronize()
     return MeasuredCall(
-        output=output,
-        seconds=sim.virtual_seconds(),
-        peak_bytes=sim.max_memory_allocated(),
-        counters=sim.counters(),
+        output=output, seconds=sim.virtual_seconds(), peak_bytes=sim.max_memory_allocated(), counters=sim.counters()
     )
 
 

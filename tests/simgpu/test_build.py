@@ -14,11 +14,7 @@ ROOT = Path(__file__).parents[2]
 def run_python(program: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -31,15 +27,11 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_one_line_names_the_package(no_compiler: None) -> None:
-    with pytest.raises(
-        SimBuildError, match=r"needs a C\+\+ compiler .*'no-such-compiler'.* `apt install g\+\+`\.$"
-    ):
+    with pytest.raises(SimBuildError, match=r"needs a C\+\+ compiler .*'no-such-compiler'.* `apt install g\+\+`\.$"):
         build.extension.__wrapped__()
 
 
-def test_without_python_headers_one_line_names_the_package(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_python_headers_one_line_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "CACHE", tmp_path)
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     with pytest.raises(SimBuildError, match=r"found no Python\.h: .* `apt install python3-dev`\.$"):

@@ -92,9 +92,7 @@ def test_free_and_total(sim: ModuleType) -> None:
     held = new(1000)
     assert sim.mem_get_info() == (2**30 - sim.memory_allocated(), 2**30)
     assert sim.get_device_properties(0).total_memory == 2**30
-    assert (
-        torch.accelerator.memory_reserved() == torch.accelerator.memory_allocated() == sim.memory_allocated()
-    )
+    assert torch.accelerator.memory_reserved() == torch.accelerator.memory_allocated() == sim.memory_allocated()
     assert held.numel() == 1000
 
 

@@ -88,9 +88,7 @@ def test_group_offload_without_its_wait_before_the_copy_is_a_race(
     sim: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sim, "Stream", Forgetful)
-    with pytest.raises(
-        RuntimeError, match=r"sim race: .*is not ordered after write by copy to device on stream"
-    ):
+    with pytest.raises(RuntimeError, match=r"sim race: .*is not ordered after write by copy to device on stream"):
         second_call("flux", "group, leaf, stream")
 
 

@@ -5,13 +5,7 @@ import statistics
 import pytest
 
 from tests import tiny_pipelines
-from tests.simgpu.prediction import (
-    RATES,
-    both,
-    counted_activation_bytes,
-    deviation,
-    predicted_activation_bytes,
-)
+from tests.simgpu.prediction import RATES, both, counted_activation_bytes, deviation, predicted_activation_bytes
 
 
 @pytest.mark.parametrize("name", tiny_pipelines.CALL)

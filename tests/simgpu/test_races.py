@@ -89,9 +89,7 @@ def use_on_side_stream(sim: ModuleType) -> tuple[torch.Tensor, torch.Stream, tor
 def test_a_buffer_freed_while_a_kernel_reads_it(sim: ModuleType) -> None:
     buffer, _, _result = use_on_side_stream(sim)
     del buffer
-    with pytest.raises(
-        RuntimeError, match=r"may be reused by this allocation while the read by aten::mm on stream"
-    ):
+    with pytest.raises(RuntimeError, match=r"may be reused by this allocation while the read by aten::mm on stream"):
         torch.empty(64, 64, device="sim")
 
 
@@ -101,9 +99,7 @@ def test_a_buffer_freed_while_a_copy_fills_it(sim: ModuleType) -> None:
     with side:
         buffer.copy_(host, non_blocking=True)
     del buffer
-    with pytest.raises(
-        RuntimeError, match=r"may be reused by this allocation while the write by copy to device"
-    ):
+    with pytest.raises(RuntimeError, match=r"may be reused by this allocation while the write by copy to device"):
         torch.empty(64, 64, device="sim")
 
 
@@ -158,9 +154,7 @@ def test_a_pinned_source_changed_while_the_copy_is_in_flight(sim: ModuleType) ->
     host = torch.zeros(64).pin_memory()
     host.to("sim", non_blocking=True)
     host.fill_(1)
-    with pytest.raises(
-        RuntimeError, match="the pinned source of copy to device on stream 0 of sim:0 was changed"
-    ):
+    with pytest.raises(RuntimeError, match="the pinned source of copy to device on stream 0 of sim:0 was changed"):
         sim.synchronize()
 
 

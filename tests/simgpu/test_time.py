@@ -70,12 +70,7 @@ def test_bytes_of_expanded_gathered_and_rewritten_tensors(slow: ModuleType) -> N
     torch.nn.functional.embedding(index, table)
     table[index]
     row.add_(row)
-    assert [row.num_bytes for row in slow.timeline()] == [
-        8 * 4 + 4,
-        2 * (2 * 8 * 4),
-        2 * (2 * 8 * 4),
-        3 * 8 * 4,
-    ]
+    assert [row.num_bytes for row in slow.timeline()] == [8 * 4 + 4, 2 * (2 * 8 * 4), 2 * (2 * 8 * 4), 3 * 8 * 4]
 
 
 def test_copies_and_compute_overlap(slow: ModuleType) -> None:
@@ -104,11 +99,7 @@ def test_one_direction_is_one_engine(slow: ModuleType) -> None:
     with streams[2]:
         back.copy_(on_sim, non_blocking=True)
     slow.synchronize()
-    assert [(row.start_seconds, row.end_seconds) for row in slow.timeline()] == [
-        (0, 40e-6),
-        (40e-6, 80e-6),
-        (0, 20e-6),
-    ]
+    assert [(row.start_seconds, row.end_seconds) for row in slow.timeline()] == [(0, 40e-6), (40e-6, 80e-6), (0, 20e-6)]
 
 
 def test_events_tell_the_time(slow: ModuleType) -> None:
@@ -274,8 +265,7 @@ def test_virtual_time_follows_the_rules(program: list[tuple[str, int, int]]) -> 
         with streams[stream]:
             if verb == "multiply":
                 torch.mm(
-                    *[sources[stream].view(-1)[: n * n].view(n, n)] * 2,
-                    out=sinks[stream].view(-1)[: n * n].view(n, n),
+                    *[sources[stream].view(-1)[: n * n].view(n, n)] * 2, out=sinks[stream].view(-1)[: n * n].view(n, n)
                 )
             elif verb == "copy in":
                 arriving[stream][: n * n].copy_(host[: n * n], non_blocking=True)

@@ -35,10 +35,7 @@ class TestUnits:
 class TestExclusion:
     def test_all_groups_are_the_least_active_or_idle(self) -> None:
         vae, model = component("vae", [4 * MIB] * 4, root_bytes=MIB), component("transformer", [4 * MIB] * 4)
-        stages = [
-            stage("transformer", 2, activity(model, [0.1] * 4)),
-            stage("vae", 1, activity(vae, [0.1] * 4)),
-        ]
+        stages = [stage("transformer", 2, activity(model, [0.1] * 4)), stage("vae", 1, activity(vae, [0.1] * 4))]
         excluded, free = pose(profile(device(), [vae, model], stages, excluded=("vae",))).units
         assert (excluded.component, excluded.least_kept, excluded.least_idle) == ("vae", 5, 5)
         assert (free.component, free.least_kept, free.least_idle) == ("transformer", 1, 0)
@@ -113,7 +110,5 @@ class TestVisits:
     def test_overhead_is_all_that_is_not_weights(self) -> None:
         model = component("m", [MIB])
         on = device(context_bytes=5 * MIB, workspace_bytes=3 * MIB)
-        problem = pose(
-            profile(on, [model], [stage("m", 1, activity(model, [0.1], activation_bytes=2 * MIB))])
-        )
+        problem = pose(profile(on, [model], [stage("m", 1, activity(model, [0.1], activation_bytes=2 * MIB))]))
         assert problem.stages[0].overhead_bytes == 10 * MIB

@@ -57,9 +57,7 @@ class TestByHand:
 def schedules(draw: st.DrawFn) -> tuple[Problem, Residency]:
     sizes = draw(st.lists(st.integers(1, 30).map(lambda n: n * MIB), min_size=1, max_size=12))
     seconds = [draw(st.floats(0, 0.05)) for _ in sizes]
-    problem = pose_one(
-        sizes, seconds, steps=draw(st.integers(1, 5)), pipeline_seconds=draw(st.floats(0, 0.02))
-    )
+    problem = pose_one(sizes, seconds, steps=draw(st.integers(1, 5)), pipeline_seconds=draw(st.floats(0, 0.02)))
     kept = draw(st.integers(1, len(sizes) + 1))
     return problem, Residency(kept, draw(st.integers(0, kept)), draw(st.integers(1, 5)))
 

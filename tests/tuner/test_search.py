@@ -57,24 +57,19 @@ def budget_between(problem: Problem, fraction: float) -> int:
 def all_candidates(problem: Problem, max_slots: int, excluded: tuple[str, ...]) -> list[Candidate]:
     """Every candidate that the rules allow, whether it fits or not."""
     rows = [
-        [(len(unit.groups),) * len(problem.stages)]
-        if unit.component in excluded
-        else list(rows_of(problem, u))
+        [(len(unit.groups),) * len(problem.stages)] if unit.component in excluded else list(rows_of(problem, u))
         for u, unit in enumerate(problem.units)
     ]
     slots = product(range(1, max_slots + 1), repeat=len(problem.units))
     return [
-        Candidate(problem, kept, tuple(map(min, kept)), num_slots)
-        for num_slots, kept in product(slots, product(*rows))
+        Candidate(problem, kept, tuple(map(min, kept)), num_slots) for num_slots, kept in product(slots, product(*rows))
     ]
 
 
 def rows_of(problem: Problem, u: int):
     """A unit's counts by stage: at least the least while active, never brought in while idle."""
     most = len(problem.units[u].groups)
-    ranges = [
-        range(problem.units[u].least_kept if u in stage.active else 0, most + 1) for stage in problem.stages
-    ]
+    ranges = [range(problem.units[u].least_kept if u in stage.active else 0, most + 1) for stage in problem.stages]
     for row in product(*ranges):
         before = (min(row), *row)
         if all(u in stage.active or row[s] <= before[s] for s, stage in enumerate(problem.stages)):
@@ -127,8 +122,7 @@ class TestBudget:
     def test_more_is_never_slower(self, given_profile: Profile, one: float, other: float) -> None:
         problem = pose(given_profile)
         less, more = (
-            choose_plan(given_profile, budget_between(problem, fraction)).estimate
-            for fraction in sorted([one, other])
+            choose_plan(given_profile, budget_between(problem, fraction)).estimate for fraction in sorted([one, other])
         )
         # a plan may give up SLACK_FRACTION of its speed to move fewer bytes; the search is within 1% of the best
         assert more.seconds <= less.seconds * (1 + SLACK_FRACTION + 0.01)
@@ -146,9 +140,7 @@ class TestBudget:
     @given(with_or_without_exclusion(), st.floats(0.001, 0.2))
     def test_the_smallest_one_counts_the_margin(self, given_profile: Profile, margin: float) -> None:
         with pytest.raises(BudgetError) as raised:
-            choose_plan(
-                given_profile, Candidate.least(pose(given_profile)).peak_bytes, margin_fraction=margin
-            )
+            choose_plan(given_profile, Candidate.least(pose(given_profile)).peak_bytes, margin_fraction=margin)
         smallest = raised.value.smallest_bytes
         assert choose_plan(given_profile, smallest, margin_fraction=margin).budget_bytes == smallest
 
@@ -173,11 +165,7 @@ class TestBudget:
 
 class TestBound:
     @settings(max_examples=100, deadline=None)
-    @given(
-        with_or_without_exclusion(max_components=2, max_groups=3),
-        fractions,
-        st.randoms(use_true_random=False),
-    )
+    @given(with_or_without_exclusion(max_components=2, max_groups=3), fractions, st.randoms(use_true_random=False))
     def test_no_plan_beats_it(self, given_profile: Profile, fraction: float, random) -> None:
         problem = pose(given_profile)
         budget = budget_between(problem, fraction)
@@ -247,9 +235,7 @@ class TestExclusion:
 
     def test_the_error_is_silent_where_the_budget_fails_without_it_too(self) -> None:
         with pytest.raises(BudgetError) as raised:
-            choose_plan(
-                replace(small(), excluded=("text_encoder",)), Candidate.least(pose(small())).peak_bytes - 1
-            )
+            choose_plan(replace(small(), excluded=("text_encoder",)), Candidate.least(pose(small())).peak_bytes - 1)
         assert "excluded" not in str(raised.value)
 
 
@@ -273,9 +259,7 @@ def kept(plan: Plan) -> list[tuple[int, ...]]:
 def scaled(given_profile: Profile, factor: int) -> Profile:
     """The same profile with other names, all bytes and copy rates times a factor."""
     on = given_profile.device
-    names = {
-        c.name: f"part{len(given_profile.components) - i}" for i, c in enumerate(given_profile.components)
-    }
+    names = {c.name: f"part{len(given_profile.components) - i}" for i, c in enumerate(given_profile.components)}
 
     def rescale(of: Component) -> Component:
         return replace(
@@ -283,12 +267,9 @@ def scaled(given_profile: Profile, factor: int) -> Profile:
             name=names[of.name],
             parameters=weights(of.parameters.num_bytes * factor),
             groups=tuple(
-                WeightGroup(name=g.name[::-1], weight_bytes=g.weight_bytes * factor, modules=())
-                for g in of.groups
+                WeightGroup(name=g.name[::-1], weight_bytes=g.weight_bytes * factor, modules=()) for g in of.groups
             ),
-            layers=tuple(
-                replace(one, parameters=weights(one.parameters.num_bytes * factor)) for one in of.layers
-            ),
+            layers=tuple(replace(one, parameters=weights(one.parameters.num_bytes * factor)) for one in of.layers),
         )
 
     return replace(
@@ -377,9 +358,7 @@ class TestStreamingQuality:
     @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 5.0])
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
     @given(long_components(), st.floats(0.2, 0.6), st.integers(4, 30))
-    def test_a_steady_call_is_near_the_bound(
-        self, ratio: float, made, fraction: float, num_steps: int
-    ) -> None:
+    def test_a_steady_call_is_near_the_bound(self, ratio: float, made, fraction: float, num_steps: int) -> None:
         sizes, weights = made
         compute_seconds = sum(sizes) / 1e9 / ratio
         model = component("transformer", sizes)

@@ -42,9 +42,7 @@ def _kept_in_float32(module: Any, *, dtype: torch.dtype) -> set[str]:
     return strict | kept if dtype == torch.float16 else strict
 
 
-def stored_dtypes(
-    file_names: Iterable[str], *, counts_of: Callable[[str], Counter[str]]
-) -> dict[str, torch.dtype]:
+def stored_dtypes(file_names: Iterable[str], *, counts_of: Callable[[str], Counter[str]]) -> dict[str, torch.dtype]:
     """The floating dtype of most numbers in each component's safetensors files.
 
     Names are relative to the pipeline: `unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors`. Where there

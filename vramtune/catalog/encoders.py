@@ -118,13 +118,7 @@ def byt5_glyph(dtype: torch.dtype) -> T5EncoderModel:
     The configuration is ComfyUI's `text_encoders/byt5_config_small_glyph.json`.
     """
     config = T5Config(
-        vocab_size=1510,
-        d_model=1472,
-        d_kv=64,
-        d_ff=3584,
-        num_layers=12,
-        num_heads=6,
-        feed_forward_proj="gated-gelu",
+        vocab_size=1510, d_model=1472, d_kv=64, d_ff=3584, num_layers=12, num_heads=6, feed_forward_proj="gated-gelu"
     )
     return empty(lambda: T5EncoderModel(config), dtype=dtype)
 
@@ -217,12 +211,7 @@ def _qwen3_vl_8b() -> Qwen3VLConfig:
 
 
 def _qwen3_vl(sizes: dict[str, Any], *, tied: bool, **vision: object) -> Qwen3VLConfig:
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 5_000_000.0,
-        "mrope_interleaved": True,
-        "mrope_section": [24, 20, 20],
-    }
+    rope = {"rope_type": "default", "rope_theta": 5_000_000.0, "mrope_interleaved": True, "mrope_section": [24, 20, 20]}
     text = {**sizes, "max_position_embeddings": 262144, "rope_parameters": rope}
     return Qwen3VLConfig(text_config=text, vision_config=dict(vision), tie_word_embeddings=tied)
 

@@ -72,9 +72,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _component(
-    folder: Path, library: str | None, class_name: str | None, *, dtypes: Mapping[str, torch.dtype]
-) -> Any:
+def _component(folder: Path, library: str | None, class_name: str | None, *, dtypes: Mapping[str, torch.dtype]) -> Any:
     """The component that `model_index.json` names: None, an empty module, a tokenizer, a scheduler, ..."""
     if library is None or class_name is None or folder.name == "safety_checker":
         return None

@@ -36,9 +36,7 @@ def _remote_dtypes(repo_id: str, *, components: set[str]) -> dict[str, torch.dty
     file_names = [file.rfilename for file in huggingface_hub.model_info(repo_id).siblings or ()]
     return stored_dtypes(
         [name for name in file_names if name.partition("/")[0] in components],
-        counts_of=lambda name: Counter(
-            huggingface_hub.parse_safetensors_file_metadata(repo_id, name).parameter_count
-        ),
+        counts_of=lambda name: Counter(huggingface_hub.parse_safetensors_file_metadata(repo_id, name).parameter_count),
     )
 
 

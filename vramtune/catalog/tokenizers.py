@@ -127,9 +127,7 @@ class QwenProcessor:
             patch_size=patch_size, size={"shortest_edge": 56 * 56, "longest_edge": max_pixels}
         )
 
-    def __call__(
-        self, *, text: list[str], images: list[Image.Image] | None = None, **settings: Any
-    ) -> BatchFeature:
+    def __call__(self, *, text: list[str], images: list[Image.Image] | None = None, **settings: Any) -> BatchFeature:
         """Token ids; of images their patches, and as many tokens as these take."""
         if images is None:
             return BatchFeature(dict(self.tokenizer(text, **settings)))

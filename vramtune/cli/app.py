@@ -36,9 +36,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback(
     epilog=examples(
-        'vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060"',
-        "vramtune frontier flux.1-dev --gpu 4090",
-        "vramtune doctor",
+        'vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060"', "vramtune frontier flux.1-dev --gpu 4090", "vramtune doctor"
     )
 )
 def _before_a_command(

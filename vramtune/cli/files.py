@@ -32,9 +32,7 @@ def check_path(path: Path | None, *, option: str, formats: Sequence[str]) -> Non
     if path.is_dir():
         raise UsageError(f"{option}: {str(path)!r} is a folder; name a file.")
     if not path.parent.is_dir():
-        raise UsageError(
-            f"{option}: {str(path)!r} cannot be written; there is no folder {str(path.parent)!r}."
-        )
+        raise UsageError(f"{option}: {str(path)!r} cannot be written; there is no folder {str(path.parent)!r}.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{option}: {str(path)!r} cannot be written; permission denied.")
 
@@ -63,9 +61,7 @@ def save_plot(axes: "Axes", path: Path) -> None:
     save(axes, path)
 
 
-def write(
-    path: Path | None, writing: Callable[[Path], object], *, option: str, show: Callable[[str], None]
-) -> None:
+def write(path: Path | None, writing: Callable[[Path], object], *, option: str, show: Callable[[str], None]) -> None:
     """Write a file, if it was asked for; a `UsageError` says what the system refuses."""
     if path is None:
         return

@@ -47,9 +47,7 @@ def frontier(
             traced = _frontier_or_error(profile, permissions)
             if not isinstance(traced, BudgetError):
                 curve = traced
-                files.write(
-                    plot, lambda path: files.save_plot(curve.plot(), path), option="--plot", show=show
-                )
+                files.write(plot, lambda path: files.save_plot(curve.plot(), path), option="--plot", show=show)
         if isinstance(traced, BudgetError):
             files.warn_unwritten(plot)
             output.end_without_plan(traced, profile, inputs.comparison_of(profile, traced), as_json=as_json)

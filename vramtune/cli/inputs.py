@@ -90,20 +90,14 @@ def _predicted(model: str, *, device: "Device", settings: Settings, show: Callab
     show(f"Building {model}")
     pipe = catalog.load(model)
     return predict.predict_profile(
-        pipe,
-        call_kwargs=call_kwargs(pipe, settings),
-        device=device,
-        on_call=lambda name: show(f"Tracing {name}"),
+        pipe, call_kwargs=call_kwargs(pipe, settings), device=device, on_call=lambda name: show(f"Tracing {name}")
     )
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:
     """The settings under the names that the pipeline's `__call__` has for them."""
     accepted = inspect.signature(pipe.__call__).parameters
-    return {
-        _argument(name, accepted, pipeline_class=type(pipe).__name__): value
-        for name, value in settings.items()
-    }
+    return {_argument(name, accepted, pipeline_class=type(pipe).__name__): value for name, value in settings.items()}
 
 
 def _argument(setting: str, accepted: Iterable[str], *, pipeline_class: str) -> str:
@@ -113,8 +107,7 @@ def _argument(setting: str, accepted: Iterable[str], *, pipeline_class: str) -> 
             return name
     possible = [f"--{other}" for other, names in ARGUMENTS.items() if known.intersection(names)]
     raise UsageError(
-        f"--{setting}: {pipeline_class} takes no {' or '.join(ARGUMENTS[setting])}. "
-        f"It takes {', '.join(possible)}."
+        f"--{setting}: {pipeline_class} takes no {' or '.join(ARGUMENTS[setting])}. It takes {', '.join(possible)}."
     )
 
 

@@ -30,9 +30,7 @@ def _gpus(incomplete: str) -> list[str]:
 
     # without spaces, which a shell would have to quote; `find_gpu` minds neither them nor the brand
     names = [name.replace(" ", "-") for name in gpu_names()]
-    return _starting(incomplete, names) or _starting(
-        incomplete, (name.removeprefix("RTX-") for name in names)
-    )
+    return _starting(incomplete, names) or _starting(incomplete, (name.removeprefix("RTX-") for name in names))
 
 
 def _permissions(incomplete: str) -> list[str]:
@@ -43,9 +41,7 @@ def _permissions(incomplete: str) -> list[str]:
 
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
     """Names that begin so, whatever the case, in the case that was typed: shells keep what is there."""
-    return [
-        incomplete + name[len(incomplete) :] for name in names if name.lower().startswith(incomplete.lower())
-    ]
+    return [incomplete + name[len(incomplete) :] for name in names if name.lower().startswith(incomplete.lower())]
 
 
 # ---------------------------------------------------------------------------------------------------

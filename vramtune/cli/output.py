@@ -60,9 +60,7 @@ def exit_codes() -> Iterator[None]:
         _fail(error, code=FAILED)
 
 
-def end_without_plan(
-    error: BudgetError, profile: "Profile", comparison: "Comparison", *, as_json: bool
-) -> NoReturn:
+def end_without_plan(error: BudgetError, profile: "Profile", comparison: "Comparison", *, as_json: bool) -> NoReturn:
     """Say what would do, and what the stock modes would need."""
     from vramtune.reports import json_output, terminal
 

@@ -27,15 +27,12 @@ def plan(
     allow: options.Allow = None,
     as_json: options.Json = False,
     plot: Annotated[Path | None, options.plot_option("memory over the call")] = None,
-    save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Write the plan: FILE.json.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the plan: FILE.json.")] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write a page to send: FILE.html.")
     ] = None,
     trace: Annotated[
-        Path | None,
-        typer.Option("--trace", metavar="FILE", help="Write a trace for ui.perfetto.dev: FILE.json."),
+        Path | None, typer.Option("--trace", metavar="FILE", help="Write a trace for ui.perfetto.dev: FILE.json.")
     ] = None,
 ) -> None:
     """Say whether MODEL runs in a VRAM budget, how, how fast, and why.
@@ -65,9 +62,7 @@ def plan(
                 fitting = made
                 files.write(save, fitting.save, option="--save", show=show)
                 files.write(plot, lambda path: _draw(profile, fitting, path), option="--plot", show=show)
-                files.write(
-                    report, lambda path: _report(profile, fitting, path), option="--report", show=show
-                )
+                files.write(report, lambda path: _report(profile, fitting, path), option="--report", show=show)
                 files.write(trace, lambda path: _trace(profile, fitting, path), option="--trace", show=show)
         comparison = inputs.comparison_of(profile, made)
         if isinstance(made, BudgetError):

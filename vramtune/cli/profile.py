@@ -20,8 +20,7 @@ def profile(
     gpu: options.Gpu = None,
     as_json: options.Json = False,
     save: Annotated[
-        Path | None,
-        typer.Option("--save", metavar="FILE", help="Write it, to be given as MODEL: FILE.json."),
+        Path | None, typer.Option("--save", metavar="FILE", help="Write it, to be given as MODEL: FILE.json.")
     ] = None,
 ) -> None:
     """Say what each component costs in one call of MODEL.

@@ -21,13 +21,7 @@ from vramtune.units import GIB, MIB, format_bytes
 
 CONTEXT_BYTES = 500 * MIB
 """CUDA context with lazily loaded kernels: reports range from 200 to 550 MiB; a high guess is the safe one."""
-WORKSPACE_BYTES = {
-    "Turing": 20 * MIB,
-    "Ampere": 20 * MIB,
-    "Ada": 20 * MIB,
-    "Hopper": 32 * MIB,
-    "Blackwell": 32 * MIB,
-}
+WORKSPACE_BYTES = {"Turing": 20 * MIB, "Ampere": 20 * MIB, "Ada": 20 * MIB, "Hopper": 32 * MIB, "Blackwell": 32 * MIB}
 """cuBLAS workspace: 8.1 MiB, which opens a 20 MiB segment of PyTorch's allocator; 32 MiB from Hopper on."""
 LANE_BYTES_PER_SECOND = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
 """Rate of one lane by PCI Express generation, after encoding."""
@@ -43,13 +37,7 @@ OVERLAP_FRACTION = 0.95
 """Share of the pinned rate left beside kernels, which read the same memory; no published figure."""
 COPY_LATENCY_SECONDS = 10e-6
 """Launch and set-up of one asynchronous copy; no published figure."""
-EFFICIENCY_FRACTION = {
-    "matmul": 0.70,
-    "convolution": 0.55,
-    "attention": 0.55,
-    "pointwise": 0.50,
-    "memory": 0.80,
-}
+EFFICIENCY_FRACTION = {"matmul": 0.70, "convolution": 0.55, "attention": 0.55, "pointwise": 0.50, "memory": 0.80}
 """Share of the dense peak on sizes of a thousand and more: cuBLAS 60-80%, cuDNN and FlashAttention-2 less."""
 LAUNCH_SECONDS = 4e-6
 """Time from one launch to the next, 3 to 5 microseconds; no kernel takes less."""

@@ -24,9 +24,7 @@ def first_gpu() -> VisibleGpu:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
     try:
         with _session():
-            find = (
-                pynvml.nvmlDeviceGetHandleByIndex if visible.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
-            )
+            find = pynvml.nvmlDeviceGetHandleByIndex if visible.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
             handle = find(int(visible) if visible.isdigit() else visible)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             return VisibleGpu(pynvml.nvmlDeviceGetName(handle), memory.total, memory.free)

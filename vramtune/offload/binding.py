@@ -93,9 +93,7 @@ class BoundComponent:
         """Groups that never leave the device."""
         if self.is_excluded:
             return set(self.groups)
-        return {
-            group for placement in self.placements for group in placement.groups[: placement.num_resident]
-        }
+        return {group for placement in self.placements for group in placement.groups[: placement.num_resident]}
 
     def collect(self) -> None:
         """Collect the tensors of every group from the modules as they are now."""
@@ -118,9 +116,7 @@ class BoundComponent:
 
     def restore_devices_before(self, before: Mapping[torch.Tensor, torch.device]) -> None:
         """Take those devices over from tensors held earlier."""
-        usual = next(
-            iter(before.values()), None
-        )  # for new tensors, which were made from weights we had moved
+        usual = next(iter(before.values()), None)  # for new tensors, which were made from weights we had moved
         for held in (held for group in self.groups for held in group.held):
             held.device_before = before.get(held.tensor, usual or held.device_before)
 
@@ -131,9 +127,7 @@ class BoundComponent:
     def unplanned_modules(self) -> list[nn.Module]:
         """The modules whose own weights the plan does not use."""
         unplanned = {held.tensor for held in self.unplanned.held}
-        return [
-            m for m in self.module.modules() if unplanned & {*m._parameters.values(), *m._buffers.values()}
-        ]
+        return [m for m in self.module.modules() if unplanned & {*m._parameters.values(), *m._buffers.values()}]
 
 
 class Binding:
@@ -159,9 +153,7 @@ class Binding:
         for old in list(self.components):
             module = present.get(old.name)
             others = [component for component in self.components if component is not old]
-            if module is None or module in {
-                other.module for other in others
-            }:  # gone, or another one's second name
+            if module is None or module in {other.module for other in others}:  # gone, or another one's second name
                 if not old.is_vacant:
                     yield old, _vacant(old.name, self.plan)
             elif module is not old.module:

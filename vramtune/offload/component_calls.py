@@ -25,9 +25,7 @@ class ComponentCalls:
         self._conductor, self._meter, self._lock = conductor, meter, lock
         self._running: set[BoundComponent] = set()
 
-    def run(
-        self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method."""
 
         def attempt() -> Any:
@@ -75,8 +73,7 @@ class ComponentCalls:
     def _to_device(self, inputs: Any) -> Any:
         """Inputs on the device; nothing is rebuilt if all are there (a cache in them may be written to)."""
         is_elsewhere = any(
-            isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.device != self.device
-            for leaf in tree_leaves(inputs)
+            isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.device != self.device for leaf in tree_leaves(inputs)
         )
         return send_to_device(inputs, self.device) if is_elsewhere else inputs
 

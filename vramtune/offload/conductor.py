@@ -249,9 +249,7 @@ class Conductor:
         for keeper, groups in kept.items():
             for together in _together(keeper, [group for group in groups if group not in self._copies]):
                 self._copies.update(_allocate(together, self.device))
-        self._passages = {
-            placement: self._passage(placement, position) for placement in self._active(position)
-        }
+        self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
         self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
 

@@ -22,9 +22,7 @@ def resolve_device(device: torch.device | str | None = None, gpu_id: int | None 
         device = current.type
     asked = _parsed(device)
     if asked.type == "cpu":
-        raise UsageError(
-            "The CPU was asked for; a pipeline is tuned for a GPU. Leave `device` out or name a GPU."
-        )
+        raise UsageError("The CPU was asked for; a pipeline is tuned for a GPU. Leave `device` out or name a GPU.")
     own_index: int | None = asked.index
     if own_index is not None and gpu_id is not None:
         raise UsageError(
@@ -57,7 +55,5 @@ def _present(kind: str, index: int | None) -> torch.device:
     count = torch.accelerator.device_count()
     index = torch.accelerator.current_device_index() if index is None else index
     if not 0 <= index < count:
-        raise UsageError(
-            f"Device {kind}:{index} was asked for; this machine has {count}. Give an index below {count}."
-        )
+        raise UsageError(f"Device {kind}:{index} was asked for; this machine has {count}. Give an index below {count}.")
     return torch.device(kind, index)

@@ -128,8 +128,7 @@ class Group:
             return False
         storage, start = self.master.untyped_storage().data_ptr(), self.master.data_ptr()
         return all(
-            held.tensor.untyped_storage().data_ptr() != storage
-            or held.tensor.data_ptr() == start + extent.offset
+            held.tensor.untyped_storage().data_ptr() != storage or held.tensor.data_ptr() == start + extent.offset
             for held, extent in zip(self.held, self.extents, strict=True)
         )
 

@@ -102,9 +102,7 @@ def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> list[Remov
     the weight in one.
     """
     return [
-        module.register_forward_pre_hook(
-            lambda *_, group=group: conductor.visit(placement, group), prepend=True
-        )
+        module.register_forward_pre_hook(lambda *_, group=group: conductor.visit(placement, group), prepend=True)
         for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True)
         for module in placement.component.modules_of(planned)
     ]

@@ -185,11 +185,7 @@ class Traffic:
     """
 
     def __init__(
-        self,
-        lane: Lane,
-        visits: Sequence[tuple[Passage, Group]],
-        num_iterations: int,
-        kept: Mapping[Group, Copy],
+        self, lane: Lane, visits: Sequence[tuple[Passage, Group]], num_iterations: int, kept: Mapping[Group, Copy]
     ) -> None:
         self._lane, self._visits, self._kept = lane, visits, kept
         streams = any(passage.ring is not None for passage, _ in visits)
@@ -267,9 +263,7 @@ class Traffic:
                 other.ring.forget_waiting()
         ahead = range(self._last + 1, self._last + 1 + len(self._visits))
         turn = next((n for n in ahead if self._visits[n % len(self._visits)] == (passage, group)), self._last)
-        logger.debug(
-            "group %s is out of the planned order: order taken up again at visit %d", group.name, turn
-        )
+        logger.debug("group %s is out of the planned order: order taken up again at visit %d", group.name, turn)
         ring.ask(self._lane, group, turn)
         self._next = turn + 1
         if turn >= self._end:

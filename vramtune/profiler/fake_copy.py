@@ -71,12 +71,7 @@ def _copied_attributes(owner: object, memo: Memo) -> dict[str, Any]:
     for name, value in vars(owner).items():
         try:
             attributes[name] = _copied(value, memo)
-        except (
-            TypeError,
-            RuntimeError,
-            NotImplementedError,
-            AttributeError,
-        ) as error:  # what copies and pickles raise
+        except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:  # what copies and pickles raise
             logger.warning("%s.%s is not copied but shared: %s", type(owner).__name__, name, error)
             attributes[name] = value
     return attributes

@@ -25,16 +25,7 @@ INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default
 ASKS_FOR_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 UNSET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 """Operations that leave their result unset: a twin's is 0, so that equal calls have equal traces."""
-SHAPE_ONLY = {
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-}
+SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 """Operations that take only the shape from their tensor: their result is known whatever that holds."""
 
 
@@ -73,9 +64,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         """Whether a tensor's values are known."""
         return self._twin(tensor) is not None
 
-    def execute(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]
-    ) -> Any:
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]) -> Any:
         """Do an operation on fakes, and with their twins where all inputs have one."""
         if func is aten.masked_select.default and self.is_known(args[1]):
             shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
@@ -177,11 +166,7 @@ class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
         return not isinstance(tensor, FakeTensor) and self.keys.get(storage_id(tensor)) not in self._unknown
 
     def note(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        inputs: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
+        self, func: Any, args: tuple[Any, ...], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
     ) -> None:
         """Record an operation; what comes from something unknown is unknown."""
         is_known = func.overloadpacket.__name__ in SHAPE_ONLY or all(map(self.is_known, inputs))

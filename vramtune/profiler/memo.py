@@ -82,9 +82,7 @@ class _UnrepeatableError(Exception):
 
 
 @contextmanager
-def memoised_children(
-    component: nn.Module, tracker: ComponentTracker, mode: FakeTensorMode
-) -> Iterator[None]:
+def memoised_children(component: nn.Module, tracker: ComponentTracker, mode: FakeTensorMode) -> Iterator[None]:
     """While entered, the component's direct children answer equal calls from the first one."""
     children = list(component.children())
     before = [vars(child).get("forward") for child in children]
@@ -99,9 +97,7 @@ def memoised_children(
                 vars(child)["forward"] = forward
 
 
-def memoised(
-    forward: Callable[..., Any], tracker: ComponentTracker, mode: FakeTensorMode
-) -> Callable[..., Any]:
+def memoised(forward: Callable[..., Any], tracker: ComponentTracker, mode: FakeTensorMode) -> Callable[..., Any]:
     """A `forward` that runs once for each different set of arguments."""
     memo: dict[object, RepeatableCall | None] = {}
 
@@ -139,9 +135,7 @@ class CallStart:
         storages = [storage_id(tensor) for tensor in arguments.tensors]
         self._position = {storage: position for position, storage in reversed(list(enumerate(storages)))}
         self._position_of_key = {
-            tracker.keys[storage]: position
-            for storage, position in self._position.items()
-            if storage in tracker.keys
+            tracker.keys[storage]: position for storage, position in self._position.items() if storage in tracker.keys
         }
 
     def repeatable(self, outputs: Any) -> RepeatableCall | None:
@@ -164,11 +158,7 @@ class CallStart:
 
     def _refuse_foreign_frees(self, tape: tuple[Entry, ...]) -> None:
         for entry in tape:
-            if (
-                isinstance(entry, Allocation)
-                and entry.key < self._first_key
-                and entry.key not in self._position_of_key
-            ):
+            if isinstance(entry, Allocation) and entry.key < self._first_key and entry.key not in self._position_of_key:
                 raise _UnrepeatableError
 
     def _refuse_hidden_survivors(self, call: RepeatableCall) -> None:
@@ -213,9 +203,7 @@ class CallStart:
         return ViewOfGiven(position=self._position[storage._cdata], layout=layout)
 
 
-def replay(
-    call: RepeatableCall, arguments: Description, tracker: ComponentTracker, mode: FakeTensorMode
-) -> Any:
+def replay(call: RepeatableCall, arguments: Description, tracker: ComponentTracker, mode: FakeTensorMode) -> Any:
     """Write a call on the tape again and make its results."""
     keys = _write_again(call, arguments, tracker)
     made: dict[int, torch.Tensor] = {}

@@ -62,9 +62,7 @@ def predict_profile(
     )
 
 
-def _recorded(
-    pipe: DiffusionPipeline, kwargs: Mapping[str, object], on_call: Callable[[str], None]
-) -> Recording:
+def _recorded(pipe: DiffusionPipeline, kwargs: Mapping[str, object], on_call: Callable[[str], None]) -> Recording:
     """Run it; a second time where the pipeline's own code reads what its components return."""
     for largest_real_bytes in REAL_BYTES:
         try:
@@ -89,8 +87,7 @@ def _weighed(recording: Recording) -> tuple[Component, ...]:
         if call.trace.tiled is not None:
             traces[call.trace.component][call.trace.tiled] = None
     return tuple(
-        weigh_component(name, component, list(traces[name]))
-        for name, component in recording.components.items()
+        weigh_component(name, component, list(traces[name])) for name, component in recording.components.items()
     )
 
 

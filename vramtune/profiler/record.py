@@ -20,13 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from vramtune.contract import (
-    METHODS,
-    blocks_by_shell,
-    forward_to_follow,
-    modules_of,
-    switched_off_tiling,
-)
+from vramtune.contract import METHODS, blocks_by_shell, forward_to_follow, modules_of, switched_off_tiling
 from vramtune.errors import TraceError
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 from vramtune.profiler.known_values import PipelineTracker
@@ -90,9 +84,7 @@ def record_calls(
             recorder.pipeline.count(tensor)
         with torch.no_grad(), recorder.pipeline:
             copied(**inputs)
-    return Recording(
-        components=components, calls=tuple(recorder.calls), pipeline_tape=tuple(recorder.pipeline.tape)
-    )
+    return Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tuple(recorder.pipeline.tape))
 
 
 def recorded_component(component: nn.Module) -> RecordedComponent:

@@ -26,15 +26,7 @@ class Work(NamedTuple):
 _MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
 _CONVOLUTION = {"convolution", "_convolution", "cudnn_convolution", "convolution_overrideable"}
 _GATHER = {"embedding", "index", "gather", "index_select"}
-_NO_KERNEL = {
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "lift_fresh",
-    "_unsafe_view",
-}
+_NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view"}
 
 
 def work_seconds(work: Work, device: Device) -> float:

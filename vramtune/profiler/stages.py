@@ -58,9 +58,7 @@ def build_stages(
     """The stages of a recorded call; `traces` holds, call by call, how the component was executed."""
     estimator = Estimator(device)
     intervals = pipeline_intervals(recording, estimator)
-    activities = {
-        trace: estimator.activity(trace, components[trace.component]) for trace in dict.fromkeys(traces)
-    }
+    activities = {trace: estimator.activity(trace, components[trace.component]) for trace in dict.fromkeys(traces)}
     stages: list[Stage] = []
     for loop in find_loops(traces):
         stage = _stage(loop, traces, activities, intervals)
@@ -79,9 +77,7 @@ def find_loops(tokens: Sequence[Hashable]) -> list[Loop]:
     loops: list[Loop] = []
     start = 0
     while start < len(tokens):
-        best = max(
-            (_loop_at(tokens, start, period) for period in range(1, LONGEST_PERIOD + 1)), key=_coverage
-        )
+        best = max((_loop_at(tokens, start, period) for period in range(1, LONGEST_PERIOD + 1)), key=_coverage)
         loops.append(best if _coverage(best) else Loop(start=start, period=1, num_iterations=1))
         start = loops[-1].stop
     return loops
@@ -174,9 +170,7 @@ def pipeline_intervals(recording: Recording, estimator: Estimator) -> list[Inter
     for start, stop in pairwise(bounds):
         held = live
         peak, seconds, live = _pipeline_work(tape[start:stop], live, estimator)
-        intervals.append(
-            Interval(held_bytes=held, peak_bytes=max(peak, lead_peak), seconds=seconds + lead_seconds)
-        )
+        intervals.append(Interval(held_bytes=held, peak_bytes=max(peak, lead_peak), seconds=seconds + lead_seconds))
         lead_peak, lead_seconds = 0, 0.0
     return intervals
 
@@ -217,9 +211,7 @@ def _stage(
 
 
 def _can_merge(first: Stage, second: Stage) -> bool:
-    same = {(a.component, a.method) for a in first.activities} == {
-        (a.component, a.method) for a in second.activities
-    }
+    same = {(a.component, a.method) for a in first.activities} == {(a.component, a.method) for a in second.activities}
     return same and min(first.num_iterations, second.num_iterations) < LEAST_REPEATS
 
 

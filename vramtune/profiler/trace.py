@@ -115,10 +115,7 @@ def _trace_error(target: ComponentMethod, error: Exception, paths: Mapping[nn.Mo
 
 def _is_machinery(filename: str) -> bool:
     """Whether a line of this file only carries an operation out."""
-    return (
-        Path(torch.__file__).parent in Path(filename).parents
-        or Path(__file__).parent in Path(filename).parents
-    )
+    return Path(torch.__file__).parent in Path(filename).parents or Path(__file__).parent in Path(filename).parents
 
 
 def weights_of(component: nn.Module) -> dict[int, Weight]:

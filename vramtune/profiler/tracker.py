@@ -91,9 +91,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if not isinstance(
-            func, OpOverload
-        ):  # a higher-order operator, such as flex attention: its memory counts
+        if not isinstance(func, OpOverload):  # a higher-order operator, such as flex attention: its memory counts
             out = func(*args, **kwargs)
             for tensor in tensors_in((out,)):
                 self.count(tensor)
@@ -104,18 +102,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.note(func, args, inputs, outputs)
         return out
 
-    def execute(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]
-    ) -> Any:
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]) -> Any:
         """Do an operation; `inputs` are the tensors among its arguments."""
         return func(*args, **kwargs)
 
     def note(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        inputs: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
+        self, func: Any, args: tuple[Any, ...], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
     ) -> None:
         """Record an operation that was done: the weights that it read, what it allocated, its work."""
         read = {storage_id(tensor) for tensor in inputs}
@@ -198,10 +190,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.leave(path, owners)
 
         hooks = torch.nn.modules.module
-        with (
-            hooks.register_module_forward_pre_hook(begins),
-            hooks.register_module_forward_hook(ends, always_call=True),
-        ):
+        with hooks.register_module_forward_pre_hook(begins), hooks.register_module_forward_hook(ends, always_call=True):
             yield
 
 

@@ -122,10 +122,7 @@ def tuned_card(plan: Plan, measurement: Measurement | None) -> Card:
         verdict=verdict(plan, measurement),
         facts=plan_facts(plan, measurement),
         reasons=tuple(map(sentence, plan.reasons)),
-        tables=(
-            *([tables.beside_table(plan, measurement)] if measurement else []),
-            tables.placement_table(plan),
-        ),
+        tables=(*([tables.beside_table(plan, measurement)] if measurement else []), tables.placement_table(plan)),
         folded=(tables.stage_table(plan),),
     )
 
@@ -159,11 +156,7 @@ def _timeline_card(timeline: Timeline) -> Card:
         title=f"{plan_title(timeline.plan)}, copy by copy",
         settings=settings(timeline.plan.workload),
         source="predicted",
-        facts=(
-            _predicted("peak GPU memory", format_bytes(peak)),
-            _busy(timeline, "compute"),
-            _busy(timeline, "copy"),
-        ),
+        facts=(_predicted("peak GPU memory", format_bytes(peak)), _busy(timeline, "compute"), _busy(timeline, "copy")),
         tables=(tables.owner_table(timeline),),
     )
 
@@ -246,9 +239,7 @@ def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
             _predicted("peak GPU memory", peak, budget, share=estimate.peak_bytes / plan.budget_bytes),
             _predicted("per call", seconds, f"{estimate.gap_fraction:z.1%} above the bound"),
             bound,
-            _predicted(
-                "first call", format_seconds(estimate.first_call_seconds), "nothing is on the GPU yet"
-            ),
+            _predicted("first call", format_seconds(estimate.first_call_seconds), "nothing is on the GPU yet"),
             _predicted("moved to the GPU", moved, "per call"),
         )
     share = measurement.peak_bytes / plan.budget_bytes

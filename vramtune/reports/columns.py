@@ -83,9 +83,7 @@ def cells(column: Column, cell: Callable[[Observation], Cell]) -> Field[Observat
     return lambda rows: (column, [cell(row) for row in rows])
 
 
-def words(
-    heading: str, text: Callable[[Observation], str], *, only: Medium | None = None
-) -> Field[Observation]:
+def words(heading: str, text: Callable[[Observation], str], *, only: Medium | None = None) -> Field[Observation]:
     """Words, flush left."""
     return cells(Column(heading=heading, alignment="left", only=only), lambda row: Cell(text=text(row)))
 
@@ -117,11 +115,7 @@ def time(
 
 
 def quantities(
-    column: Column,
-    quantity: Callable[[Observation], Quantity | None],
-    write: Callable[[Quantity], str],
-    *,
-    bars: bool,
+    column: Column, quantity: Callable[[Observation], Quantity | None], write: Callable[[Quantity], str], *, bars: bool
 ) -> Field[Observation]:
     """Quantities, each with a bar where they have bars: the largest one's is the longest."""
 

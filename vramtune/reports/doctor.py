@@ -66,9 +66,7 @@ def _needed(subject: str, finding: str, advice: str, *, fault: bool = True) -> C
     return replace(row, status="missing", advice=advice) if fault else row
 
 
-def _noted(
-    subject: str, finding: str, advice: str, *, fault: bool = True, source: Source | None = None
-) -> CheckRow:
+def _noted(subject: str, finding: str, advice: str, *, fault: bool = True, source: Source | None = None) -> CheckRow:
     """What deserves attention, with advice, if there is a fault."""
     row = _ok(subject, finding, source=source)
     return replace(row, status="attention", advice=advice) if fault else row
@@ -90,9 +88,7 @@ def _packages(machine: Machine) -> Iterator[CheckRow]:
 def _package(package: Package) -> CheckRow:
     name, required = package.name, package.required
     finding = f"{package.installed} (supported: {required})" if package.installed else "not installed"
-    advice = (
-        f'pip install --upgrade "{name}{required}".' if name != "Python" else f"Install Python {required}."
-    )
+    advice = f'pip install --upgrade "{name}{required}".' if name != "Python" else f"Install Python {required}."
     return _needed(name, finding, advice, fault=not package.is_supported)
 
 
@@ -133,8 +129,7 @@ def _driver(machine: Machine) -> Iterator[CheckRow]:
         yield _needed(
             "NVIDIA driver",
             "none",
-            "Install it (https://www.nvidia.com/drivers); in a container, pass the GPU in "
-            "(docker run --gpus all).",
+            "Install it (https://www.nvidia.com/drivers); in a container, pass the GPU in (docker run --gpus all).",
         )
 
 
@@ -147,9 +142,7 @@ def _no_gpu(driver: Driver | None) -> Iterator[CheckRow]:
     advice = 'Profiles, plans and reports need none: name a card, as in --gpu "RTX 4060".'
     if driver is not None and driver.gpu is not None:
         finding = f"{driver.gpu}, but PyTorch cannot use it"
-        advice = (
-            "Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong."
-        )
+        advice = "Repair what is missing above; python -c 'import torch; torch.cuda.init()' says what is wrong."
     yield _needed("GPU", finding, advice)
 
 
@@ -190,10 +183,7 @@ def _holder(holder: Holder) -> str:
 
 def _rates(device: Device, listed: Device | None) -> Iterator[CheckRow]:
     """What the probe timed, held against the data sheet of a card that is listed."""
-    pinned, usual = (
-        device.pinned_copy_bytes_per_second,
-        listed.pinned_copy_bytes_per_second if listed else 0.0,
-    )
+    pinned, usual = (device.pinned_copy_bytes_per_second, listed.pinned_copy_bytes_per_second if listed else 0.0)
     yield _noted(
         "copies, pinned",
         _rate(pinned),
@@ -274,10 +264,7 @@ def check_table(rows: tuple[CheckRow, ...]) -> Table:
         None,
         rows,
         words("what", lambda row: row.subject),
-        cells(
-            Column(heading="status", alignment="left"),
-            lambda row: Cell(text=row.status, tone=TONES[row.status]),
-        ),
+        cells(Column(heading="status", alignment="left"), lambda row: Cell(text=row.status, tone=TONES[row.status])),
         words("finding, and what to do", _finding),
     )
 

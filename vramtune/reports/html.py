@@ -10,17 +10,7 @@ from vramtune.reports.columns import Table
 from vramtune.reports.svg import Picture, svg_of
 from vramtune.reports.tables import beside_table, component_table, placement_table, stage_table
 from vramtune.reports.templating import render
-from vramtune.schema import (
-    Comparison,
-    Device,
-    Frontier,
-    Measurement,
-    Plan,
-    Profile,
-    Source,
-    Timeline,
-    write_file,
-)
+from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Source, Timeline, write_file
 from vramtune.units import format_bytes
 
 

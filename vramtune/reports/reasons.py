@@ -37,9 +37,7 @@ def sentence(reason: Reason) -> str:
         case "all_resident":
             return "Everything the call uses stays on the GPU: more memory would save nothing."
         case "more_memory":
-            return (
-                f"One GiB more could save at most {times['one_gib']}; unlimited memory {times['unlimited']}."
-            )
+            return f"One GiB more could save at most {times['one_gib']}; unlimited memory {times['unlimited']}."
 
 
 def _effect(reason: Reason) -> str:

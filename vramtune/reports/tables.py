@@ -231,11 +231,7 @@ def beside_table(plan: Plan, measurement: Measurement) -> Table:
         time("time, predicted", _predicted(lambda stage: stage.seconds), short="pred. time"),
         time("time, measured", _measured(lambda stage: stage.seconds), short="meas. time"),
         time("exposed copy, predicted", _predicted(lambda stage: stage.exposed_copy_seconds), only="page"),
-        time(
-            "exposed copy, measured",
-            _measured(lambda stage: stage.exposed_copy_seconds),
-            short="meas. exposed copy",
-        ),
+        time("exposed copy, measured", _measured(lambda stage: stage.exposed_copy_seconds), short="meas. exposed copy"),
         gib("moved, predicted", _predicted(lambda stage: stage.moved_bytes), short="pred. moved"),
         gib("moved, measured", _measured(lambda stage: stage.moved_bytes), short="meas. moved"),
         note="" if measurement.context_bytes is not None else "measured peaks lack the CUDA context",

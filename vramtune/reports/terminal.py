@@ -83,9 +83,7 @@ def one_line(plan: Plan) -> str:
 def card_text(card: Card) -> str:
     """A card as plain text, without its folded tables."""
     # in a notebook rich would show it besides
-    console = Console(
-        width=NUM_COLUMNS, color_system=None, markup=False, highlight=False, force_jupyter=False
-    )
+    console = Console(width=NUM_COLUMNS, color_system=None, markup=False, highlight=False, force_jupyter=False)
     with console.capture() as captured:
         console.print(card_report(card))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

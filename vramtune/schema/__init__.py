@@ -6,34 +6,10 @@ pipeline's call becomes a `Measurement`. Bytes are ints, seconds are floats, cou
 Nothing here, and nothing that imports only this, needs torch.
 """
 
-from vramtune.schema.comparison import (
-    PLAN_MODE,
-    Comparison,
-    Frontier,
-    FrontierPoint,
-    ModeEstimate,
-)
-from vramtune.schema.files import (
-    SCHEMA_VERSION,
-    from_json,
-    read_file,
-    to_json,
-    write_file,
-)
-from vramtune.schema.machine import (
-    Accelerator,
-    Device,
-    Driver,
-    Holder,
-    Host,
-    Machine,
-    Package,
-    Source,
-)
-from vramtune.schema.measurement import (
-    MeasuredStage,
-    Measurement,
-)
+from vramtune.schema.comparison import PLAN_MODE, Comparison, Frontier, FrontierPoint, ModeEstimate
+from vramtune.schema.files import SCHEMA_VERSION, from_json, read_file, to_json, write_file
+from vramtune.schema.machine import Accelerator, Device, Driver, Holder, Host, Machine, Package, Source
+from vramtune.schema.measurement import MeasuredStage, Measurement
 from vramtune.schema.plan import (
     PERMISSIONS,
     Estimate,
@@ -61,12 +37,7 @@ from vramtune.schema.profile import (
     Workload,
     call_name,
 )
-from vramtune.schema.timeline import (
-    Engine,
-    MemoryLevel,
-    Span,
-    Timeline,
-)
+from vramtune.schema.timeline import Engine, MemoryLevel, Span, Timeline
 
 __all__ = [
     "PERMISSIONS",

@@ -147,14 +147,7 @@ class Estimate:
 
 
 ReasonKind = Literal[
-    "permission_used",
-    "compute_bound",
-    "copy_bound",
-    "peak",
-    "excluded",
-    "not_resident",
-    "all_resident",
-    "more_memory",
+    "permission_used", "compute_bound", "copy_bound", "peak", "excluded", "not_resident", "all_resident", "more_memory"
 ]
 
 

@@ -231,9 +231,7 @@ class Profile(Saved, Shown):
         """The components by first use; those that are never called come last."""
         called = list(dict.fromkeys(name for stage in self.stages for name in stage.components))
         last = len(called)
-        return tuple(
-            sorted(self.components, key=lambda c: called.index(c.name) if c.name in called else last)
-        )
+        return tuple(sorted(self.components, key=lambda c: called.index(c.name) if c.name in called else last))
 
     def component(self, name: str) -> Component:
         """The component of that name."""

@@ -31,9 +31,7 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
         assert choice is not None, "the smallest budget is enough"
         if not points or choice.estimate.seconds < points[-1].seconds:
             points.append(
-                FrontierPoint(
-                    budget_bytes=budget_bytes, permissions=choice.permissions, estimate=choice.estimate
-                )
+                FrontierPoint(budget_bytes=budget_bytes, permissions=choice.permissions, estimate=choice.estimate)
             )
     return Frontier(
         pipeline_class=profile.pipeline_class,

@@ -142,9 +142,7 @@ class _Rows:
     def _minimise(self, goal: np.ndarray) -> np.ndarray | None:
         rows = np.array(self.coefficients)
         found = milp(
-            goal,
-            constraints=LinearConstraint(rows, self.low, self.high),
-            bounds=Bounds(self.lower, self.upper),
+            goal, constraints=LinearConstraint(rows, self.low, self.high), bounds=Bounds(self.lower, self.upper)
         )
         return found.x  # None unless solved
 

@@ -62,9 +62,7 @@ class Candidate:
         """What a stage begins with and keeps, by active unit."""
         return {
             u: Residency(
-                self.kept[u][s],
-                min(self.kept[u][s], self.kept[u][s - 1] if s else self.resident[u]),
-                self.num_slots[u],
+                self.kept[u][s], min(self.kept[u][s], self.kept[u][s - 1] if s else self.resident[u]), self.num_slots[u]
             )
             for u in self.problem.stages[s].active
         }
@@ -207,9 +205,7 @@ def _give_way(candidate: Candidate, u: int, s: int, excess_bytes: int) -> Candid
         return _with_counts(candidate, u, {}, fewer)
     num_slots = candidate.num_slots[u]
     allowed = unit.prefix[count] + unit.ring_bytes(count, num_slots) - excess_bytes
-    fitting = (
-        k for k in range(count - 1, least, -1) if unit.prefix[k] + unit.ring_bytes(k, num_slots) <= allowed
-    )
+    fitting = (k for k in range(count - 1, least, -1) if unit.prefix[k] + unit.ring_bytes(k, num_slots) <= allowed)
     return _with_counts(candidate, u, {s: next(fitting, least)}, candidate.resident[u])
 
 
@@ -290,11 +286,7 @@ def _with_counts(candidate: Candidate, u: int, counts: dict[int, int], resident:
     """The candidate with other counts of a unit, by stage, and another resident count."""
     kept, before = candidate.kept, candidate.resident
     row = tuple(counts.get(s, k) for s, k in enumerate(kept[u]))
-    return replace(
-        candidate,
-        kept=(*kept[:u], row, *kept[u + 1 :]),
-        resident=(*before[:u], resident, *before[u + 1 :]),
-    )
+    return replace(candidate, kept=(*kept[:u], row, *kept[u + 1 :]), resident=(*before[:u], resident, *before[u + 1 :]))
 
 
 def _deltas(num_groups: int) -> list[int]:

@@ -130,9 +130,7 @@ def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
         device=profile.device,
         units=tuple(units),
         stages=posed,
-        active_stages=tuple(
-            tuple(s for s, stage in enumerate(posed) if u in stage.active) for u in range(len(units))
-        ),
+        active_stages=tuple(tuple(s for s, stage in enumerate(posed) if u in stage.active) for u in range(len(units))),
         excluded=excluded,
     )
 
@@ -156,8 +154,7 @@ def make_unit(component: str, methods: tuple[str, ...], groups: tuple[WeightGrou
     prefix = tuple(accumulate(sizes, initial=0))
     largest = tuple(reversed(list(accumulate(reversed(sizes), max, initial=0))))
     needed = [
-        prefix[k]
-        + ring_bytes(DEFAULT_SLOTS, largest_absent_bytes=largest[k], absent_bytes=prefix[-1] - prefix[k])
+        prefix[k] + ring_bytes(DEFAULT_SLOTS, largest_absent_bytes=largest[k], absent_bytes=prefix[-1] - prefix[k])
         for k in range(len(prefix))
     ]
     least_kept = min(range(1, len(prefix)), key=lambda k: (needed[k], k))
@@ -226,9 +223,7 @@ def _num_oversize(sizes: list[int]) -> int:
     return needed.index(min(needed))
 
 
-def _methods_sharing_weights(
-    component: Component, stages: tuple[Stage, ...]
-) -> list[tuple[tuple[str, ...], bool]]:
+def _methods_sharing_weights(component: Component, stages: tuple[Stage, ...]) -> list[tuple[tuple[str, ...], bool]]:
     """Sets of methods that use common groups (the root aside), and whether there is only one such set."""
     classes: list[tuple[list[str], set[int]]] = []
     for activity in _activities(component.name, stages):
@@ -248,9 +243,7 @@ def _groups_of(component: Component, activity: Activity) -> set[int]:
     return {component.layers[segment.layer].group for segment in activity.segments}
 
 
-def _seconds_by_group(
-    component: Component, methods: tuple[str, ...], stages: tuple[Stage, ...]
-) -> dict[int, float]:
+def _seconds_by_group(component: Component, methods: tuple[str, ...], stages: tuple[Stage, ...]) -> dict[int, float]:
     """Compute seconds by group over the longest activity of each method, root included."""
     seconds: dict[int, float] = {0: 0.0}
     for activity in _activities(component.name, stages):
@@ -300,8 +293,7 @@ def _stage_problem(
         active=tuple(dict.fromkeys(unit for unit, _, _ in visits)),
         visits=tuple(visits),
         num_visits=tuple(
-            total / unit.total_bytes if unit.total_bytes else 0.0
-            for total, unit in zip(carried, units, strict=True)
+            total / unit.total_bytes if unit.total_bytes else 0.0 for total, unit in zip(carried, units, strict=True)
         ),
         streamed_bytes=tuple(_streamed_bytes(visits, u, unit) for u, unit in enumerate(units)),
         compute_seconds=stage.seconds,

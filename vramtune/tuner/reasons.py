@@ -112,6 +112,4 @@ def _more(problem: Problem, estimate: Estimate, budget_bytes: int) -> Reason:
         return Reason(kind="all_resident")
     saved = estimate.seconds - bound_seconds(problem, budget_bytes + GIB)
     least = sum(stage.num_iterations * stage.compute_seconds for stage in problem.stages)
-    return Reason(
-        kind="more_memory", seconds={"one_gib": max(saved, 0.0), "unlimited": estimate.seconds - least}
-    )
+    return Reason(kind="more_memory", seconds={"one_gib": max(saved, 0.0), "unlimited": estimate.seconds - least})

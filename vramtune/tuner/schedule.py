@@ -40,8 +40,7 @@ def stage_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Re
     """Seconds of all iterations of a stage."""
     last = num_simulated(problem, stage, residency)
     ends = [0.0] + [
-        iteration[-1][5] + stage.pipeline_seconds
-        for iteration in _iterations(problem, stage, residency, last)
+        iteration[-1][5] + stage.pipeline_seconds for iteration in _iterations(problem, stage, residency, last)
     ]
     left = stage.num_iterations - last
     if last > WARM_UP:
@@ -64,8 +63,7 @@ def stage_visits(problem: Problem, stage: StageProblem, residency: dict[int, Res
 def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
     """Bytes copied to the device in all iterations of a stage."""
     once = sum(
-        problem.units[unit].prefix[r.kept] - problem.units[unit].prefix[r.present]
-        for unit, r in residency.items()
+        problem.units[unit].prefix[r.kept] - problem.units[unit].prefix[r.present] for unit, r in residency.items()
     )
     streamed = sum(stage.streamed_bytes[unit][r.kept] for unit, r in residency.items())
     return once + stage.num_iterations * streamed

@@ -117,9 +117,7 @@ def _levels(
     """Levels of one stage: what is kept comes in during the first iteration; the rest is held throughout."""
     problem, active = candidate.problem, candidate.residencies(s)
     kept = [row[s] for row in candidate.kept]
-    weights = [
-        unit.prefix[active[u].present if u in active else kept[u]] for u, unit in enumerate(problem.units)
-    ]
+    weights = [unit.prefix[active[u].present if u in active else kept[u]] for u, unit in enumerate(problem.units)]
 
     def level(since: float, until: float) -> MemoryLevel:
         return MemoryLevel(

@@ -58,9 +58,7 @@ class _Cost:
         )
 
     def __mul__(self, times: int) -> "_Cost":
-        return _Cost(
-            times * self.seconds, self.peak_bytes, times * self.moved_bytes, times * self.moved_back_bytes
-        )
+        return _Cost(times * self.seconds, self.peak_bytes, times * self.moved_bytes, times * self.moved_back_bytes)
 
 
 _CallCost = Callable[[Device, Component, Activity], _Cost]
@@ -133,9 +131,7 @@ def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
     excluded = {c.name for c in profile.components if c.name in profile.excluded and c.name not in chain}
     device, present = profile.device, set(excluded)
     cost = _Cost(_compute_seconds(profile))
-    calls = [
-        (s, activity) for s in profile.stages for _ in range(s.num_iterations) for activity in s.activities
-    ]
+    calls = [(s, activity) for s in profile.stages for _ in range(s.num_iterations) for activity in s.activities]
     for stage, activity in calls:
         name = activity.component
         if name in previous and previous[name] in present:
@@ -295,9 +291,7 @@ def _all_weights(layer: Layer) -> Weights:
     return layer.weights
 
 
-def _layer_chunks(
-    component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]
-) -> list[_Chunk]:
+def _layer_chunks(component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]) -> list[_Chunk]:
     return [
         _Chunk(
             weights_of(component.layers[s.layer]),
@@ -325,6 +319,5 @@ def _peak(activity: Activity, chunks: list[_Chunk]) -> int:
     """Weights and activations at the worst moment, with what the allocator reserves beyond."""
     beyond = activity.activation_bytes - max((s.activation_bytes for s in activity.segments), default=0)
     return beyond + max(
-        max(chunk.weights.allocated_bytes + chunk.activation_bytes, chunk.after_activation_bytes)
-        for chunk in chunks
+        max(chunk.weights.allocated_bytes + chunk.activation_bytes, chunk.after_activation_bytes) for chunk in chunks
     )

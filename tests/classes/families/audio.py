@@ -63,9 +63,7 @@ def stable_audio() -> StableAudioPipeline:
         vae=oobleck(3),
         text_encoder=t5(),
         tokenizer=tokenizer,
-        projection_model=StableAudioProjectionModel(
-            text_encoder_dim=32, conditioning_dim=4, min_value=0, max_value=32
-        ),
+        projection_model=StableAudioProjectionModel(text_encoder_dim=32, conditioning_dim=4, min_value=0, max_value=32),
     )
 
 
@@ -148,9 +146,7 @@ def audioldm2() -> AudioLDM2Pipeline:
         tokenizer_2=tokenizer_2,
         feature_extractor=hf.ClapFeatureExtractor(hop_length=7900),
         language_model=language_model,
-        projection_model=AudioLDM2ProjectionModel(
-            text_encoder_dim=16, text_encoder_1_dim=32, langauge_model_dim=16
-        ),
+        projection_model=AudioLDM2ProjectionModel(text_encoder_dim=16, text_encoder_1_dim=32, langauge_model_dim=16),
         vocoder=hf.SpeechT5HifiGan(vocoder_config()),
     )
 

@@ -65,11 +65,7 @@ def pixart() -> PixArtAlphaPipeline:
         out_channels=8,
     )
     return PixArtAlphaPipeline(
-        transformer=transformer,
-        vae=image_vae(),
-        scheduler=DDIMScheduler(),
-        text_encoder=t5(),
-        tokenizer=t5_tokenizer(),
+        transformer=transformer, vae=image_vae(), scheduler=DDIMScheduler(), text_encoder=t5(), tokenizer=t5_tokenizer()
     )
 
 

@@ -140,11 +140,7 @@ def one_block_vae(latent_channels: int = 4, **config: Any) -> AutoencoderKL:
 
 def wan_vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(
-        base_dim=3,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
 
 

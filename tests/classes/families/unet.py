@@ -27,12 +27,7 @@ from tests.tiny_pipelines import clip_tokenizer, image_vae, sd15, unet
 
 def pixel_unet(**config: object) -> UNet2DModel:
     return UNet2DModel(
-        sample_size=16,
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        attention_head_dim=4,
-        **config,
+        sample_size=16, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=4, **config
     )
 
 
@@ -75,9 +70,7 @@ def controlnet() -> StableDiffusionControlNetPipeline:
         conditioning_embedding_out_channels=(8, 16),
         norm_num_groups=4,
     )
-    return StableDiffusionControlNetPipeline(
-        **sd15().components, controlnet=made, requires_safety_checker=False
-    )
+    return StableDiffusionControlNetPipeline(**sd15().components, controlnet=made, requires_safety_checker=False)
 
 
 @family(image=pixels, height=64, width=64)
@@ -103,10 +96,7 @@ def adapter() -> StableDiffusionAdapterPipeline:
 def animatediff() -> AnimateDiffPipeline:
     """A UNet that the pipeline makes of another and a motion adapter."""
     motion = MotionAdapter(
-        block_out_channels=(8, 16),
-        motion_layers_per_block=1,
-        motion_norm_num_groups=2,
-        motion_num_attention_heads=4,
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=4
     )
     return AnimateDiffPipeline(
         vae=image_vae(),

@@ -50,11 +50,7 @@ def cogvideox() -> CogVideoXPipeline:
         temporal_compression_ratio=4,
     )
     return CogVideoXPipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5(),
-        vae=vae,
-        transformer=transformer,
-        scheduler=DDIMScheduler(),
+        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=vae, transformer=transformer, scheduler=DDIMScheduler()
     )
 
 
@@ -85,11 +81,7 @@ def allegro() -> AllegroPipeline:
     vae.kernel, vae.stride = (8, 16, 16), (4, 8, 8)  # of its tiles: the least that it makes a picture of
     vae.enable_tiling()
     return AllegroPipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5(),
-        vae=vae,
-        transformer=transformer,
-        scheduler=DDIMScheduler(),
+        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=vae, transformer=transformer, scheduler=DDIMScheduler()
     )
 
 
@@ -115,21 +107,11 @@ def latte() -> LattePipeline:
         norm_eps=1e-6,
     )
     return LattePipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5(),
-        vae=image_vae(),
-        transformer=transformer,
-        scheduler=DDIMScheduler(),
+        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=image_vae(), transformer=transformer, scheduler=DDIMScheduler()
     )
 
 
-@family(
-    height=16,
-    width=16,
-    num_frames=9,
-    max_sequence_length=16,
-    prompt_template={"template": "{}", "crop_start": 0},
-)
+@family(height=16, width=16, num_frames=9, max_sequence_length=16, prompt_template={"template": "{}", "crop_start": 0})
 def hunyuan_video() -> HunyuanVideoPipeline:
     """HunyuanVideo."""
     transformer = HunyuanVideoTransformer3DModel(

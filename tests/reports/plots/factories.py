@@ -35,8 +35,7 @@ MODES = (
 def crowded() -> tuple[Profile, Plan]:
     """Eight stages, five components, long names, and a budget that the plan is nowhere near."""
     encoders = tuple(
-        examples.component(f"text_encoder{suffix}", mib, 6)
-        for suffix, mib in (("", 235), ("_2", 1325), ("_3", 9083))
+        examples.component(f"text_encoder{suffix}", mib, 6) for suffix, mib in (("", 235), ("_2", 1325), ("_3", 9083))
     )
     dit, vae = examples.component("transformer", 4700, 60), examples.component("vae", 160, 4, used_mib=95)
     encoding = tuple(
@@ -88,9 +87,7 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
             if not span.is_kept:
                 length = level.end_seconds - level.start_seconds
                 start = max(level.start_seconds - length, 0.0)
-                copy = dataclasses.replace(
-                    span, engine="copy", start_seconds=start, end_seconds=start + length / 2
-                )
+                copy = dataclasses.replace(span, engine="copy", start_seconds=start, end_seconds=start + length / 2)
                 spans.append(copy)
     return dataclasses.replace(bare, spans=tuple(spans))
 
@@ -154,11 +151,7 @@ def frontier(plan: Plan) -> Frontier:
         for name, gib, ratio in MODES
     )
     return Frontier(
-        pipeline_class=plan.pipeline_class,
-        workload=plan.workload,
-        device=examples.DEVICE,
-        points=points,
-        stock=stock,
+        pipeline_class=plan.pipeline_class, workload=plan.workload, device=examples.DEVICE, points=points, stock=stock
     )
 
 

@@ -19,16 +19,10 @@ def faults(axes: Axes) -> list[str]:
     with patch.object(Text, "draw", autospec=True, side_effect=Text.draw) as draw:
         figure.draw(renderer)
     drawn = dict.fromkeys(call.args[0] for call in draw.call_args_list)  # labels of far ticks are not
-    boxes = [
-        (text.get_text(), _corners(text, renderer))
-        for text in drawn
-        if text.get_visible() and text.get_text()
-    ]
+    boxes = [(text.get_text(), _corners(text, renderer)) for text in drawn if text.get_visible() and text.get_text()]
     size = np.array([figure.bbox.width, figure.bbox.height])
     cut = [
-        f"cut off: {words!r}"
-        for words, corners in boxes
-        if (corners < -TOUCH).any() or (corners > size + TOUCH).any()
+        f"cut off: {words!r}" for words, corners in boxes if (corners < -TOUCH).any() or (corners > size + TOUCH).any()
     ]
     over = [
         f"{first!r} lies on {second!r}"

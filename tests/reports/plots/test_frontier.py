@@ -29,8 +29,7 @@ def test_the_curves_begin_at_the_smallest_budget_and_end_where_the_card_does(plo
 def test_past_the_last_budget_the_bound_is_the_least_compute_of_all_points():
     *others, last = FRONTIER.points
     stages = tuple(
-        dataclasses.replace(stage, compute_seconds=0.9 * stage.compute_seconds)
-        for stage in last.estimate.stages
+        dataclasses.replace(stage, compute_seconds=0.9 * stage.compute_seconds) for stage in last.estimate.stages
     )
     faster = dataclasses.replace(last, estimate=dataclasses.replace(last.estimate, stages=stages))
     for points in ((*others, faster), (faster, *others)):
@@ -53,9 +52,7 @@ def test_every_mode_is_named_and_only_modes_that_do_not_fit_are_hollow(plot):
     axes = plots.draw_frontier(plot)
     names = [text.get_text() for text in axes.texts if text.get_text()]
     assert names == [mode.mode for mode in plot.modes]
-    fills = {
-        line.get_xdata()[0]: line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata()) == 1
-    }
+    fills = {line.get_xdata()[0]: line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata()) == 1}
     assert all(fills[mode.peak_bytes / GIB] == ("black" if mode.fits else "white") for mode in plot.modes)
 
 
@@ -73,9 +70,7 @@ def test_everything_drawn_is_inside_the_axes(plot):
     axes = plots.draw_frontier(plot)
     left, right = axes.get_xlim()
     low, high = axes.get_ylim()
-    assert all(
-        left < gib < right for gib in (*plot.budgets_gib, *(mode.peak_bytes / GIB for mode in plot.modes))
-    )
+    assert all(left < gib < right for gib in (*plot.budgets_gib, *(mode.peak_bytes / GIB for mode in plot.modes)))
     drawn = (*plot.plan_seconds, *plot.bound_seconds, *(mode.seconds for mode in plot.modes))
     assert all(low < seconds < high for seconds in drawn)
 

@@ -21,9 +21,7 @@ def words(plot):
 
 
 def stage(name, seconds, peak_bytes):
-    return MeasuredStage(
-        name=name, seconds=seconds, exposed_copy_seconds=0.0, moved_bytes=0, peak_bytes=peak_bytes
-    )
+    return MeasuredStage(name=name, seconds=seconds, exposed_copy_seconds=0.0, moved_bytes=0, peak_bytes=peak_bytes)
 
 
 def test_every_stage_and_the_whole_call_stand_beside_their_estimate():

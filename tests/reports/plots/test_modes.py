@@ -36,9 +36,7 @@ def comparisons(draw):
 def test_compute_and_waiting_for_copies_make_up_each_mode(comparison):
     plot = plots.mode_seconds(comparison)
     seconds = {mode.mode: mode.seconds for mode in comparison.modes}
-    assert {
-        row.mode: pytest.approx(row.compute_seconds + row.exposed_copy_seconds) for row in plot.rows
-    } == seconds
+    assert {row.mode: pytest.approx(row.compute_seconds + row.exposed_copy_seconds) for row in plot.rows} == seconds
     assert {row.mode: row.plan_ratio for row in plot.rows}["vramtune"] == 1
 
 
@@ -50,9 +48,7 @@ def test_the_bars_are_as_long_as_their_modes_take_or_as_the_axis(comparison):
         for bar in container:
             row = int(bar.get_y())
             ends[row] = max(ends.get(row, 0.0), bar.get_x() + bar.get_width())
-    assert ends == {
-        index: pytest.approx(min(row.seconds, plot.longest_seconds)) for index, row in enumerate(plot.rows)
-    }
+    assert ends == {index: pytest.approx(min(row.seconds, plot.longest_seconds)) for index, row in enumerate(plot.rows)}
 
 
 @given(comparisons())

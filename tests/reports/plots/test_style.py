@@ -1,13 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramtune.reports.plots.style import (
-    COMPONENT_LOOKS,
-    FAMILIAR,
-    OWNER_LOOKS,
-    component_looks,
-    highest_drawn,
-)
+from vramtune.reports.plots.style import COMPONENT_LOOKS, FAMILIAR, OWNER_LOOKS, component_looks, highest_drawn
 
 NAMES = st.lists(st.sampled_from([*FAMILIAR, "controlnet", "image_encoder", "prior"]), unique=True)
 

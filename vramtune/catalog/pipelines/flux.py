@@ -64,9 +64,7 @@ def chroma1_hd() -> ChromaPipeline:
 
 def _chroma_transformer() -> ChromaTransformer2DModel:
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`FluxPosEmbed` is deprecated", FutureWarning
-        )  # diffusers uses it itself
+        warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)  # diffusers uses it itself
         return ChromaTransformer2DModel()
 
 
@@ -84,22 +82,14 @@ def flux2_dev() -> Flux2Pipeline:
 def flux2_klein_4b() -> Flux2KleinPipeline:
     """FLUX.2 [klein] 4B, distilled to four steps (`convert_flux2_to_diffusers.py`, klein-4b)."""
     return _klein(
-        qwen3_4b_causal(DTYPE),
-        num_layers=5,
-        num_single_layers=20,
-        num_attention_heads=24,
-        joint_attention_dim=3 * 2560,
+        qwen3_4b_causal(DTYPE), num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=3 * 2560
     )
 
 
 def flux2_klein_9b() -> Flux2KleinPipeline:
     """FLUX.2 [klein] 9B, distilled to four steps (`convert_flux2_to_diffusers.py`, klein-9b)."""
     return _klein(
-        qwen3_8b_causal(DTYPE),
-        num_layers=8,
-        num_single_layers=24,
-        num_attention_heads=32,
-        joint_attention_dim=3 * 4096,
+        qwen3_8b_causal(DTYPE), num_layers=8, num_single_layers=24, num_attention_heads=32, joint_attention_dim=3 * 4096
     )
 
 

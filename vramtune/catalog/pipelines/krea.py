@@ -1,12 +1,7 @@
 """Krea 2."""
 
 import torch
-from diffusers import (
-    AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
-    Krea2Pipeline,
-    Krea2Transformer2DModel,
-)
+from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
 
 from vramtune.catalog.empty import empty
 from vramtune.catalog.encoders import qwen3_vl_4b

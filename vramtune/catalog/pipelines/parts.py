@@ -8,9 +8,7 @@ from vramtune.catalog.empty import empty
 
 def sd_vae(dtype: torch.dtype, *, sample_size: int, scaling_factor: float, **config: object) -> AutoencoderKL:
     """Of Stable Diffusion 1 and XL: four channels for 8x8 pixels."""
-    return _image_vae(
-        dtype, latent_channels=4, sample_size=sample_size, scaling_factor=scaling_factor, **config
-    )
+    return _image_vae(dtype, latent_channels=4, sample_size=sample_size, scaling_factor=scaling_factor, **config)
 
 
 def sd3_vae(dtype: torch.dtype) -> AutoencoderKL:
@@ -25,12 +23,7 @@ def flux1_vae(dtype: torch.dtype) -> AutoencoderKL:
 
 def _sixteen_channels(dtype: torch.dtype, **factors: float) -> AutoencoderKL:
     return _image_vae(
-        dtype,
-        latent_channels=16,
-        sample_size=1024,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        **factors,
+        dtype, latent_channels=16, sample_size=1024, use_quant_conv=False, use_post_quant_conv=False, **factors
     )
 
 

@@ -55,9 +55,7 @@ def wan22_i2v_a14b() -> WanImageToVideoPipeline:
 def wan22_ti2v_5b() -> WanPipeline:
     """Wan 2.2 text or image to video, 5B, with a VAE of 16x16x4 pixels a latent."""
     return WanPipeline(
-        transformer=_transformer(
-            num_attention_heads=24, num_layers=30, ffn_dim=14336, in_channels=48, out_channels=48
-        ),
+        transformer=_transformer(num_attention_heads=24, num_layers=30, ffn_dim=14336, in_channels=48, out_channels=48),
         vae=_vae(
             base_dim=160,
             decoder_base_dim=256,

@@ -27,17 +27,14 @@ class ComponentsPlot:
 def component_costs(profile: Profile, *, permissions: tuple[str, ...] = ()) -> ComponentsPlot:
     """Each component's weights, activations and copy seconds in one call made under the permissions."""
     return ComponentsPlot(
-        title=f"{profile.pipeline_class} on {profile.device.name}:\n"
-        "what each component costs in one call, predicted",
+        title=f"{profile.pipeline_class} on {profile.device.name}:\nwhat each component costs in one call, predicted",
         rows=component_rows(profile, permissions=permissions),
     )
 
 
 def draw_components(plot: ComponentsPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
-    ax = titled_axes(
-        plot.title, height_inches=TITLE_INCHES + ROW_INCHES * (len(plot.rows) + HEADING_HEIGHT), ax=ax
-    )
+    ax = titled_axes(plot.title, height_inches=TITLE_INCHES + ROW_INCHES * (len(plot.rows) + HEADING_HEIGHT), ax=ax)
     looks = component_looks(row.component for row in plot.rows)
     bars = [_bars(row, looks[row.component]) for row in plot.rows]
     panels = [

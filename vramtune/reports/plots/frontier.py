@@ -29,11 +29,7 @@ LINE_SPACING = 1.4
 """Distance between the names beside the axes, in heights of a letter."""
 FEWEST_TICKS = 3
 CARD_GIB = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 80.0, 141.0, 192.0)
-TICK_STEPS = (
-    (1.0,),
-    (1.0, 2.0, 5.0),
-    (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
-)
+TICK_STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0))
 """Ticks within a decade, the coarsest steps first."""
 
 
@@ -61,8 +57,7 @@ def latency_frontier(frontier: Frontier) -> FrontierPlot:
     estimates = [point.estimate for point in frontier.points]
     compute_seconds = min(estimate.compute_seconds for estimate in estimates)
     return FrontierPlot(
-        title=f"{frontier.pipeline_class} on {frontier.device.name}:\n"
-        "seconds per call against GPU memory, predicted",
+        title=f"{frontier.pipeline_class} on {frontier.device.name}:\nseconds per call against GPU memory, predicted",
         budgets_gib=(*(point.budget_bytes / GIB for point in frontier.points), usable_bytes / GIB),
         plan_seconds=(*(estimate.seconds for estimate in estimates), estimates[-1].seconds),
         bound_seconds=(*(estimate.bound_seconds for estimate in estimates), compute_seconds),

@@ -79,9 +79,7 @@ def _end_of(step: int, timeline: Timeline, *, stage: int) -> float:
 def draw_lanes(plot: LanesPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = style.titled_axes(plot.title, height_inches=HEIGHT_INCHES, ax=ax)
-    name_rows(
-        ax, [f"{name}: busy {plot.busy_fraction(engine):.0%} of the step" for engine, name in LANES.items()]
-    )
+    name_rows(ax, [f"{name}: busy {plot.busy_fraction(engine):.0%} of the step" for engine, name in LANES.items()])
     ax.barh(list(ROWS.values()), plot.seconds, height=bar_height(), label="idle", **IDLE)
     looks = style.component_looks(plot.components)
     for component, is_kept in itertools.product(plot.components, (True, False)):

@@ -78,8 +78,7 @@ def draw_measured(plot: MeasuredPlot, *, ax: Axes | None = None) -> Axes:
     ax = titled_axes(plot.title, height_inches=OTHER_INCHES + ROW_INCHES * len(plot.rows), ax=ax)
     panels = (
         Panel(
-            heading="seconds",
-            rows=tuple(_bars(row, lambda cost: cost.seconds, format_seconds) for row in plot.rows),
+            heading="seconds", rows=tuple(_bars(row, lambda cost: cost.seconds, format_seconds) for row in plot.rows)
         ),
         Panel(
             heading="peak GPU memory",
@@ -98,18 +97,13 @@ def draw_measured(plot: MeasuredPlot, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _bars(
-    row: MeasuredRow, amount: Callable[[Cost], Amount], in_words: Callable[[Amount], str]
-) -> tuple[Bar, Bar]:
+def _bars(row: MeasuredRow, amount: Callable[[Cost], Amount], in_words: Callable[[Amount], str]) -> tuple[Bar, Bar]:
     """The two bars of a row; the measured one says how far it is from the predicted one."""
     predicted, measured = (amount(cost) if cost else None for cost in (row.predicted, row.measured))
     difference = _difference(measured / predicted - 1) if predicted and measured is not None else ""
     guess = "not in the plan" if predicted is None else in_words(predicted)
     truth = "did not run" if measured is None else in_words(measured) + difference
-    return (
-        Bar(length=predicted, words=guess, look=PREDICTED),
-        Bar(length=measured, words=truth, look=MEASURED),
-    )
+    return (Bar(length=predicted, words=guess, look=PREDICTED), Bar(length=measured, words=truth, look=MEASURED))
 
 
 def _difference(fraction: float) -> str:

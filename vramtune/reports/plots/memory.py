@@ -128,9 +128,7 @@ def _bands(runs: list[list[MemoryLevel]], timeline: Timeline) -> tuple[StageBand
     )
 
 
-def _highest_moments(
-    run: list[MemoryLevel], *, band: StageBand, num_bins: int
-) -> list[tuple[float, MemoryLevel]]:
+def _highest_moments(run: list[MemoryLevel], *, band: StageBand, num_bins: int) -> list[tuple[float, MemoryLevel]]:
     """A stage's levels and where each begins; where there are too many, bins that show their highest level."""
     if len(run) <= num_bins or band.seconds <= 0:
         return [(band.position(level.start_seconds), level) for level in run]

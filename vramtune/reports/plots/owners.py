@@ -26,10 +26,7 @@ OTHER = Owner(name="other")
 
 def held_by_owner(level: MemoryLevel, timeline: Timeline) -> dict[Owner, int]:
     """Bytes by owner at one level of a timeline: what never changes, then weights, then what comes and goes."""
-    weights = {
-        Owner(name=name, is_component=True): level.component_bytes.get(name, 0)
-        for name in timeline.components
-    }
+    weights = {Owner(name=name, is_component=True): level.component_bytes.get(name, 0) for name in timeline.components}
     return {
         CONTEXT: level.context_bytes,
         WORKSPACES: level.workspace_bytes,
@@ -50,6 +47,4 @@ class Holding:
 
 def holdings(held: dict[Owner, list[int]]) -> tuple[Holding, ...]:
     """Bytes by owner and level, in GiB."""
-    return tuple(
-        Holding(owner=owner, gib=tuple(num_bytes / GIB for num_bytes in row)) for owner, row in held.items()
-    )
+    return tuple(Holding(owner=owner, gib=tuple(num_bytes / GIB for num_bytes in row)) for owner, row in held.items())
