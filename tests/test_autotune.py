@@ -103,7 +103,7 @@ def test_one_line_on_standard_error_says_what_to_expect(pipe, capsys, caplog):
     caplog.set_level(logging.INFO, logger="vramtune")
     vramtune.autotune(pipe, 0.2, call_kwargs=CALL).remove()
     (record,) = [record for record in caplog.records if record.levelno == logging.INFO]
-    assert "transformer streamed" in record.message
+    assert "transformer resident" in record.message
     assert "predicted" in record.message
     assert "bound" in record.message
     captured = capsys.readouterr()

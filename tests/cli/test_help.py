@@ -115,7 +115,7 @@ def test_commands_are_completed():
 
 def test_models_are_completed():
     assert completed("vramtune", "plan", "sd") == [name for name in catalog.names() if name.startswith("sd")]
-    assert completed("vramtune", "frontier", "WAN") == ["WAN2.1-14b"]
+    assert completed("vramtune", "frontier", "FLUX.1-D") == ["FLUX.1-Dev"]
 
 
 def test_gpus_are_completed_without_spaces_and_in_the_case_that_was_typed():
