@@ -6,6 +6,7 @@ from functools import cache
 
 import nbformat
 import pytest
+from filelock import FileLock
 
 import vramtune
 from notebooks.remake import FOLDER, PARAMETERS, executed, path_of
@@ -44,9 +45,21 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/)+[\w.-]*|[A-Z]:\\")
 FIGURE = re.compile(r"\d[\d.]*")
 
 
-@cache
-def fresh(name):
-    return executed(name, parameters=RUNS[name])
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory, worker_id):
+    """A notebook as it is after a run, one run for all of pytest-xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base if worker_id == "master" else base.parent
+
+    @cache
+    def run(name):
+        path = folder / f"{name}.ipynb"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                nbformat.write(executed(name, parameters=RUNS[name]), path)
+            return nbformat.read(path, as_version=4)
+
+    return run
 
 
 @cache
@@ -80,7 +93,7 @@ def shown(notebook):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_shows_what_is_promised_and_no_warning(name):
+def test_a_run_shows_what_is_promised_and_no_warning(fresh, name):
     assert shown(fresh(name)) == SHOWN[name]
     assert shown(saved(name)) == SHOWN[name]
 
@@ -91,12 +104,12 @@ def test_saved_outputs_are_those_of_a_run_from_top_to_bottom(name):
     assert counts == list(range(1, len(counts) + 1))
 
 
-def test_the_quick_start_shows_what_is_saved():
+def test_the_quick_start_shows_what_is_saved(fresh):
     for now, before in zip(code_cells(fresh("quickstart")), code_cells(saved("quickstart")), strict=True):
         assert list(texts(now)) == list(texts(before)), "run `make notebooks`"
 
 
-def test_the_simulated_gpu_shows_what_is_saved_but_for_figures():
+def test_the_simulated_gpu_shows_what_is_saved_but_for_figures(fresh):
     for now, before in zip(code_cells(fresh("on_your_gpu")), code_cells(saved("on_your_gpu")), strict=True):
         assert without_figures(now) == without_figures(before), "run `make notebooks`"
 
@@ -105,7 +118,7 @@ def without_figures(cell):
     return [FIGURE.sub("#", text) for text in texts(cell)]
 
 
-def test_cards_that_are_asked_for_show_what_is_saved():
+def test_cards_that_are_asked_for_show_what_is_saved(fresh):
     for now, before in zip(code_cells(fresh("choosing_a_gpu")), code_cells(saved("choosing_a_gpu")), strict=True):
         assert lines(now) <= lines(before), "run `make notebooks`"
 
@@ -131,7 +144,7 @@ def test_nothing_simulated_passes_for_real():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_saved_files_are_small_and_name_no_place_on_a_machine(name):
+def test_saved_files_are_small_and_name_no_place_on_a_machine(fresh, name):
     assert path_of(name).stat().st_size < 400_000
     for cell in code_cells(saved(name)) + code_cells(fresh(name)):
         for text in texts(cell):
@@ -151,7 +164,7 @@ def test_only_the_public_face_is_used(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_leaves_nothing_in_the_tree(name):
+def test_a_run_leaves_nothing_in_the_tree(fresh, name):
     fresh(name)
     found = {path.name for path in FOLDER.iterdir()} - {"__pycache__"}
     assert found == {"README.md", "remake.py", "simulated.py", *(f"{notebook}.ipynb" for notebook in RUNS)}

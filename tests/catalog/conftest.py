@@ -1,4 +1,4 @@
-"""All pipelines of the catalog, built once."""
+"""The pipelines of the catalog, each built once, when it is asked for."""
 
 import pytest
 from diffusers import DiffusionPipeline
@@ -6,6 +6,13 @@ from diffusers import DiffusionPipeline
 from vramtune.catalog.pipelines import BUILDERS
 
 
+class Pipelines(dict[str, DiffusionPipeline]):
+    """By the names of the catalog."""
+
+    def __missing__(self, name: str) -> DiffusionPipeline:
+        return self.setdefault(name, BUILDERS[name]())
+
+
 @pytest.fixture(scope="session")
 def pipelines() -> dict[str, DiffusionPipeline]:
-    return {name: build() for name, build in BUILDERS.items()}
+    return Pipelines()

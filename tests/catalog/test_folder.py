@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from tests.catalog.built import modules
 from tests.tiny_pipelines import CALL, build
 from vramtune import catalog
 from vramtune.errors import FileError, UsageError
@@ -19,10 +20,6 @@ def save(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, **optio
         torch.nn.Module.to(module, dtype)
     pipe.save_pretrained(folder, **options)
     return str(folder)
-
-
-def modules(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
-    return {name: c for name, c in pipe.components.items() if isinstance(c, torch.nn.Module)}
 
 
 def tensors(module: torch.nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
