@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
-from vramtune.profiler.tracker import Tracker, Weight, is_mutable, storage_id, tensors_in
+from vramtune.profiler.tracker import Tracker, Weight, is_mutable, storage_id, tensors_in, written_tensors
 
 LARGEST_TWIN_ELEMENTS = 2**20
 """Enough for a mask over a thousand tokens by a thousand, or an image's zero embeddings; computed with in milliseconds."""
@@ -82,7 +82,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
                 self._attach(outputs, self._real(func, args, kwargs), twins)
                 return out
         if is_mutable(func):
-            for tensor in tensors_in((out,)):
+            for tensor in written_tensors(func, args, kwargs):
                 if (twin := getattr(tensor, ATTRIBUTE, None)) is not None:
                     twin.storage.is_valid = False
         return out
@@ -164,6 +164,15 @@ class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor has the values that it has in a real call."""
         return not isinstance(tensor, FakeTensor) and self.keys.get(storage_id(tensor)) not in self._unknown
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]) -> Any:
+        """Do an operation; what something unknown is written into is unknown, also where nothing is returned."""
+        is_spoilt = is_mutable(func) and not all(map(self.is_known, inputs))
+        out = super().execute(func, args, kwargs, inputs)
+        if is_spoilt:
+            for tensor in written_tensors(func, args, kwargs):
+                self._forget_values(tensor)
+        return out
 
     def note(
         self, func: Any, args: tuple[Any, ...], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]

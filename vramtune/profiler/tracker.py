@@ -213,3 +213,10 @@ def storage_id(tensor: torch.Tensor) -> int:
 def is_mutable(func: Any) -> bool:
     """Whether an ATen operation writes into an argument."""
     return bool(func._schema.is_mutable)
+
+
+def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """The arguments that an ATen operation writes into; not all such operations return them (`_foreach_add_`)."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in((args[position] if position < len(args) else kwargs.get(argument.name),))
