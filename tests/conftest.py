@@ -1,5 +1,6 @@
 """For all tests: the same examples every time, the simulated accelerator as a fixture, log lines for `caplog`."""
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -10,6 +11,12 @@ pytest_plugins = ["tests.simgpu.fixtures"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_finish() -> None:
+    """Every collection would walk all that torch, diffusers and transformers are made of, and tests ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The copy that a call is followed on: its own structure, fake weights, and nothing of it in the pipeline."""
 
 import functools
+import gc
 import random
 import threading
 
@@ -177,6 +178,25 @@ def test_fakes_in_caches_of_functions_are_forgotten():
         assert isinstance(table(2)[0], FakeTensor)
     assert not isinstance(table(2)[0], FakeTensor)
     assert number.cache_info().currsize == 1
+
+
+@functools.lru_cache
+def frequencies(size):
+    return torch.ones(size)
+
+
+class Tables:
+    @functools.lru_cache  # noqa: B019
+    def table(self, size):
+        return torch.ones(size)
+
+
+@pytest.mark.parametrize("cached", [frequencies, Tables().table])
+def test_fakes_in_caches_that_the_garbage_collector_was_told_to_leave_alone_are_forgotten(cached):
+    gc.freeze()
+    with cached_fakes_forgotten(), MODE:
+        assert isinstance(cached(2), FakeTensor)
+    assert not isinstance(cached(2), FakeTensor)
 
 
 def test_a_model_offload_hook_stays_on_the_pipeline_and_is_off_the_copy(pipe):

@@ -8,9 +8,10 @@ import copy
 import functools
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CellType, FunctionType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -146,9 +147,21 @@ def cached_fakes_forgotten() -> Iterator[None]:
     try:
         yield
     finally:
-        for cache in [item for item in gc.get_objects() if type(item) is functools._lru_cache_wrapper]:
+        for cache in _caches():
             if cache.cache_info().currsize and _reaches_a_fake(cache):
                 cache.cache_clear()
+
+
+def _caches() -> list[Any]:
+    """Every `lru_cache`; of those that `gc.freeze()` hides from the collector, what a module or a class holds."""
+    items: list[Any] = gc.get_objects()
+    if gc.get_freeze_count():
+        modules = [module for module in list(sys.modules.values()) if issubclass(type(module), ModuleType)]
+        named = [value for module in modules for value in list(vars(module).values())]
+        # by type: isinstance asks an object's __class__, which wakes proxies
+        classes = {id(value): value for value in named if issubclass(type(value), type)}.values()
+        items += named + [value for each in classes for value in list(vars(each).values())]
+    return [item for item in items if type(item) is functools._lru_cache_wrapper]
 
 
 def _reaches_a_fake(cache: Any) -> bool:
