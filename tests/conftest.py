@@ -2,10 +2,14 @@
 
 import gc
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# before torch is imported, and for child processes too: the operations are tiny, threads would wait for one another
+os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest_plugins = ["tests.simgpu.fixtures"]
 

@@ -1,6 +1,6 @@
 """Many calls in a row, of random budgets, shapes, seeds and edits: always right, and nothing piles up.
 
-50 calls; `VRAMTUNE_SOAK_CALLS=1000` for more.
+20 calls; `VRAMTUNE_SOAK_CALLS=1000` for more.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests import tiny_pipelines
 from tests.offload.tuned_pipelines import held_bytes, tuned, weight_bytes, whole
 from vramtune.offload.runtime import Runtime
 
-NUM_CALLS = int(os.environ.get("VRAMTUNE_SOAK_CALLS", "50"))
+NUM_CALLS = int(os.environ.get("VRAMTUNE_SOAK_CALLS", "20"))
 CALLS_PER_PLAN = 5
 NAMES = ("sd15", "sdxl", "flux")
 FRACTIONS = (0.4, 0.5, 0.7, 0.9, 1.0)

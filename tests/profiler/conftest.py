@@ -1,19 +1,7 @@
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from vramtune.schema import Device
 from vramtune.units import GIB, MIB
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Real calls of tiny pipelines on one thread: others would only spin."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,9 @@ def profiled(ask, **kwargs):
         return original(sample, timestep, encoder_hidden_states, **more)
 
     unet.forward = forward
-    return vramtune.profile(pipe, call_kwargs=CALL | kwargs, gpu="RTX 4060", progress=False)
+    return vramtune.profile(
+        pipe, call_kwargs=CALL | {"num_inference_steps": 2} | kwargs, gpu="RTX 4060", progress=False
+    )
 
 
 def test_a_timestep_may_be_read_and_each_value_is_followed_apart():

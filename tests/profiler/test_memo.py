@@ -155,7 +155,6 @@ def traced_decode(latents, tile, monkeypatch, context):
     return history(call.trace.tape), call.trace.usage, next(num_runs)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("tile", "latents", "num_decodes", "num_runs"),
     [(None, (1, 16, 5, 2, 2), 2 * 5, 2 * 3), (16, (1, 16, 2, 1, 4), 4 * 2, 2 * 2)],

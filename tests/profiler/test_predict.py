@@ -29,8 +29,6 @@ from vramtune.units import MIB
 
 NAMES = list(tiny_pipelines.CALL)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def predict(pipe, name, device, **call_kwargs):
     settings = {"prompt": "a cat", "num_inference_steps": 4, **tiny_pipelines.CALL[name], **call_kwargs}

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from types import ModuleType
 
 import pytest
-import torch
 
 from tests.simgpu import SimBuildError, load
 
@@ -29,10 +28,7 @@ def built_sim() -> ModuleType:
 def sim(built_sim: ModuleType) -> Iterator[ModuleType]:
     """`torch.sim` at its default rates and capacities, on device 0, with clock and counters at zero."""
     restore(built_sim)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the operations are tiny: threads would spend their time waiting for one another
     yield built_sim
-    torch.set_num_threads(num_threads)
     restore(built_sim)
 
 
