@@ -1,4 +1,4 @@
-"""Run a pipeline's own `__call__` while its components answer from fake tensors, and record what they did."""
+"""Run a pipeline's own `__call__`, or another method of it, while its components answer from fake tensors, and record what they did."""
 
 import logging
 import random
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from torch._subclasses import fake_tensor
@@ -20,7 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from vramtune.contract import METHODS, blocks_by_shell, forward_to_follow, modules_of, switched_off_tiling
+from vramtune.contract import (
+    CALL,
+    METHODS,
+    Pipeline,
+    blocks_by_shell,
+    forward_to_follow,
+    modules_of,
+    switched_off_tiling,
+)
 from vramtune.errors import TraceError
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 from vramtune.profiler.known_values import PipelineTracker
@@ -62,13 +69,14 @@ class Recording:
 
 
 def record_calls(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     call_kwargs: Mapping[str, object],
     *,
+    method: str = CALL,
     largest_real_bytes: int,
     on_call: Callable[[str], None],
 ) -> Recording:
-    """Run a copy of the pipeline on fake weights; the pipeline itself is not touched.
+    """Run a method of a copy of the pipeline on fake weights; the pipeline itself is not touched.
 
     Components' outputs up to `largest_real_bytes` reach the pipeline's own code as real zeros, larger ones as
     fakes: neither materialised nor computed with.
@@ -83,7 +91,7 @@ def record_calls(
         for tensor in tensors_of(inputs):
             recorder.pipeline.count(tensor)
         with torch.no_grad(), recorder.pipeline:
-            copied(**inputs)
+            getattr(copied, method)(**inputs)
     return Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tuple(recorder.pipeline.tape))
 
 
