@@ -13,18 +13,25 @@ from tests.offload.tuned_pipelines import roles, smallest_gib
 from tests.tiny_modular_pipelines import CALL, build, run
 from vramtune.errors import UsageError
 
-NAMES = list(tiny_modular_pipelines.CLASSES)
 STAGES = {
     "flux": ["text_encoder", "text_encoder_2", "transformer", "vae.decode"],
     "sdxl": ["text_encoder", "text_encoder_2", "unet", "vae.decode"],
+    "flux3": ["text_encoder", "transformer", "vae.decode"],
+    "minimax_h3": ["text_encoder.model", "transformer", "vae.decode", "audio_vae.decode"],
 }
+
+# MiniMax-H3's audio decoder has them
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 
 
 def profiled(pipe, call_kwargs, gpu="RTX 4060"):
     return vramtune.profile(pipe, gpu=gpu, call_kwargs=call_kwargs, progress=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOW = pytest.param("minimax_h3", marks=pytest.mark.slow)  # 124 frames are the fewest that it makes
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl", "flux3", SLOW])
 def test_tuned_and_streamed_it_has_its_own_output_and_is_given_back(sim, no_garbage, name):
     wanted = run(build(name).to("sim"), name).cpu()
     pipe = build(name)
@@ -34,7 +41,8 @@ def test_tuned_and_streamed_it_has_its_own_output_and_is_given_back(sim, no_garb
         assert torch.equal(run(pipe, name).cpu(), wanted)
         least = smallest_gib(tuned.profile)
     with vramtune.autotune(pipe, least, call_kwargs=CALL[name], progress=False) as tuned:
-        assert "streamed" in roles(tuned.plan)
+        # MiniMax-H3's decoder needs so much that its encoder, in the smallest budget, is moved as a whole
+        assert ("offloaded" if name == "minimax_h3" else "streamed") in roles(tuned.plan)
         for _ in range(2):
             assert torch.equal(run(pipe, name).cpu(), wanted)
         assert tuned.measured.peak_bytes <= tuned.plan.asked_bytes

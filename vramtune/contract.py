@@ -43,6 +43,19 @@ def modules_of(pipe: Pipeline) -> dict[str, nn.Module]:
     return {name: c for name, c in pipe.components.items() if isinstance(c, nn.Module)}
 
 
+def entries(component: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where a pipeline may call a component: by one of its methods, or by a child with weights.
+
+    By the name that profiles and plans use: the module, and the method of it. MiniMax-H3 calls `text_encoder.model`
+    (`diffusers/modular_pipelines/minimax_h3/encoders.py`).
+    """
+    methods = {name: (component, name) for name in METHODS if callable(getattr(component, name, None))}
+    weighty = (
+        (name, child) for name, child in component.named_children() if next(child.parameters(), None) is not None
+    )
+    return {name: (child, "forward") for name, child in weighty} | methods
+
+
 def offload_sequence(pipe: Pipeline) -> tuple[str, ...]:
     """Components in the order in which stock offload chains them (`model_cpu_offload_seq`)."""
     return tuple(filter(None, (getattr(pipe, "model_cpu_offload_seq", None) or "").split("->")))

@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_map
 
 from vramtune.contract import (
     CALL,
-    METHODS,
     Pipeline,
     blocks_by_shell,
+    entries,
     forward_to_follow,
     modules_of,
     switched_off_tiling,
@@ -124,14 +124,15 @@ class Recorder:
         for name, component in components.items():
             names.setdefault(component, name)  # two names may stand for one module
         for component, name in names.items():
-            for method in METHODS:
-                if callable(original := getattr(component, method, None)):
-                    run = (method == "forward" and forward_to_follow(component)) or original
-                    target = ComponentMethod(component=name, method=method, module=component, run=run)
-                    vars(component)[method] = self._answering(target)
+            for entry, (module, method) in entries(component).items():
+                original = getattr(module, method)
+                called = None if method != "forward" else "" if module is component else entry
+                run = (called == "" and forward_to_follow(component)) or original
+                target = ComponentMethod(component=name, method=entry, module=component, run=run, called=called)
+                vars(module)[method] = self._answering(target, original)
 
-    def _answering(self, target: ComponentMethod) -> Callable[..., Any]:
-        @wraps(getattr(target.module, target.method))  # pipelines look at the signature
+    def _answering(self, target: ComponentMethod, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)  # pipelines look at the signature
         def answering(*args: Any, **kwargs: Any) -> Any:
             return self.answer(target, args, kwargs)
 
