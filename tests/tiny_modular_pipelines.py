@@ -91,7 +91,7 @@ def qwen3_vl(num_layers: int) -> Qwen3VLForConditionalGeneration:
 
 
 def flux3(manager: ComponentsManager | None) -> ModularPipeline:
-    """FLUX.3 klein, without the model that rewrites prompts."""
+    """FLUX.3, step-distilled, without the model that rewrites prompts."""
     blocks = Flux3DistilledAutoBlocks()
     del blocks.sub_blocks["prompt_upsampler"]
     pipe = blocks.init_pipeline(components_manager=manager)
