@@ -9,6 +9,8 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import vramtune
 from tests import tiny_pipelines
+from tests.offload.state import state_of
+from vramtune.layout import round_up
 
 SETTINGS = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL["sd15"]}
 
@@ -66,7 +68,37 @@ def that_offloads_itself(pipe):
     return pipe
 
 
-KINDS = [with_safety_checker, with_an_empty_buffer, with_a_tiling_that_fails, that_needs_a_prompt, that_offloads_itself]
+class CallsAChild(StableDiffusionPipeline):
+    """As MiniMax-H3, which calls `text_encoder.model` and never the head beside it."""
+
+    def encode_prompt(self, prompt, device, *args, **kwargs):
+        ids = self.tokenizer([prompt, ""], padding="max_length", return_tensors="pt").input_ids
+        return self.text_encoder.model(ids.to(device))[0].chunk(2)
+
+
+class WithAHead(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.head = model, torch.nn.Linear(32, 1000)
+
+    device = property(lambda self: self.model.device)
+    dtype = property(lambda self: self.model.dtype)
+
+
+def that_calls_a_child(pipe):
+    pipe.__class__ = CallsAChild
+    pipe.text_encoder = WithAHead(pipe.text_encoder)
+    return pipe
+
+
+KINDS = [
+    with_safety_checker,
+    with_an_empty_buffer,
+    with_a_tiling_that_fails,
+    that_needs_a_prompt,
+    that_offloads_itself,
+    that_calls_a_child,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,3 +135,15 @@ def test_a_safety_checker_counts_with_its_calls():
     profile = vramtune.profile(pipe, call_kwargs=SETTINGS, gpu="RTX 4060", progress=False)
     assert "safety_checker" in [stage.name for stage in profile.stages]
     assert profile.component("safety_checker").used_bytes == profile.component("safety_checker").weights.allocated_bytes
+
+
+def test_a_child_that_is_called_by_itself_is_a_stage_and_what_is_beside_it_is_not_used(sim, no_garbage):
+    pipe = that_calls_a_child(tiny_pipelines.build("sd15"))
+    state = state_of(pipe)
+    with vramtune.autotune(pipe, call_kwargs=SETTINGS, progress=False) as tuned:
+        assert tuned.plan.stages[0].name == "text_encoder.model"
+        part = tuned.profile.component("text_encoder")
+        assert part.used_bytes == part.weights.allocated_bytes - round_up(32_000 * 4) - round_up(1000 * 4)
+        run(pipe)
+        assert [stage.name for stage in tuned.measured.stages] == [stage.name for stage in tuned.plan.stages]
+    assert state_of(pipe) == state

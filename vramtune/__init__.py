@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     )
     from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Timeline
     from vramtune.tuned import Tuned
+    from vramtune.tuner.offload_strategy import OffloadStrategy
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "vramtune.api": ("autotune", "compare", "frontier", "install", "plan", "profile", "report", "timeline"),
     "vramtune.tuned": ("Tuned",),
+    "vramtune.tuner.offload_strategy": ("OffloadStrategy",),
     "vramtune.schema": ("Comparison", "Device", "Frontier", "Measurement", "Plan", "Profile", "Timeline"),
     "vramtune.errors": (
         "VramtuneError",
@@ -46,6 +48,7 @@ __all__ = [
     "Frontier",
     "Measurement",
     "NoAcceleratorError",
+    "OffloadStrategy",
     "Plan",
     "Profile",
     "Timeline",

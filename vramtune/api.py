@@ -14,23 +14,23 @@ from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Pro
 from vramtune.tuned import Tuned, write_report
 from vramtune.tuner import frontier as tuner_frontier
 from vramtune.tuner import search, simulate, stock_modes
+from vramtune.tuner.budget import MARGIN_FRACTION
 from vramtune.units import budget_bytes, format_bytes
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+
+    from vramtune.contract import Pipeline
 
 logger = logging.getLogger(__name__)
 show_lines()
 
-MARGIN_FRACTION = 0.005
-"""Share of the budget that `autotune` leaves free: peaks on the simulated GPU are predicted within 0.3%."""
-
 
 def autotune(
-    pipe: "DiffusionPipeline",
+    pipe: "Pipeline",
     vram_gb: float | None = None,
     *,
+    method: str = "__call__",
     call_kwargs: Mapping[str, object] | None = None,
     device: "torch.device | str | None" = None,
     gpu_id: int | None = None,
@@ -42,10 +42,11 @@ def autotune(
     The first call for a GPU measures its rates, in about half a second. On an error the pipeline is as it was.
 
     Args:
-        pipe: A diffusers pipeline with its weights on the host, as `from_pretrained` returns it.
+        pipe: A diffusers pipeline, standard or modular, with its weights on the host, as `from_pretrained` returns it.
         vram_gb: Budget in GiB for all that the process holds on the GPU. Left out, it is all that the process may
             have. What the card cannot give is taken off and said.
-        call_kwargs: Arguments that you will pass to the pipeline (`height`, `num_inference_steps`, ...); plan for the
+        method: What you will call: the pipeline itself, or a method of it by name ("encode_prompt").
+        call_kwargs: Arguments that you will pass to it (`height`, `num_inference_steps`, ...); plan for the
             largest call. The prompt has a default, the rest are the pipeline's own.
         device: As in `enable_model_cpu_offload`.
         gpu_id: As in `enable_model_cpu_offload`.
@@ -79,7 +80,7 @@ def autotune(
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, _names(allow))
-    costs = _predicted(pipe, call_kwargs or {}, gpu, progress=progress)
+    costs = _predicted(pipe, method, call_kwargs or {}, gpu, progress=progress)
     chosen = search.choose_plan(costs, asked_bytes, allow=_names(allow), margin_fraction=MARGIN_FRACTION)
     runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
     logger.log(logging.INFO if progress else logging.DEBUG, "%s", _one_line(chosen, target))
@@ -87,8 +88,9 @@ def autotune(
 
 
 def profile(
-    pipe: "DiffusionPipeline",
+    pipe: "Pipeline",
     *,
+    method: str = "__call__",
     call_kwargs: Mapping[str, object] | None = None,
     gpu: str | Device | None = None,
     progress: bool = True,
@@ -98,8 +100,9 @@ def profile(
     The pipeline is left as it was.
 
     Args:
-        pipe: A diffusers pipeline; its weights may be missing (`vramtune.catalog.load`).
-        call_kwargs: Arguments that you would pass to the pipeline (`prompt`, `height`, `num_inference_steps`, ...).
+        pipe: A diffusers pipeline, standard or modular; its weights may be missing (`vramtune.catalog.load`).
+        method: What you would call: the pipeline itself, or a method of it by name ("encode_prompt").
+        call_kwargs: Arguments that you would pass to it (`prompt`, `height`, `num_inference_steps`, ...).
             The prompt has a default, the rest are the pipeline's own.
         gpu: Name of a GPU ("RTX 4060", "H100"; `vramtune gpus` lists them), or a `Device` of your own figures. Left
             out, it is this machine's, measured.
@@ -120,7 +123,7 @@ def profile(
 
     expect_pipeline(pipe)
     refuse_tuned(pipe)
-    return _predicted(pipe, call_kwargs or {}, _device_of(gpu), progress=progress)
+    return _predicted(pipe, method, call_kwargs or {}, _device_of(gpu), progress=progress)
 
 
 def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Plan:
@@ -146,7 +149,7 @@ def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -
 
 
 def install(
-    pipe: "DiffusionPipeline",
+    pipe: "Pipeline",
     plan: Plan,
     *,
     profile: Profile | None = None,
@@ -284,12 +287,12 @@ def _device_of(gpu: str | Device | None) -> Device:
 
 
 def _predicted(
-    pipe: "DiffusionPipeline", call_kwargs: Mapping[str, object], device: Device, *, progress: bool
+    pipe: "Pipeline", method: str, call_kwargs: Mapping[str, object], device: Device, *, progress: bool
 ) -> Profile:
     from vramtune.profiler.predict import predict_profile
 
     if not progress:
-        return predict_profile(pipe, call_kwargs=call_kwargs, device=device)
+        return predict_profile(pipe, method=method, call_kwargs=call_kwargs, device=device)
 
     from tqdm.auto import tqdm  # which warns in notebooks without widgets
 
@@ -299,7 +302,7 @@ def _predicted(
             bar.set_description(f"Tracing {name}")
             bar.update()
 
-        return predict_profile(pipe, call_kwargs=call_kwargs, device=device, on_call=show)
+        return predict_profile(pipe, method=method, call_kwargs=call_kwargs, device=device, on_call=show)
 
 
 def _known_context_bytes(device: Device) -> int | None:

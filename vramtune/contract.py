@@ -3,19 +3,25 @@
 Read from diffusers 0.42 and accelerate 1.15. When a release changes one of these names, only this file has to follow.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers.modular_pipelines.components_manager import CustomOffloadHook
 from torch import nn
 
 from vramtune.errors import UsageError
 
+Pipeline: TypeAlias = DiffusionPipeline | ModularPipeline
+"""What is profiled and tuned: something with components and a call. Modular ones have no offload modes of their own."""
 METHODS = ("forward", "encode", "decode")
 """The methods of a component that pipelines call."""
+CALL = "__call__"
+"""The method of a pipeline that is profiled and planned unless another one is named."""
 INSTALLATION = "_vramtune_installation"
 """Attribute of a tuned pipeline's class: the installation of its plan."""
 QUANTIZATION_ATTRIBUTES = ("quantization_method", "hf_quantizer")
@@ -24,38 +30,53 @@ QUANTIZATION_ATTRIBUTES = ("quantization_method", "hf_quantizer")
 
 def expect_pipeline(pipe: object) -> None:
     """Raise a `UsageError` for anything other than a diffusers pipeline, such as a model's name."""
-    if not isinstance(pipe, DiffusionPipeline):
+    if not isinstance(pipe, Pipeline):
         raise UsageError(
             f"Expected a diffusers pipeline; got {type(pipe).__name__}. Load one with "
-            "`DiffusionPipeline.from_pretrained`; to predict, one without weights will do "
+            "`DiffusionPipeline.from_pretrained` or `ModularPipeline.from_pretrained`; to predict, one without weights will do "
             "(`from vramtune import catalog; catalog.load(...)`)."
         )
 
 
-def modules_of(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+def modules_of(pipe: Pipeline) -> dict[str, nn.Module]:
     """The pipeline's components that hold weights, by name."""
     return {name: c for name, c in pipe.components.items() if isinstance(c, nn.Module)}
 
 
-def offload_sequence(pipe: DiffusionPipeline) -> tuple[str, ...]:
+def entries(component: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where a pipeline may call a component: by one of its methods, or by a child with weights.
+
+    By the name that profiles and plans use: the module, and the method of it. MiniMax-H3 calls `text_encoder.model`
+    (`diffusers/modular_pipelines/minimax_h3/encoders.py`).
+    """
+    methods = {name: (component, name) for name in METHODS if callable(getattr(component, name, None))}
+    weighty = (
+        (name, child) for name, child in component.named_children() if next(child.parameters(), None) is not None
+    )
+    return {name: (child, "forward") for name, child in weighty} | methods
+
+
+def offload_sequence(pipe: Pipeline) -> tuple[str, ...]:
     """Components in the order in which stock offload chains them (`model_cpu_offload_seq`)."""
-    return tuple(filter(None, (pipe.model_cpu_offload_seq or "").split("->")))
+    return tuple(filter(None, (getattr(pipe, "model_cpu_offload_seq", None) or "").split("->")))
 
 
-def excluded_components(pipe: DiffusionPipeline) -> tuple[str, ...]:
+def excluded_components(pipe: Pipeline) -> tuple[str, ...]:
     """Components that the pipeline excludes from offload.
 
     `_exclude_from_cpu_offload` in `diffusers/pipelines/pipeline_utils.py`.
     """
-    return tuple(pipe._exclude_from_cpu_offload)
+    return tuple(getattr(pipe, "_exclude_from_cpu_offload", ()))
 
 
-def stock_offload_device(pipe: DiffusionPipeline) -> torch.device | None:
+def stock_offload_device(pipe: Pipeline) -> torch.device | None:
     """The device of `enable_model_cpu_offload`, or None where that is off.
 
     By accelerate's hooks: `_all_hooks` of `diffusers/pipelines/pipeline_utils.py` is not kept by pipelines with an
     `enable_model_cpu_offload` of their own (`diffusers/pipelines/audioldm2/pipeline_audioldm2.py`).
     """
+    if not isinstance(pipe, DiffusionPipeline):
+        return None
     has_own = type(pipe).enable_model_cpu_offload is not DiffusionPipeline.enable_model_cpu_offload
     if not has_own and not getattr(pipe, "_all_hooks", None):
         return None
@@ -117,7 +138,7 @@ def refuse_tuned(pipe: object) -> None:
         )
 
 
-def refuse_quantized(pipe: DiffusionPipeline) -> None:
+def refuse_quantized(pipe: Pipeline) -> None:
     """Raise a `UsageError` for quantized components, whose weights are not plain tensors."""
     for name, component in modules_of(pipe).items():
         for attribute in QUANTIZATION_ATTRIBUTES:
@@ -128,7 +149,7 @@ def refuse_quantized(pipe: DiffusionPipeline) -> None:
                 )
 
 
-def refuse_layer_offload(pipe: DiffusionPipeline) -> None:
+def refuse_layer_offload(pipe: Pipeline) -> None:
     """Raise a `UsageError` for components whose layers are moved in and out by something else.
 
     `_hf_hook` in `accelerate/hooks.py`; `_diffusers_hook` in `diffusers/hooks/hooks.py`, whose entries of group
@@ -149,23 +170,29 @@ def refuse_layer_offload(pipe: DiffusionPipeline) -> None:
                 )
 
 
-def refuse_placed(pipe: DiffusionPipeline) -> None:
+def refuse_placed(pipe: Pipeline) -> None:
     """Raise a `UsageError` for a pipeline whose components are placed on devices by something else.
 
     `_is_pipeline_device_mapped`, `_maybe_raise_error_if_tensor_parallel_active` in
-    `diffusers/pipelines/pipeline_utils.py`.
+    `diffusers/pipelines/pipeline_utils.py`; `CustomOffloadHook` in `diffusers/modular_pipelines/components_manager.py`.
     """
-    if pipe._is_pipeline_device_mapped():
+    if isinstance(pipe, DiffusionPipeline) and pipe._is_pipeline_device_mapped():
         raise UsageError(f"The pipeline has a device map ({pipe.hf_device_map}). Call pipe.reset_device_map() first.")
     refuse_layer_offload(pipe)
-    try:
-        pipe._maybe_raise_error_if_tensor_parallel_active()
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    if isinstance(pipe, DiffusionPipeline):
+        try:
+            pipe._maybe_raise_error_if_tensor_parallel_active()
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     for name, component in modules_of(pipe).items():
-        hooks = (getattr(module, "_hf_hook", None) for module in component.modules())
+        hooks = [getattr(module, "_hf_hook", None) for module in component.modules()]
         if any(isinstance(hook, AlignDevicesHook | SequentialHook) for hook in hooks):
             raise _under_layer_hooks(name)
+        if any(isinstance(hook, CustomOffloadHook) for hook in hooks):
+            raise UsageError(
+                f"Component {name!r} is offloaded by a ComponentsManager, for other pipelines too. Call the manager's "
+                "disable_auto_cpu_offload() first."
+            )
 
 
 def _under_layer_hooks(component: str) -> UsageError:
@@ -193,35 +220,70 @@ def refuse_unmovable(component: str, module: nn.Module) -> None:
 # Tracing a call
 
 
-def pipelines_in(pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
+def pipelines_in(pipe: Pipeline) -> Iterator[Pipeline]:
     """The pipeline and those in it: combined pipelines (Kandinsky, Stable Cascade) call others."""
     yield pipe
     for value in vars(pipe).values():
-        if isinstance(value, DiffusionPipeline):
+        if isinstance(value, Pipeline):
             yield from pipelines_in(value)
 
 
-def shared_by_copies(pipe: DiffusionPipeline) -> Iterator[object]:
-    """What takes long to copy and is never changed by a call: the compiled half of fast tokenizers.
+def call_parameters(pipe: Pipeline, method: str) -> dict[str, inspect.Parameter]:
+    """What a method of the pipeline takes, by name.
 
+    A modular pipeline's call takes what its blocks do: each input, and all inputs of a kind as one dictionary (`_blocks`
+    in `diffusers/modular_pipelines/modular_pipeline.py`).
+    """
+    parameters = dict(inspect.signature(getattr(type(pipe), method)).parameters)
+    parameters.pop(next(iter(parameters)))  # self
+    if method == CALL and isinstance(pipe, ModularPipeline):
+        inputs = pipe._blocks.inputs
+        names = dict.fromkeys(name for each in inputs for name in (each.name, each.kwargs_type) if name)
+        del parameters["kwargs"]
+        parameters |= {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names}
+    return parameters
+
+
+def shared_by_copies(pipe: Pipeline) -> Iterator[object]:
+    """What would take long to copy: the compiled half of fast tokenizers, and what knows of other pipelines' weights.
+
+    The first is never changed by a call, the others have no part in it: hooks, and a modular pipeline's manager.
     `_tokenizer` in `transformers/tokenization_utils_tokenizers.py`; processors have a tokenizer in them.
+    `_components_manager` in `diffusers/modular_pipelines/modular_pipeline.py`.
     """
     for component in pipe.components.values():
-        for tokenizer in (component, getattr(component, "tokenizer", None)):
-            if (compiled := getattr(tokenizer, "_tokenizer", None)) is not None:
+        for owner in (component, getattr(component, "tokenizer", None)):
+            if (compiled := getattr(owner, "_tokenizer", None)) is not None:
                 yield compiled
+    for component in modules_of(pipe).values():
+        yield from (module._hf_hook for module in component.modules() if hasattr(module, "_hf_hook"))
+    if (manager := getattr(pipe, "_components_manager", None)) is not None:
+        yield manager
 
 
-def quieten(pipe: DiffusionPipeline) -> None:
+def quieten(pipe: Pipeline) -> None:
     """Switch off the progress bar and the stock hooks of a pipeline's copy that is about to be traced.
 
     Written past `DiffusionPipeline.__setattr__`, which would register the values in the pipeline's config. Without
-    entries in `_all_hooks`, `maybe_free_model_hooks` at the end of the call moves nothing.
+    entries in `_all_hooks`, `maybe_free_model_hooks` at the end of the call moves nothing. A modular pipeline has its
+    bars in its blocks (`_blocks`, `sub_blocks`), and tells its manager of components that are exchanged
+    (`_components_manager`, both in `diffusers/modular_pipelines/modular_pipeline.py`).
     """
     own: dict[str, Any] = vars(pipe)
+    if isinstance(pipe, ModularPipeline):
+        own["_components_manager"] = None
+        for block in _blocks_in(pipe._blocks):
+            vars(block)["_progress_bar_config"] = {"disable": True}
+        return
     own["_progress_bar_config"] = {"disable": True}
     own["_all_hooks"] = []
     own.pop("maybe_free_model_hooks", None)
+
+
+def _blocks_in(block: Any) -> Iterator[Any]:
+    yield block
+    for inner in block.sub_blocks.values():
+        yield from _blocks_in(inner)
 
 
 def forward_to_follow(component: nn.Module) -> Callable[..., Any] | None:

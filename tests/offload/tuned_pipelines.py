@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from diffusers import DiffusionPipeline
 
 from tests import tiny_pipelines
 from tests.simgpu import load
 from tests.simgpu.prediction import RATES, predicted_profile, sim_device
+from vramtune.errors import BudgetError
 from vramtune.offload.install import install
 from vramtune.offload.runtime import Runtime
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
+from vramtune.units import GIB
 
 NUM_ENCODERS = 2
 """Number of Flux's text encoders, which run before its transformer."""
@@ -68,6 +71,18 @@ def tuned(
     pipe = tiny_pipelines.build(name) if pipe is None else pipe
     with install(pipe, plan, device="sim") as runtime:
         yield pipe, runtime
+
+
+def smallest_gib(profile: Profile) -> float:
+    """A little more than the smallest budget that a plan exists for: what can be streamed is."""
+    with pytest.raises(BudgetError) as raised:
+        choose_plan(profile, 1)
+    return 1.01 * raised.value.smallest_bytes / GIB
+
+
+def roles(plan: Plan) -> set[str]:
+    """What any placement is in any stage."""
+    return {placement.role(stage) for placement in plan.placements for stage in range(len(placement.kept))}
 
 
 def resident_bytes(plan: Plan) -> int:

@@ -47,6 +47,9 @@ class TestModelOffload:
         assert found.moved_bytes == loads * MIB
         assert found.moved_back_bytes == found.moved_bytes
 
+    def test_a_pipeline_without_a_sequence_such_as_a_modular_one_has_none(self) -> None:
+        assert "model offload" not in modes(replace(three_encoders_twice(), offload_sequence=()))
+
     def test_both_ways_block(self) -> None:
         found = modes(three_encoders_twice())["model offload"]
         copied = found.moved_bytes / MIB

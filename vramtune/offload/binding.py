@@ -69,8 +69,10 @@ class BoundComponent:
     is_hooked: bool = False
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Modules by path, as they were when the tensors were collected."""
-    own_methods: dict[str, Any] = field(default_factory=dict)
-    """Methods that the module had on the instance, where hooks are now."""
+    entries: frozenset[str] = frozenset()
+    """What the plan's stages call of it: names of methods and children."""
+    own_methods: dict[tuple[nn.Module, str], Any] = field(default_factory=dict)
+    """Methods that the module and its children had on the instance, where hooks are now."""
 
     @property
     def is_vacant(self) -> bool:
@@ -207,7 +209,9 @@ class Binding:
 
 def _vacant(name: str, plan: Plan) -> BoundComponent:
     """A component that the pipeline does not have any more: placements without tensors."""
-    component = BoundComponent(name, nn.Module(), is_excluded=False)
+    called = (call.partition(".") for stage in plan.stages for call in stage.calls)
+    entries = frozenset(entry for owner, _, entry in called if owner == name)
+    component = BoundComponent(name, nn.Module(), is_excluded=False, entries=entries)
     for planned in plan.placements:
         if planned.component == name:
             groups = [component.root, *(Group(group.name, []) for group in planned.groups[1:])]

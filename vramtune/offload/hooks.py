@@ -8,7 +8,7 @@ from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_mo
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from vramtune.contract import METHODS
+from vramtune.contract import METHODS, entries
 from vramtune.offload.binding import BoundComponent, BoundPlacement
 
 if TYPE_CHECKING:
@@ -44,16 +44,19 @@ class ComponentHook(CpuOffload):  # type: ignore[misc]
 
 def hook_component(component: BoundComponent, calls: "ComponentCalls") -> None:
     """Add accelerate's hook, and have `calls` run the component's methods and know of casts before they happen."""
-    module, own = component.module, vars(component.module)
+    module = component.module
     add_hook_to_module(module, ComponentHook(component, calls))
     component.is_hooked = True
-    for method in METHODS:
-        if callable(original := getattr(module, method, None)):
-            if method != "forward":
-                component.own_methods[method] = own.get(method)
-            own[method] = _running(component, method, original, calls)
-    component.own_methods["to"] = own.get("to")
-    own["to"] = _casting(module.to, calls)
+    for entry, (owner, method) in entries(module).items():
+        if entry in METHODS or entry in component.entries:
+            _replace(component, owner, method, _running(component, entry, getattr(owner, method), calls))
+    _replace(component, module, "to", _casting(module.to, calls))
+
+
+def _replace(component: BoundComponent, owner: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
+    if owner is not component.module or method != "forward":  # which accelerate restores
+        component.own_methods[owner, method] = vars(owner).get(method)
+    vars(owner)[method] = replacement
 
 
 def unhook_component(component: BoundComponent) -> None:
@@ -66,12 +69,11 @@ def unhook_component(component: BoundComponent) -> None:
 
 
 def restore_methods(component: BoundComponent) -> None:
-    """Give the module its methods back, but for `forward`, which accelerate restores."""
-    own = vars(component.module)
-    for method, original in component.own_methods.items():
-        del own[method]
+    """Give the module and its children their methods back, but for its own `forward`, which accelerate restores."""
+    for (owner, method), original in component.own_methods.items():
+        del vars(owner)[method]
         if original is not None:
-            own[method] = original
+            vars(owner)[method] = original
     component.own_methods.clear()
     component.is_hooked = False
 

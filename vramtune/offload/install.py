@@ -31,6 +31,10 @@ def install(
         raise UsageError(
             f"This plan is for a {plan.pipeline_class}; the pipeline is a {type(pipe).__name__}. Make a plan for it."
         )
+    if not hasattr(pipe, plan.workload.method):
+        raise UsageError(
+            f"This plan is for {plan.workload.method!r}, a method that the pipeline lacks. Make a plan for it."
+        )
     refuse_tuned(pipe)
     refuse_placed(pipe)
     refuse_quantized(pipe)

@@ -5,12 +5,13 @@ that what is saved, mapped or printed by class name stays the same.
 """
 
 import warnings
-from functools import wraps
+from collections.abc import Callable
+from functools import update_wrapper, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vramtune.contract import INSTALLATION, stock_offload_device, switched_off_tiling
+from vramtune.contract import CALL, INSTALLATION, stock_offload_device, switched_off_tiling
 from vramtune.schema import Plan
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class PipelineTakeover:
 
     def __init__(self, pipe: Any, runtime: "Runtime", plan: Plan) -> None:
         self._pipe, self._kind = pipe, type(pipe)
-        self._tuned_kind = _tuned_class(type(pipe), runtime)
+        self._tuned_kind = _tuned_class(type(pipe), runtime, plan.workload.method)
         self._tiled = [c for c in _tileable(pipe) if "vae_tiling" in plan.permissions]
         self._stock_device = stock_offload_device(pipe)
 
@@ -47,26 +48,19 @@ def _tileable(pipe: Any) -> list[Any]:
     return [component for component in pipe.components.values() if switched_off_tiling(component)]
 
 
-def _tuned_class(kind: type[Any], runtime: "Runtime") -> type[Any]:
-    @wraps(kind.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with runtime.call():
-            return kind.__call__(self, *args, **kwargs)
+def _tuned_class(kind: type[Any], runtime: "Runtime", method: str) -> type[Any]:
+    """The class with these methods; modular pipelines get the two that LoRA loaders and our messages ask for as well."""
 
-    @wraps(kind.maybe_free_model_hooks)
     def maybe_free_model_hooks(self: Any) -> None:
         kind.maybe_free_model_hooks(self)  # with no stock hooks it only resets caches
         runtime.end_call()
 
-    @wraps(kind.enable_model_cpu_offload)
     def enable_model_cpu_offload(self: Any, *args: Any, **kwargs: Any) -> None:
         runtime.apply_again()
 
-    @wraps(kind.remove_all_hooks)
     def remove_all_hooks(self: Any) -> None:
         runtime.remove()
 
-    @wraps(kind.to)
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
         if any(isinstance(value, str | torch.device) for value in given):
@@ -78,15 +72,26 @@ def _tuned_class(kind: type[Any], runtime: "Runtime") -> type[Any]:
         dtypes = [value for value in given if isinstance(value, torch.dtype)]
         return kind.to(self, dtype=dtypes[0]) if dtypes else self
 
-    body = {
-        INSTALLATION: runtime,
-        "__call__": call,
-        "maybe_free_model_hooks": maybe_free_model_hooks,
-        "enable_model_cpu_offload": enable_model_cpu_offload,
-        "remove_all_hooks": remove_all_hooks,
-        "to": to,
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__doc__": kind.__doc__,
-    }
+    body: dict[str, Any] = {name: _in_call(getattr(kind, name), runtime) for name in (CALL, method)}
+    for taken_over in (enable_model_cpu_offload, remove_all_hooks, to):
+        body[taken_over.__name__] = _documented(taken_over, kind)
+    if hasattr(kind, "maybe_free_model_hooks"):
+        body["maybe_free_model_hooks"] = _documented(maybe_free_model_hooks, kind)
+    body |= {INSTALLATION: runtime}
+    body |= {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(kind.__name__, (kind,), body)
+
+
+def _in_call(original: Callable[..., Any], runtime: "Runtime") -> Callable[..., Any]:
+    @wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with runtime.call():
+            return original(self, *args, **kwargs)
+
+    return call
+
+
+def _documented(function: Callable[..., Any], kind: type[Any]) -> Callable[..., Any]:
+    """Name and documentation of the class's own method, where it has one."""
+    original = getattr(kind, function.__name__, None)
+    return function if original is None else update_wrapper(function, original)

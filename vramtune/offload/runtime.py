@@ -91,14 +91,15 @@ class Runtime:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Hold the budget during the pipeline's `__call__`, and free all but the resident groups at its end."""
+        """Hold the budget during the pipeline's call, and free all but the resident groups at its end."""
         with self._lock:
             if self._num_calls == 0:
                 self._meter.discard()
                 self._exchange_components()
             self._num_calls += 1
             try:
-                with limit_memory(self.device, self._limit_bytes):
+                # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
+                with torch.no_grad(), limit_memory(self.device, self._limit_bytes):
                     yield
                 if self._num_calls == 1:
                     self._meter.finish()

@@ -3,8 +3,7 @@
 import inspect
 from collections.abc import Mapping
 
-from diffusers import DiffusionPipeline
-
+from vramtune.contract import Pipeline, call_parameters
 from vramtune.errors import UsageError
 from vramtune.schema import Scalar, Workload
 
@@ -13,27 +12,33 @@ _NEEDS_VALUES = (None, "pil", "np")
 """Output types whose last step reads pixels; as tensors (`pt`) they cost the device the same."""
 
 
-def arguments_to_trace(pipe: DiffusionPipeline, call_kwargs: Mapping[str, object]) -> dict[str, object]:
-    """The arguments with a prompt and an output of tensors; raises `UsageError` for names that the call lacks."""
-    accepted = inspect.signature(type(pipe).__call__)
+def arguments_to_trace(pipe: Pipeline, method: str, call_kwargs: Mapping[str, object]) -> dict[str, object]:
+    """The arguments with a prompt, an output of tensors, and the device on which calls are traced.
+
+    Raises `UsageError` for a method that the pipeline lacks and for names that the method lacks.
+    """
+    if not callable(getattr(pipe, method, None)):
+        raise UsageError(f"{type(pipe).__name__} has no method {method!r}.")
+    accepted = call_parameters(pipe, method)
     kwargs = dict(call_kwargs)
-    if "prompt" in accepted.parameters and not kwargs.keys() & {"prompt", "prompt_embeds"}:
+    if "prompt" in accepted and not kwargs.keys() & {"prompt", "prompt_embeds"}:
         kwargs["prompt"] = DEFAULT_PROMPT
+    if "device" in accepted:
+        kwargs["device"] = "cpu"
     try:
-        accepted.bind(pipe, **kwargs)
+        inspect.Signature(list(accepted.values())).bind(**kwargs)
     except TypeError as error:
-        names = ", ".join(list(accepted.parameters)[1:])
         raise UsageError(
-            f"{type(pipe).__name__} does not accept these arguments: {error}. It accepts {names}."
+            f"{type(pipe).__name__} does not accept these arguments: {error}. It accepts {', '.join(accepted)}."
         ) from error
-    if "output_type" in accepted.parameters and kwargs.get("output_type") in _NEEDS_VALUES:
+    if "output_type" in accepted and kwargs.get("output_type") in _NEEDS_VALUES:
         kwargs["output_type"] = "pt"
     return kwargs
 
 
-def workload_of(call_kwargs: Mapping[str, object]) -> Workload:
-    """The arguments as the user gave them, in values that JSON holds."""
-    return Workload(call_kwargs={name: _json_value(value) for name, value in call_kwargs.items()})
+def workload_of(method: str, call_kwargs: Mapping[str, object]) -> Workload:
+    """The method and its arguments as the user gave them, in values that JSON holds."""
+    return Workload(call_kwargs={name: _json_value(value) for name, value in call_kwargs.items()}, method=method)
 
 
 def _json_value(value: object) -> Scalar | list[Scalar]:

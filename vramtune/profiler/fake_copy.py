@@ -15,12 +15,11 @@ from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vramtune.contract import drop_offload_hook, pipelines_in, quieten, shared_by_copies
+from vramtune.contract import Pipeline, drop_offload_hook, pipelines_in, quieten, shared_by_copies
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ Memo = dict[int, Any]
 ATOMIC = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
 
 
-def fake_copy(pipe: DiffusionPipeline, mode: FakeTensorMode) -> DiffusionPipeline:
+def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
     """The pipeline again, with fake weights on the CPU, no offload hooks and no progress bar.
 
     Weights that were tied are; an attribute that cannot be copied (a lock, an open file) is shared, and said so in a
@@ -51,11 +50,11 @@ def fake_copy(pipe: DiffusionPipeline, mode: FakeTensorMode) -> DiffusionPipelin
         twin.__dict__["_apply"] = functools.partial(_apply_to_fakes, twin)
     for nested in pipelines:
         quieten(memo[id(nested)])
-    copied: DiffusionPipeline = memo[id(pipe)]
+    copied: Pipeline = memo[id(pipe)]
     return copied
 
 
-def _modules_of_all(pipelines: list[DiffusionPipeline]) -> list[nn.Module]:
+def _modules_of_all(pipelines: list[Pipeline]) -> list[nn.Module]:
     values = [value for pipe in pipelines for value in vars(pipe).values()]
     return list({module for value in values if isinstance(value, nn.Module) for module in value.modules()})
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from diffusers import DiffusionPipeline
-
 from vramtune.contract import (
+    CALL,
+    Pipeline,
     excluded_components,
     expect_pipeline,
     offload_sequence,
@@ -28,30 +28,34 @@ Neither covers a decoded video, which is never materialised."""
 
 
 def predict_profile(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     *,
+    method: str = CALL,
     call_kwargs: Mapping[str, object],
     device: Device,
     on_call: Callable[[str], None] | None = None,
 ) -> Profile:
     """What one call of the pipeline would cost on a device, without that device and without weights.
 
-    `call_kwargs` are the pipeline's own (a prompt is made up where none is given); `on_call` gets the name of each
-    component's call when its trace begins. The pipeline is left as it was. Raises `UsageError` for what is not a
-    pipeline, for one under layer-wise offload, for quantized weights and for arguments that the call refuses;
+    The call is of `method`; `call_kwargs` are its own (a prompt is made up where none is given); `on_call` gets the
+    name of each component's call when its trace begins. The pipeline is left as it was. Raises `UsageError` for what is not a
+    pipeline, for one under layer-wise offload, for quantized weights, for arguments that the call refuses and for calls
+    that run no component;
     `TraceError` for code that depends on values.
     """
     expect_pipeline(pipe)
     refuse_layer_offload(pipe)
     refuse_quantized(pipe)
-    kwargs = arguments_to_trace(pipe, call_kwargs)
-    recording = _recorded(pipe, kwargs, on_call or (lambda name: None))
+    kwargs = arguments_to_trace(pipe, method, call_kwargs)
+    recording = _recorded(pipe, method, kwargs, on_call or (lambda name: None))
+    if not recording.calls:
+        raise UsageError(f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan.")
     components = _weighed(recording)
     by_name = {component.name: component for component in components}
     stages = build_stages(recording, [call.trace for call in recording.calls], by_name, device)
     return Profile(
         pipeline_class=type(pipe).__name__,
-        workload=workload_of(call_kwargs),
+        workload=workload_of(method, call_kwargs),
         device=device,
         components=components,
         stages=stages,
@@ -62,11 +66,11 @@ def predict_profile(
     )
 
 
-def _recorded(pipe: DiffusionPipeline, kwargs: Mapping[str, object], on_call: Callable[[str], None]) -> Recording:
+def _recorded(pipe: Pipeline, method: str, kwargs: Mapping[str, object], on_call: Callable[[str], None]) -> Recording:
     """Run it; a second time where the pipeline's own code reads what its components return."""
     for largest_real_bytes in REAL_BYTES:
         try:
-            return record_calls(pipe, kwargs, largest_real_bytes=largest_real_bytes, on_call=on_call)
+            return record_calls(pipe, kwargs, method=method, largest_real_bytes=largest_real_bytes, on_call=on_call)
         except VramtuneError:
             raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Run a pipeline's own `__call__` while its components answer from fake tensors, and record what they did."""
+"""Run a pipeline's own `__call__`, or another method of it, while its components answer from fake tensors, and record what they did."""
 
 import logging
 import random
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from torch._subclasses import fake_tensor
@@ -20,7 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from vramtune.contract import METHODS, blocks_by_shell, forward_to_follow, modules_of, switched_off_tiling
+from vramtune.contract import (
+    CALL,
+    Pipeline,
+    blocks_by_shell,
+    entries,
+    forward_to_follow,
+    modules_of,
+    switched_off_tiling,
+)
 from vramtune.errors import TraceError
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 from vramtune.profiler.known_values import PipelineTracker
@@ -62,13 +69,14 @@ class Recording:
 
 
 def record_calls(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     call_kwargs: Mapping[str, object],
     *,
+    method: str = CALL,
     largest_real_bytes: int,
     on_call: Callable[[str], None],
 ) -> Recording:
-    """Run a copy of the pipeline on fake weights; the pipeline itself is not touched.
+    """Run a method of a copy of the pipeline on fake weights; the pipeline itself is not touched.
 
     Components' outputs up to `largest_real_bytes` reach the pipeline's own code as real zeros, larger ones as
     fakes: neither materialised nor computed with.
@@ -83,7 +91,7 @@ def record_calls(
         for tensor in tensors_of(inputs):
             recorder.pipeline.count(tensor)
         with torch.no_grad(), recorder.pipeline:
-            copied(**inputs)
+            getattr(copied, method)(**inputs)
     return Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tuple(recorder.pipeline.tape))
 
 
@@ -116,14 +124,15 @@ class Recorder:
         for name, component in components.items():
             names.setdefault(component, name)  # two names may stand for one module
         for component, name in names.items():
-            for method in METHODS:
-                if callable(original := getattr(component, method, None)):
-                    run = (method == "forward" and forward_to_follow(component)) or original
-                    target = ComponentMethod(component=name, method=method, module=component, run=run)
-                    vars(component)[method] = self._answering(target)
+            for entry, (module, method) in entries(component).items():
+                original = getattr(module, method)
+                called = None if method != "forward" else "" if module is component else entry
+                run = (called == "" and forward_to_follow(component)) or original
+                target = ComponentMethod(component=name, method=entry, module=component, run=run, called=called)
+                vars(module)[method] = self._answering(target, original)
 
-    def _answering(self, target: ComponentMethod) -> Callable[..., Any]:
-        @wraps(getattr(target.module, target.method))  # pipelines look at the signature
+    def _answering(self, target: ComponentMethod, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)  # pipelines look at the signature
         def answering(*args: Any, **kwargs: Any) -> Any:
             return self.answer(target, args, kwargs)
 

@@ -28,6 +28,8 @@ class ComponentMethod:
     module: nn.Module
     run: Callable[..., Any]
     """The method itself."""
+    called: str | None
+    """Path of the module whose call this is, and has begun; None where it is another method than `forward`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,8 +72,8 @@ def trace_call(
     tracker.know(tensors_of((args, kwargs)))
     paths = {module: path for path, module in target.module.named_modules()}
     owners = {owner for weight in weights.values() for owner in weight.owners}
-    if target.method == "forward":  # its own module call began before this
-        tracker.enter("", owners)
+    if target.called is not None:  # that module's call began before this
+        tracker.enter(target.called, owners)
     try:
         with ExitStack() as entered:
             entered.enter_context(torch.no_grad())

@@ -188,8 +188,12 @@ def plan_title(plan: Plan) -> str:
 
 
 def settings(workload: Workload) -> str:
-    """The call's settings without its prompts; of those that are long (a latent, an image) only the name."""
-    shown = [
+    """The call's settings without its prompts; of those that are long (a latent, an image) only the name.
+
+    A call of a method by name says so first.
+    """
+    shown = [workload.method] if workload.is_of_method else []
+    shown += [
         f"{name}={value if len(str(value)) <= LONG else '...'}"
         for name, value in workload.call_kwargs.items()
         if isinstance(value, int | float) or "prompt" not in name

@@ -54,6 +54,7 @@ def _profile(profile: Profile, *, permissions: tuple[str, ...] = ()) -> Fields:
     """A profile without its layers and segments: one row per component, its calls those made under the permissions."""
     return {
         "pipeline_class": profile.pipeline_class,
+        "method": profile.workload.method,
         "call_kwargs": profile.workload.call_kwargs,
         "device_name": profile.device.name,
         "device_total_bytes": profile.device.total_bytes,

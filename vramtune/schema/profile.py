@@ -194,6 +194,13 @@ class Workload:
     """The call that was profiled, as the user gave it; values that JSON cannot hold are named by their type."""
 
     call_kwargs: dict[str, Scalar | list[Scalar]]
+    method: str = "__call__"
+    """The pipeline's method that was called."""
+
+    @property
+    def is_of_method(self) -> bool:
+        """Whether it is a call of a named method, not of the pipeline itself."""
+        return self.method != "__call__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

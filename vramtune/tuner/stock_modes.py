@@ -66,12 +66,15 @@ _BlocksCost = Callable[[Device, Activity, list[_Chunk]], _Cost]
 
 
 def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[ModeEstimate, ...]:
-    """Every stock mode; `fits` is None where no budget is given."""
+    """Every stock mode; `fits` is None where no budget is given.
+
+    Pipelines without an offload sequence, such as modular ones, have no model offload.
+    """
     # sequential offload leaves the buffers of all components on the device
     buffer_bytes = sum(component.buffers.allocated_bytes for component in profile.components)
     return (
         _resident(profile, budget_bytes),
-        _model_offload(profile, budget_bytes),
+        *([_model_offload(profile, budget_bytes)] if profile.offload_sequence else []),
         _stateless(profile, budget_bytes, "group offload, block, stream", _block_stream),
         _stateless(profile, budget_bytes, "group offload, block", _block),
         _stateless(profile, budget_bytes, "group offload, leaf, stream", _leaf_stream),
