@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo check fmt test browser classes soak bench pictures notebooks gpu
+.PHONY: setup demo check fmt test proofs classes browser soak bench pictures notebooks gpu
 
 setup: $(READY)
 
@@ -27,8 +27,11 @@ fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup  ## Everything that needs no GPU, on up to four cores.
+test: setup  ## What needs no GPU and little time, on up to four cores.
 	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+
+proofs: setup  ## What takes longer: every stock mode at every link, the notebooks, the example of the docs.
+	$(BIN)/pytest -m slow --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 bench: setup  ## Writes dated tables to benchmarks/results/.
 	$(BIN)/python -m benchmarks.plans
@@ -37,11 +40,11 @@ bench: setup  ## Writes dated tables to benchmarks/results/.
 	$(BIN)/python -m benchmarks.stock_modes_on_sim
 	$(BIN)/python -m benchmarks.prediction_on_sim
 
-browser: setup  ## The HTML report in a real browser; needs Chromium (apt install chromium) and fails without.
-	$(BIN)/pytest -m browser
-
 classes: setup  ## A tiny pipeline of each family: predicted, tuned, streamed, given back. (diffusers' own: python -m benchmarks.classes)
 	$(BIN)/pytest -m classes --numprocesses=logical --maxprocesses=4 --dist=loadgroup tests/classes
+
+browser: setup  ## The HTML report in a real browser; needs Chromium (apt install chromium) and fails without.
+	$(BIN)/pytest -m browser
 
 soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits.
 	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest --timeout 7200 tests/offload/test_soak.py

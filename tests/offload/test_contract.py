@@ -21,7 +21,7 @@ from vramtune.tuner.stock_modes import stock_modes
 FRACTIONS = (1.0, 0.8, 0.6, 0.4)
 """Fractions of the used weights that have room."""
 FAR = 1.25
-"""Stock modes predicted to take longer than this many times the plan are run by `pytest -m slow` alone.
+"""Stock modes predicted to take longer than this many times the plan are run by `make proofs` alone.
 
 Predictions of stock modes are within 5%.
 """
