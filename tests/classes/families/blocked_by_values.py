@@ -58,7 +58,7 @@ def qwen_image_edit() -> QwenImageEditPipeline:
     )
 
 
-@family(image=picture, height=32, width=32, max_sequence_length=16, refused=r"text_encoder.*modeling_qwen3_vl\.py")
+@family(image=picture, height=32, width=32, max_sequence_length=16)
 def joy_image_edit() -> JoyImageEditPipeline:
     """The same with Qwen 3 VL."""
     tokenizer = tokenizers.qwen(encoders.TINY_QWEN_FIRST_SPECIAL)
