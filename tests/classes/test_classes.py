@@ -26,6 +26,7 @@ def each_of(families: Iterable[Family]) -> pytest.MarkDecorator:
 
 each_family = each_of(FAMILIES.values())
 each_that_runs = each_of(family for family in FAMILIES.values() if family.runs_on_sim)
+each_that_offloads = each_of(family for family in FAMILIES.values() if family.runs_on_sim and family.runs_offloaded)
 
 
 @pytest.fixture(autouse=True)
@@ -54,12 +55,12 @@ def test_tuned_where_everything_fits_it_gives_the_same(family: Family) -> None:
     plan(family.name)
 
 
-@each_that_runs
+@each_that_offloads
 def test_streamed_it_gives_the_same(family: Family) -> None:
     checks.check_streamed(family, untuned(family.name), plan(family.name))
 
 
-@each_that_runs
+@each_that_offloads
 def test_stock_offload_works_before_and_after_a_plan(family: Family) -> None:
     offload_tests.check_beside_stock_offload(family, untuned(family.name), plan(family.name))
 

@@ -178,6 +178,7 @@ def inversion() -> dict[str, Any]:
 
 @family(
     inversion=inversion,
+    runs_offloaded=False,
     prompt=None,
     num_inference_steps=None,
     editing_prompt=["glasses", "sunshine"],
@@ -185,7 +186,7 @@ def inversion() -> dict[str, Any]:
     edit_guidance_scale=[10.0, 5.0],
 )
 def ledits() -> LEditsPPPipelineStableDiffusion:
-    """It keeps attention maps, and edits what it has inverted."""
+    """It keeps attention maps, and edits what it has inverted; `invert` forgets where the pipeline executes."""
     parts = sd15().components
     del parts["image_encoder"]
     parts["unet"] = UNet2DConditionModel(  # whose third level has the attention maps that are asked for

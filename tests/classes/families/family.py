@@ -28,6 +28,8 @@ class Family:
     """Makes the arguments of `invert`, for a pipeline that edits only what it has inverted."""
     runs_on_sim: bool = True
     """Whether the simulated GPU has all operations that it needs; else it is only predicted."""
+    runs_offloaded: bool = True
+    """Whether diffusers' own model offload runs it; else it is tuned only where everything fits."""
 
     def pipe(self) -> DiffusionPipeline:
         """A fresh one, on the host, in eval mode; its random weights are the same each time."""
@@ -66,12 +68,16 @@ Builder = Callable[[], DiffusionPipeline]
 
 
 def family(
-    *, inversion: Callable[[], dict[str, Any]] | None = None, runs_on_sim: bool = True, **call: Any
+    *,
+    inversion: Callable[[], dict[str, Any]] | None = None,
+    runs_on_sim: bool = True,
+    runs_offloaded: bool = True,
+    **call: Any,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under its name, with the arguments of its call."""
 
     def register(build: Builder) -> Builder:
-        FAMILIES[build.__name__] = Family(build.__name__, build, call, inversion, runs_on_sim)
+        FAMILIES[build.__name__] = Family(build.__name__, build, call, inversion, runs_on_sim, runs_offloaded)
         return build
 
     return register
