@@ -33,6 +33,21 @@ class DoesNotApply(Exception):
     """The pipeline has no such thing, or diffusers fails at it as well."""
 
 
+def check_if_stock_offload_runs(subject: Subject, check: Callable[[], None]) -> None:
+    """A check of offloading; it does not apply where it fails and diffusers' own model offload does too."""
+    try:
+        check()
+    except Exception as error:
+        fresh_gpu()
+        pipe = subject.pipe()
+        pipe.enable_model_cpu_offload(device="sim")
+        try:
+            call(subject, pipe)
+        except Exception as with_stock:
+            raise DoesNotApply(f"diffusers' own offload fails as well: {reason(with_stock)}") from error
+        raise
+
+
 def streamed(pipe: DiffusionPipeline, plan: Plan) -> vramtune.Tuned:
     return vramtune.install(pipe, streaming(plan, excluded_components(pipe)), device="sim")
 

@@ -79,6 +79,8 @@ def why(result: Result) -> str:
             by_text.setdefault(phase["text"], []).append(name)
     texts = [f"{', '.join(names)}: {escaped(text)}" for text, names in by_text.items()]
     if verdict(result) == "works":
+        if phases["streamed"]["ok"] is None:
+            return f"works with everything on the GPU; offloaded: {escaped(phases['streamed']['text'])}"
         return "works" if result.get("says_much", True) else "works (its output says little: NaN or constant)"
     return f"**{VERDICTS[verdict(result)]}**: " + "; ".join(texts)
 

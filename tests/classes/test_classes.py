@@ -9,7 +9,7 @@ from benchmarks.classes import checks, offload_tests
 from benchmarks.classes.outputs import says_much
 from benchmarks.classes.stand_ins import with_small_images
 from tests.classes.families import FAMILIES, Family
-from vramtune import Plan, TraceError, UsageError
+from vramtune import Plan
 
 pytestmark = [
     pytest.mark.classes,
@@ -24,10 +24,9 @@ def each_of(families: Iterable[Family]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("family", cases)
 
 
-FOLLOWED = [family for family in FAMILIES.values() if not family.refused]
-each_family = each_of(FOLLOWED)
-each_that_runs = each_of(family for family in FOLLOWED if family.runs_on_sim)
-each_refused = each_of(family for family in FAMILIES.values() if family.refused)
+each_family = each_of(FAMILIES.values())
+each_that_runs = each_of(family for family in FAMILIES.values() if family.runs_on_sim)
+each_that_offloads = each_of(family for family in FAMILIES.values() if family.runs_on_sim and family.runs_offloaded)
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +55,12 @@ def test_tuned_where_everything_fits_it_gives_the_same(family: Family) -> None:
     plan(family.name)
 
 
-@each_that_runs
+@each_that_offloads
 def test_streamed_it_gives_the_same(family: Family) -> None:
     checks.check_streamed(family, untuned(family.name), plan(family.name))
 
 
-@each_that_runs
+@each_that_offloads
 def test_stock_offload_works_before_and_after_a_plan(family: Family) -> None:
     offload_tests.check_beside_stock_offload(family, untuned(family.name), plan(family.name))
 
@@ -69,9 +68,3 @@ def test_stock_offload_works_before_and_after_a_plan(family: Family) -> None:
 @each_that_runs
 def test_its_output_is_neither_constant_nor_nan(family: Family) -> None:
     assert says_much(untuned(family.name).first)
-
-
-@each_refused
-def test_a_call_that_cannot_be_followed_yet_is_refused_by_name_and_leaves_it_as_it_was(family: Family) -> None:
-    with pytest.raises((TraceError, UsageError), match=family.refused):
-        checks.check_predicted(family, None)

@@ -1,5 +1,6 @@
 """Values that the pipeline knows decide what a component does; what depends on weights is refused by name."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,6 +82,58 @@ def test_lengths_loops_and_unique_values_of_known_tensors_are_real():
         return sample
 
     profiled(ask)
+
+
+def test_known_tensors_may_become_arrays_and_a_tensors_data():
+    def ask(self, sample, timestep, _):
+        lengths = torch.tensor([3, 1, 2])
+        assert lengths.numpy().cumsum().tolist() == [3, 4, 6]
+        assert np.asarray(lengths).tolist() == [3, 1, 2]
+        assert torch.tensor([lengths.max() + 1, 7]).tolist() == [4, 7]
+        FOLLOWED.append(int(timestep.numpy()))
+        return sample
+
+    FOLLOWED.clear()
+    profiled(ask, num_inference_steps=4)
+    assert len(set(FOLLOWED)) == 4
+
+
+@pytest.mark.parametrize(
+    "question", [lambda x: x.numpy(), lambda x: torch.tensor([x.sum(), 1.0])], ids=["as an array", "as a tensor's data"]
+)
+def test_unknown_tensors_may_become_neither(question):
+    def ask(self, sample, timestep, states):
+        question(states)
+        return sample
+
+    with pytest.raises(TraceError, match=r"unet\.forward: .*test_known_values\.py:\d+"):
+        profiled(ask)
+
+
+@pytest.mark.parametrize("num_chosen", [1, 2, 3])
+def test_of_a_routers_choices_the_costliest_is_followed(num_chosen):
+    """One expert works on every token, and the others on some: the most memory, and all weights."""
+
+    def ask(self, sample, timestep, _):
+        scores = self.table[:, :4].softmax(dim=-1)  # [tokens experts]
+        _, chosen = torch.topk(scores, num_chosen, dim=-1)
+        tokens = chosen.flatten().bincount(minlength=4).cpu().numpy()
+        assert tokens.sum() == 64 * num_chosen
+        assert tokens.max() == (64 if num_chosen > 1 else 61)
+        assert tokens.min() > 0
+        assert all(len(set(row)) == num_chosen for row in chosen.tolist())
+        return sample
+
+    profiled(ask)
+
+
+def test_what_a_choice_of_words_decides_is_refused():
+    def ask(self, sample, timestep, _):
+        _, word = torch.topk(self.table.flatten()[None], 1)
+        return sample * word.item()
+
+    with pytest.raises(TraceError, match=r"unet\.forward: .*test_known_values\.py:\d+"):
+        profiled(ask)
 
 
 def test_a_shape_alone_makes_a_known_tensor_of_an_unknown_one():

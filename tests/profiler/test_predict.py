@@ -351,3 +351,40 @@ def test_a_pipeline_that_reads_large_outputs_of_components_gets_zeros(device):
     # 150 prompts: embeddings above one mebibyte.
     profile = predict(pipe, "sdxl", device, prompt=["a cat"] * 150, num_inference_steps=3)
     assert stages_of(profile)[-2:] == [("unet", 3), ("vae.decode", 1)]
+
+
+KEPT: list[torch.Tensor] = []
+"""At the module's level: what a function remembers is copied with its pipeline."""
+
+
+@pytest.mark.parametrize("are_left", [False, True], ids=["taken away", "left there"])
+def test_what_a_component_leaves_elsewhere_than_in_its_outputs_is_there_after_each_call_and_counts(are_left, device):
+    """A pipeline that edits by attention maps has its unet keep them and reads them after each step."""
+
+    def keeping(forward):
+        def keeps(*args, **kwargs):
+            outputs = forward(*args, **kwargs)
+            KEPT.append(outputs[0].repeat(2**10, 1, 1, 1))
+            return outputs
+
+        return keeps
+
+    def read(pipe, step, timestep, tensors):
+        nonlocal num_bytes
+        num_bytes += KEPT[-1].nbytes
+        if not are_left:
+            KEPT.pop()
+        return {}
+
+    num_bytes = 0
+    pipe = tiny_pipelines.build("sd15")
+    pipe.unet.forward = keeping(pipe.unet.forward)
+    try:
+        profile = predict(pipe, "sd15", device, callback_on_step_end=read)
+    finally:
+        KEPT.clear()
+    assert stages_of(profile) == [("text_encoder", 2), ("unet", 4), ("vae.decode", 1)]
+    decode = profile.stages[-1]
+    assert num_bytes > 20 * MIB
+    assert (decode.pipeline_bytes >= num_bytes) == are_left
+    assert are_left or decode.pipeline_bytes < MIB

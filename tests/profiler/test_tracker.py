@@ -1,8 +1,11 @@
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import flex_attention
 
 from vramtune.profiler.known_values import ComponentTracker
+from vramtune.profiler.record import flex_attention_executed
+from vramtune.profiler.roofline import Work
 from vramtune.profiler.trace import weights_of
 from vramtune.profiler.tracker import Allocation, Start
 
@@ -92,3 +95,31 @@ def test_hooks_are_removed_after_a_watched_module_fails():
     module(torch.ones(1, 2))
     assert list(tracker.usage.entered) == ["x"]
     assert tracker.stack == ()
+
+
+def test_flex_attention_counts_what_it_does_without_being_compiled():
+    """All scores at once, and two matrix products."""
+    num_scores = 2 * 48 * 48
+
+    def attend():
+        query, key, value = torch.empty(3, 1, 2, 48, 16).unbind()  # [batch heads tokens channels]
+        flex_attention.flex_attention(query, key, value, score_mod=lambda score, *position: score * 2)
+
+    with flex_attention_executed():
+        tracker = tracked(attend)
+    assert live_and_peak(tracker)[1] > 2 * 4 * num_scores
+    products = [entry.flops for entry in tracker.tape if isinstance(entry, Work) and entry.flops > 16 * num_scores]
+    assert products == [2 * 16 * num_scores] * 2
+
+
+def test_in_inference_mode_the_same_is_counted():
+    def project():
+        torch.nn.functional.linear(torch.empty(4, 8), torch.empty(16, 8)).softmax(dim=-1)
+
+    def in_inference_mode():
+        with torch.inference_mode():
+            project()
+
+    assert [e for e in tracked(in_inference_mode).tape if isinstance(e, Work)] == [
+        e for e in tracked(project).tape if isinstance(e, Work)
+    ]

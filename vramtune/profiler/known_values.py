@@ -2,18 +2,21 @@
 
 A pipeline knows token ids, attention masks, grid sizes and timesteps before any model has run, and some models ask for
 them: a mask is an index, a length decides a loop. So a fake tensor may have a real *twin*, which goes through the same
-operations as long as it is small and all their inputs have one. What depends on weights has none.
+operations as long as it is small and all their inputs have one. What depends on weights has none; only of a router's
+choice the costliest is taken for known (`routing.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
+from vramtune.profiler.routing import costliest_routing
 from vramtune.profiler.tracker import Tracker, Weight, is_mutable, storage_id, tensors_in, written_tensors
 
 LARGEST_TWIN_ELEMENTS = 2**20
@@ -27,6 +30,8 @@ UNSET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided
 """Operations that leave their result unset: a twin's is 0, so that equal calls have equal traces."""
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 """Operations that take only the shape from their tensor: their result is known whatever that holds."""
+
+TO_ARRAY: tuple[Any, ...] = (torch.Tensor.numpy, torch.Tensor.__array__)
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +60,8 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         self.deciding: set[int] = set()
         """Numbers of the inputs whose values the code asked for: another call with other values may go another way."""
         self.num_decisions = 0
+        self._determined: set[int] = set()
+        """Keys of storages that were born with known values."""
 
     def tell(self, fake: torch.Tensor, value: torch.Tensor, number: int) -> None:
         """Give an input of the call its values."""
@@ -63,6 +70,28 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor's values are known."""
         return self._twin(tensor) is not None
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage, and note whether its values are known."""
+        super().count(tensor)
+        if self.is_known(tensor) and (key := self.keys.get(storage_id(tensor))) is not None:
+            self._determined.add(key)
+
+    def left_behind(self, outputs: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
+        """What the call has left elsewhere than in its outputs, and what another call like it would not leave again.
+
+        Caches of known values (a rotary embedder's table) do not count: they are filled once.
+        """
+        returned = set(map(storage_id, outputs))
+        return [s for key, s in self.alive() if key not in self._determined and s._cdata not in returned]
+
+    def asked(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The values of a tensor, which decide what the code does; None where they are not known."""
+        if (twin := self._twin(tensor)) is None:
+            return None
+        self.deciding.update(twin.sources)
+        self.num_decisions += 1
+        return twin.value
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]) -> Any:
         """Do an operation on fakes, and with their twins where all inputs have one."""
@@ -81,6 +110,8 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
             if all(output.numel() <= LARGEST_TWIN_ELEMENTS for output in outputs):
                 self._attach(outputs, self._real(func, args, kwargs), twins)
                 return out
+        if func is aten.topk.default:
+            self._suppose_routing(args, out[1])
         if is_mutable(func):
             for tensor in written_tensors(func, args, kwargs):
                 if (twin := getattr(tensor, ATTRIBUTE, None)) is not None:
@@ -116,6 +147,13 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         self._attach(list(tensors_in((out,))), real, twins)
         return out
 
+    def _suppose_routing(self, args: tuple[Any, ...], indices: torch.Tensor) -> None:
+        """Give a router's choice the values that cost most."""
+        with no_dispatch():
+            chosen = costliest_routing(*args)
+        if chosen is not None and chosen.numel() <= LARGEST_TWIN_ELEMENTS:
+            self._attach([indices], chosen, [])
+
     def _with_known_masks(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of an indexing with known masks as positions: then the result has a shape."""
         indices: list[Any] = []
@@ -146,6 +184,23 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         for output, value in zip(outputs, tensors_in((real,)), strict=True):
             storage = storages.get(storage_id(value)) or Storage()
             setattr(output, ATTRIBUTE, Twin(value, sources, storage))
+
+
+class Questions(TorchFunctionMode):
+    """Answers the questions for values that no dispatch mode sees: a tensor as an array, tensors as a tensor's data."""
+
+    def __init__(self, tracker: ComponentTracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in TO_ARRAY and (values := self._tracker.asked(args[0])) is not None:
+            with no_dispatch():
+                return func(values.clone(), *args[1:], **kwargs)
+        if func is torch.tensor and isinstance(args[0], list | tuple):
+            args = (tree_map_only(FakeTensor, torch.Tensor.item, args[0]), *args[1:])
+        return func(*args, **kwargs)
 
 
 class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]

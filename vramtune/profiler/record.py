@@ -16,6 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
@@ -83,7 +84,13 @@ def record_calls(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
-    with _random_state_restored(), _single_threaded(), _quiet_libraries(), cached_fakes_forgotten():
+    with (
+        _random_state_restored(),
+        _single_threaded(),
+        _quiet_libraries(),
+        flex_attention_executed(),
+        cached_fakes_forgotten(),
+    ):
         copied = fake_copy(pipe, mode)
         components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call)
@@ -164,12 +171,15 @@ class Recorder:
         dtype = next((weight.dtype for weight in target.module.parameters()), None)  # a pipeline may cast it
         arguments = describe(inputs)
         traces = self._traces.setdefault((target.component, target.method, dtype, arguments.key), [])
-        if (known := self._like(traces, inputs)) is not None:
+        if (known := self._like(traces, inputs)) is not None and not known.left_behind:
             return known
         self._kept_alive += arguments.objects
         name, began = call_name(target.component, target.method), time.perf_counter()
         self._on_call(name)
         trace = trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+        self.pipeline.adopt(storage for reference in trace.left_behind if (storage := reference()) is not None)
+        if known is not None and trace.tape == known.tape:
+            return known  # the same again; it ran for what it leaves behind
         traces.append(replace(trace, tiled=self._tiled(target, inputs)))
         logger.debug("traced %s in %.2f s", name, time.perf_counter() - began)
         return traces[-1]
@@ -250,6 +260,21 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         diffusers_logging.set_verbosity(verbosity)
         fake_tensor.log.disabled = was_disabled
+
+
+@contextmanager
+def flex_attention_executed() -> Iterator[None]:
+    """While entered, flex attention is executed rather than compiled, which it refuses under our modes.
+
+    `_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG` in `torch/nn/attention/flex_attention.py`. Without `torch.compile` around
+    it, what it compiles with is eager too: the same operations.
+    """
+    before = flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
+    try:
+        yield
+    finally:
+        flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = before
 
 
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The tensors in whatever calls take and return: nested containers, model outputs, distributions."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,25 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
 
     map_tensors(collect, value)
     return tensors
+
+
+def tensors_reached(value: Any) -> list[torch.Tensor]:
+    """The tensors in `value` however deep, as in the caches of keys and values that text encoders return."""
+    tensors: dict[torch.Tensor, None] = {}
+    waiting, known = [value], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            tensors[item] = None
+        elif id(item) not in known:
+            known.add(id(item))
+            if isinstance(item, Mapping):
+                waiting += item.values()
+            elif isinstance(item, list | tuple | set):
+                waiting += item
+            elif hasattr(item, "__dict__") and not isinstance(item, nn.Module | type):
+                waiting += vars(item).values()
+    return list(tensors)
 
 
 def _holds_tensors(leaf: Any) -> bool:

@@ -1,7 +1,9 @@
 """One call of one component's method on fake tensors: what it did, written down."""
 
+import gc
 import itertools
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,9 +15,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramtune.errors import TraceError
-from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS, ComponentTracker
+from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS, ComponentTracker, Questions
 from vramtune.profiler.memo import memoised_children
-from vramtune.profiler.tensor_trees import map_tensors, tensors_of
+from vramtune.profiler.tensor_trees import map_tensors, tensors_of, tensors_reached
 from vramtune.profiler.tracker import Entry, Usage, Weight
 
 
@@ -45,6 +47,8 @@ class Trace:
     outputs: Any
     deciding_values: dict[int, torch.Tensor]
     """Values of inputs that the code asked for, by the input's number: with others it may do something else."""
+    left_behind: tuple[weakref.ref[torch.UntypedStorage], ...]
+    """What it left elsewhere than in its outputs, for the pipeline to read: attention maps that are kept."""
     tiled: "Trace | None"
     """The same call with VAE tiling on; None where the component has no tiling or it is on already."""
 
@@ -81,6 +85,7 @@ def trace_call(
             entered.enter_context(tracker.watch_modules(paths, owners))
             entered.enter_context(memoised_children(target.module, tracker, mode))
             entered.enter_context(tracker)
+            entered.enter_context(Questions(tracker))
             outputs = target.run(*args, **kwargs)
     except Exception as error:
         raise _trace_error(target, error, paths) from error
@@ -94,8 +99,16 @@ def trace_call(
         usage=tracker.usage,
         outputs=outputs,
         deciding_values=deciding_values,
+        left_behind=tuple(map(weakref.ref, _left_behind(tracker, outputs))),
         tiled=None,
     )
+
+
+def _left_behind(tracker: ComponentTracker, outputs: Any) -> list[torch.UntypedStorage]:
+    if not tracker.left_behind(tensors_reached(outputs)):
+        return []
+    gc.collect()  # what only a cycle keeps alive is not left for anyone
+    return tracker.left_behind(tensors_reached(outputs))
 
 
 def _trace_error(target: ComponentMethod, error: Exception, paths: Mapping[nn.Module, str]) -> TraceError:

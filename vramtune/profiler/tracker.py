@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._C import DispatchKey
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -91,11 +92,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if not isinstance(func, OpOverload):  # a higher-order operator, such as flex attention: its memory counts
-            out = func(*args, **kwargs)
-            for tensor in tensors_in((out,)):
-                self.count(tensor)
-            return out
+        if (made_of_others := composite(func)) is not None:
+            with self:
+                return made_of_others(*args, **kwargs)
         inputs = list(tensors_in(args)) if not kwargs else list(tensors_in((args, kwargs.values())))
         out = self.execute(func, args, kwargs, inputs)
         if outputs := list(tensors_in((out,))):
@@ -156,6 +155,19 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._deaths[key] = weakref.ref(storage, died)
 
+    def adopt(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        """Count what another tracker has followed until now."""
+        for storage in storages:
+            key = self.new_key()
+            self.tape.append(Allocation(key, rounded_bytes(storage.nbytes())))
+            self.follow(storage, key)
+
+    def alive(self) -> Iterator[tuple[int, torch.UntypedStorage]]:
+        """The storages that live now, with their keys."""
+        for key, reference in list(self._deaths.items()):
+            if (storage := reference()) is not None:
+                yield key, storage
+
     def forget(self, storage: torch.UntypedStorage) -> None:
         """Stop following a storage whose death is on the tape already."""
         key = self.keys.pop(storage._cdata)
@@ -213,6 +225,19 @@ def storage_id(tensor: torch.Tensor) -> int:
 def is_mutable(func: Any) -> bool:
     """Whether an ATen operation writes into an argument."""
     return bool(func._schema.is_mutable)
+
+
+@cache
+def composite(func: Any) -> Callable[..., Any] | None:
+    """What does an operation by others: those are what runs, and what costs. None where it is one itself.
+
+    A higher-order operator is (flex attention, which is not compiled here); so are those that autograd takes apart
+    before a mode sees them, but not below it, where higher-order operators and `torch.inference_mode` are.
+    """
+    if not isinstance(func, OpOverload):
+        kernel: Callable[..., Any] = func.py_kernels[DispatchKey.CompositeExplicitAutograd]
+        return kernel
+    return func.decompose if func._can_decompose() else None
 
 
 def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:

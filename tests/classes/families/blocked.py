@@ -99,7 +99,7 @@ def tiny_vae() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
-@family(height=32, width=32, max_sequence_length=16, refused=r"transformer.*aten\.bincount")
+@family(height=32, width=32, max_sequence_length=16)
 def hidream() -> HiDreamImagePipeline:
     """A router: who works depends on the data."""
     transformer = HiDreamImageTransformer2DModel(
@@ -136,14 +136,7 @@ def hidream() -> HiDreamImagePipeline:
     return pipe
 
 
-@family(
-    height=16,
-    width=16,
-    num_frames=9,
-    max_sequence_length=16,
-    runs_on_sim=False,
-    refused=r"transformer.*attention_dispatch\.py",
-)
+@family(height=16, width=16, num_frames=9, max_sequence_length=16, runs_on_sim=False)
 def anyflow_far() -> AnyFlowFARPipeline:
     """Flex attention, which PyTorch refuses on the simulated GPU."""
     transformer = AnyFlowFARTransformer3DModel(
@@ -185,15 +178,15 @@ def inversion() -> dict[str, Any]:
 
 @family(
     inversion=inversion,
+    runs_offloaded=False,
     prompt=None,
     num_inference_steps=None,
     editing_prompt=["glasses", "sunshine"],
     reverse_editing_direction=[False, True],
     edit_guidance_scale=[10.0, 5.0],
-    refused=r"torch\.cat",
 )
 def ledits() -> LEditsPPPipelineStableDiffusion:
-    """It keeps attention maps, and edits what it has inverted."""
+    """It keeps attention maps, and edits what it has inverted; `invert` forgets where the pipeline executes."""
     parts = sd15().components
     del parts["image_encoder"]
     parts["unet"] = UNet2DConditionModel(  # whose third level has the attention maps that are asked for

@@ -58,7 +58,7 @@ def qwen_image_edit() -> QwenImageEditPipeline:
     )
 
 
-@family(image=picture, height=32, width=32, max_sequence_length=16, refused=r"text_encoder.*modeling_qwen3_vl\.py")
+@family(image=picture, height=32, width=32, max_sequence_length=16)
 def joy_image_edit() -> JoyImageEditPipeline:
     """The same with Qwen 3 VL."""
     tokenizer = tokenizers.qwen(encoders.TINY_QWEN_FIRST_SPECIAL)
@@ -72,7 +72,7 @@ def joy_image_edit() -> JoyImageEditPipeline:
         rope_dim_list=[4, 6, 6],
         theta=256,
     )
-    return JoyImageEditPipeline(
+    pipe = JoyImageEditPipeline(
         transformer=transformer,
         vae=wan_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -80,6 +80,9 @@ def joy_image_edit() -> JoyImageEditPipeline:
         tokenizer=tokenizer,
         processor=SeeingProcessor(tokenizer),
     )
+    # It would make a megapixel of what is asked for.
+    pipe.vae_image_processor.get_default_height_width = lambda image, height, width: (height, width)
+    return pipe
 
 
 @family(height=32, width=32)

@@ -28,8 +28,8 @@ class Family:
     """Makes the arguments of `invert`, for a pipeline that edits only what it has inverted."""
     runs_on_sim: bool = True
     """Whether the simulated GPU has all operations that it needs; else it is only predicted."""
-    refused: str = ""
-    """What the refusal says, where its call cannot be followed yet."""
+    runs_offloaded: bool = True
+    """Whether diffusers' own model offload runs it; else it is tuned only where everything fits."""
 
     def pipe(self) -> DiffusionPipeline:
         """A fresh one, on the host, in eval mode; its random weights are the same each time."""
@@ -68,12 +68,16 @@ Builder = Callable[[], DiffusionPipeline]
 
 
 def family(
-    *, inversion: Callable[[], dict[str, Any]] | None = None, runs_on_sim: bool = True, refused: str = "", **call: Any
+    *,
+    inversion: Callable[[], dict[str, Any]] | None = None,
+    runs_on_sim: bool = True,
+    runs_offloaded: bool = True,
+    **call: Any,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under its name, with the arguments of its call."""
 
     def register(build: Builder) -> Builder:
-        FAMILIES[build.__name__] = Family(build.__name__, build, call, inversion, runs_on_sim, refused)
+        FAMILIES[build.__name__] = Family(build.__name__, build, call, inversion, runs_on_sim, runs_offloaded)
         return build
 
     return register

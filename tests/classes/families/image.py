@@ -69,7 +69,7 @@ def pixart() -> PixArtAlphaPipeline:
     )
 
 
-@family(height=32, width=32, max_sequence_length=16, complex_human_instruction=None)
+@family(height=32, width=32, use_resolution_binning=False, max_sequence_length=16, complex_human_instruction=None)
 def sana() -> SanaPipeline:
     """Sana: linear attention, and a VAE of residual blocks."""
     transformer = SanaTransformer2DModel(
