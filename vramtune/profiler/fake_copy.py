@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vramtune.contract import drop_offload_hook, pipelines_in, quieten, shared_by_copies
+from vramtune.profiler.fakes import fake_like
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def fake_copy(pipe: DiffusionPipeline, mode: FakeTensorMode) -> DiffusionPipelin
     owners: list[Any] = [*pipelines, *modules]
     memo: Memo = {id(owner): object.__new__(type(owner)) for owner in owners}
     for tensor in _weights(modules):
-        memo[id(tensor)] = _fake_like(tensor, mode)
+        memo[id(tensor)] = fake_like(tensor, mode)
     for shared in shared_by_copies(pipe):
         memo[id(shared)] = shared
     for owner in owners:
@@ -106,13 +107,6 @@ def _copied_function(function: FunctionType, memo: Memo) -> FunctionType:
         copied.cell_contents = _copied(cell.cell_contents, memo)
     vars(twin).update(_copied_attributes(function, memo))
     return twin
-
-
-def _fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    # On "cpu" attention stays fused; fake "cuda" and "meta" would be traced through the unfused kernel.
-    with mode:
-        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
 
 
 def _apply_to_fakes(

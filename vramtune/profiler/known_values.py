@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
-from vramtune.profiler.tracker import Tracker, Weight, is_mutable, storage_id, tensors_in, written_tensors
+from vramtune.profiler.fakes import FakeOperations, storage_id
+from vramtune.profiler.tracker import Tracker, Weight, is_mutable, tensors_in, written_tensors
 
 LARGEST_TWIN_ELEMENTS = 2**20
 """Enough for a mask over a thousand tokens by a thousand, or an image's zero embeddings; computed with in milliseconds."""
@@ -50,8 +51,9 @@ class Twin:
 class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
     """A tracker of a component's call that answers from twins where the code asks for values."""
 
-    def __init__(self, weights: dict[int, Weight]) -> None:
+    def __init__(self, weights: dict[int, Weight], mode: FakeTensorMode) -> None:
         super().__init__(weights)
+        self._operations = FakeOperations(mode)
         self.deciding: set[int] = set()
         """Numbers of the inputs whose values the code asked for: another call with other values may go another way."""
         self.num_decisions = 0
@@ -75,7 +77,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         twins = self._twins(func, inputs)
         if twins is not None and _asks_for_values(func, args):
             return self._decide(func, args, kwargs, twins)
-        out = func(*args, **kwargs)
+        out = self._operations.run(func, args, kwargs)
         if twins is not None and torch.Tag.nondeterministic_seeded not in func.tags:
             outputs = list(tensors_in((out,)))
             if all(output.numel() <= LARGEST_TWIN_ELEMENTS for output in outputs):

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vramtune.profiler.allocator import rounded_bytes
+from vramtune.profiler.fakes import storage_id
 from vramtune.profiler.roofline import Work, operation_work
 
 Stack = tuple[str, ...]
@@ -201,12 +202,6 @@ def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple | type({}.values())):
             yield from tensors_in(value)
-
-
-def storage_id(tensor: torch.Tensor) -> int:
-    """A number that tells living storages apart."""
-    identity: int = tensor.untyped_storage()._cdata
-    return identity
 
 
 @cache
