@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
 from diffusers import DiffusionPipeline
+from diffusers.utils import import_utils
 from torch import nn
 
 from vramtune.errors import UsageError
@@ -210,6 +211,17 @@ def shared_by_copies(pipe: DiffusionPipeline) -> Iterator[object]:
         for tokenizer in (component, getattr(component, "tokenizer", None)):
             if (compiled := getattr(tokenizer, "_tokenizer", None)) is not None:
                 yield compiled
+
+
+def missing_package(error: Exception) -> str | None:
+    """The optional package for whose want a pipeline failed: diffusers leaves its name undefined where it is not installed.
+
+    `is_<package>_available` in `diffusers/utils/import_utils.py`; `diffusers/pipelines/wan/pipeline_wan_i2v.py` needs ftfy.
+    """
+    if not isinstance(error, NameError):
+        return None
+    is_available = getattr(import_utils, f"is_{error.name}_available", None)
+    return error.name if is_available is not None and not is_available() else None
 
 
 def quieten(pipe: DiffusionPipeline) -> None:

@@ -8,6 +8,7 @@ import copy
 import functools
 import gc
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CellType, FunctionType
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 Memo = dict[int, Any]
 """`copy.deepcopy`'s: what stands for an object in the copy, by `id`."""
 ATOMIC = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
+CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def fake_copy(pipe: DiffusionPipeline, mode: FakeTensorMode) -> DiffusionPipeline:
@@ -81,6 +83,8 @@ def _copied_attributes(owner: object, memo: Memo) -> dict[str, Any]:
 def _copied(value: Any, memo: Memo) -> Any:
     if isinstance(value, ATOMIC):
         return value
+    if type(value) in CONTAINERS and not value:  # a module has a dozen, which `copy.deepcopy` takes apart each
+        return memo.setdefault(id(value), type(value)())
     for function in _functions_in(value):
         memo.setdefault(id(function), _copied_function(function, memo))
     return copy.deepcopy(value, memo)

@@ -6,7 +6,9 @@ operations as long as it is small and all their inputs have one. What depends on
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -153,8 +155,10 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
 class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
     """A tracker of the pipeline's own work, on real tensors, that knows which of them depend on components' outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: FakeTensorMode, largest_real_bytes: int) -> None:
         super().__init__(weights={})
+        self._mode = mode
+        self._largest_real_elements = max(largest_real_bytes, LARGEST_TWIN_ELEMENTS)
         self._unknown: set[int] = set()
         """Storages, by their key on the tape."""
 
@@ -168,9 +172,14 @@ class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
         return not isinstance(tensor, FakeTensor) and self.keys.get(storage_id(tensor)) not in self._unknown
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]) -> Any:
-        """Do an operation; what something unknown is written into is unknown, also where nothing is returned."""
+        """Do an operation; what something unknown is written into is unknown, also where nothing is returned.
+
+        A large tensor that the pipeline fills itself (padding for features) is a fake: no component can ask for its values.
+        """
         is_spoilt = is_mutable(func) and not all(map(self.is_known, inputs))
-        out = super().execute(func, args, kwargs, inputs)
+        is_large = not inputs and _num_elements_asked(args) > self._largest_real_elements
+        with self._mode if is_large else nullcontext():
+            out = super().execute(func, args, kwargs, inputs)
         if is_spoilt:
             for tensor in written_tensors(func, args, kwargs):
                 self._forget_values(tensor)
@@ -189,6 +198,11 @@ class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
     def _forget_values(self, tensor: torch.Tensor) -> None:
         if (key := self.keys.get(storage_id(tensor))) is not None:
             self._unknown.add(key)
+
+
+def _num_elements_asked(args: tuple[Any, ...]) -> int:
+    """How large a tensor an operation without tensors makes, as far as its first argument says."""
+    return prod(args[0]) if args and isinstance(args[0], list | tuple) else 0
 
 
 def _is_mask(index: Any) -> bool:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vramtune.profiler.allocator import rounded_bytes
-from vramtune.profiler.fakes import storage_id
+from vramtune.profiler.fakes import is_pure_view, storage_id
 from vramtune.profiler.roofline import Work, operation_work
 
 Stack = tuple[str, ...]
@@ -86,12 +87,17 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._deaths: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._numbers = itertools.count(1)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, so nothing need be kept from it, at each operation
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
+            (tensor,) = args
+            return tensor.fake_device if isinstance(tensor, FakeTensor) else func(tensor)
         if not isinstance(func, OpOverload):  # a higher-order operator, such as flex attention: its memory counts
             out = func(*args, **kwargs)
             for tensor in tensors_in((out,)):
@@ -99,6 +105,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         inputs = list(tensors_in(args)) if not kwargs else list(tensors_in((args, kwargs.values())))
         out = self.execute(func, args, kwargs, inputs)
+        if is_pure_view(func):
+            return out
         if outputs := list(tensors_in((out,))):
             self.note(func, args, inputs, outputs)
         return out
