@@ -12,6 +12,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
 from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.modular_pipelines.components_manager import CustomOffloadHook
+from diffusers.utils import import_utils
 from torch import nn
 
 from vramtune.errors import UsageError
@@ -259,6 +260,17 @@ def shared_by_copies(pipe: Pipeline) -> Iterator[object]:
         yield from (module._hf_hook for module in component.modules() if hasattr(module, "_hf_hook"))
     if (manager := getattr(pipe, "_components_manager", None)) is not None:
         yield manager
+
+
+def missing_package(error: Exception) -> str | None:
+    """The optional package for whose want a pipeline failed: diffusers leaves its name undefined where it is not installed.
+
+    `is_<package>_available` in `diffusers/utils/import_utils.py`; `diffusers/pipelines/wan/pipeline_wan_i2v.py` needs ftfy.
+    """
+    if not isinstance(error, NameError):
+        return None
+    is_available = getattr(import_utils, f"is_{error.name}_available", None)
+    return error.name if is_available is not None and not is_available() else None
 
 
 def quieten(pipe: Pipeline) -> None:

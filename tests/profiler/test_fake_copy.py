@@ -220,3 +220,11 @@ def test_modules_inside_lists_and_hooks_are_the_copys(pipe):
     copied = fake_copy(pipe, MODE).unet.mid_block
     assert copied.helpers[1] is copied
     assert copied.helpers[0] is not block.helpers[0]
+
+
+def test_an_empty_container_that_two_attributes_share_is_shared_in_the_copy():
+    pipe = tiny_pipelines.build("sd15")
+    pipe.unet.cache = pipe.vae.cache = []
+    copied = fake_copy(pipe, MODE)
+    assert copied.unet.cache is copied.vae.cache
+    assert copied.unet.cache is not pipe.unet.cache

@@ -33,7 +33,7 @@ def history(tape):
 
 
 def traced(model, shape, context):
-    tracker = ComponentTracker({})
+    tracker = ComponentTracker({}, MODE)
     with MODE:
         given = torch.empty(shape)
     tracker.know([given])

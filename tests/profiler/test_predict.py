@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
+from diffusers.utils import import_utils
 from torch import nn
 
 from tests import tiny_pipelines
@@ -320,6 +321,16 @@ def test_an_argument_that_the_pipeline_refuses_is_refused_with_its_reason(call_k
     assert state_of(pipe) == before
 
 
+def test_an_optional_package_that_the_pipeline_needs_is_named(device, monkeypatch):
+    class Cleaning(StableDiffusionXLPipeline):
+        def encode_prompt(self, *args, **kwargs):
+            return ftfy.fix_text("as Wan's image pipeline does")  # noqa: F821
+
+    monkeypatch.setattr(import_utils, "_ftfy_available", False)
+    with pytest.raises(UsageError, match=r"Cleaning needs the package ftfy.*`pip install ftfy`"):
+        predict(Cleaning(**tiny_pipelines.build("sdxl").components), "sdxl", device)
+
+
 def test_a_component_that_reads_values_is_named_in_the_error(device):
     pipe = tiny_pipelines.build("sd15")
     block = pipe.unet.mid_block.resnets[0]
@@ -337,6 +348,18 @@ def test_a_component_whose_layers_do_not_match_is_named_in_the_error_and_nothing
     with pytest.raises(TraceError, match=r"RuntimeError in its module 'conv_out', .*: .*[^.]\. Prediction runs it"):
         predict(pipe, "sd15", device)
     assert caplog.text == ""
+
+
+def test_a_large_constant_of_the_pipelines_own_is_never_materialised(device):
+    class Padding(StableDiffusionXLPipeline):
+        def encode_prompt(self, *args, **kwargs):
+            padding = torch.zeros(2**40, dtype=torch.float32)  # 4 TiB
+            self.sum = padding.sum()
+            return super().encode_prompt(*args, **kwargs)
+
+    pipe = Padding(**tiny_pipelines.build("sdxl").components)
+    first, *_ = predict(pipe, "sdxl", device).stages
+    assert first.pipeline_bytes >= 2**42
 
 
 def test_a_pipeline_that_reads_large_outputs_of_components_gets_zeros(device):

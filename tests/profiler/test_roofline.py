@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.roofline import Work, attention_flops, work_seconds
+from vramtune.profiler.tracker import Tracker
 
 
 def work_of(run):
-    tracker = ComponentTracker({})
+    tracker = Tracker({})
     with torch.no_grad(), tracker:
         run()
     return [entry for entry in tracker.tape if isinstance(entry, Work)]

@@ -13,7 +13,7 @@ MODE = FakeTensorMode()
 
 
 def tracked(run, tracker=None):
-    tracker = tracker or ComponentTracker({})
+    tracker = tracker or ComponentTracker({}, MODE)
     with torch.no_grad(), MODE, tracker:
         run()
     return tracker
@@ -66,7 +66,7 @@ def test_a_storage_lives_as_long_as_its_last_view():
 def test_inputs_and_weights_take_no_memory_but_their_use_is_recorded():
     with MODE:
         model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
-    tracker = ComponentTracker(weights_of(model))
+    tracker = ComponentTracker(weights_of(model), MODE)
     tracker.know([given])
     with tracker.watch_modules({model[0]: "0"}, {"0"}):
         tracked(lambda: model(given), tracker)
@@ -78,7 +78,7 @@ def test_inputs_and_weights_take_no_memory_but_their_use_is_recorded():
 def test_a_weight_used_outside_its_module_starts_that_layer():
     with MODE:
         model, given = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.empty(2, 8)
-    tracker = ComponentTracker(weights_of(model))
+    tracker = ComponentTracker(weights_of(model), MODE)
     tracked(lambda: nn.functional.linear(given, model[0].weight), tracker)
     assert Start("0") in tracker.tape
     assert tracker.usage.weights == {("0.weight", ())}
@@ -86,7 +86,7 @@ def test_a_weight_used_outside_its_module_starts_that_layer():
 
 def test_hooks_are_removed_after_a_watched_module_fails():
     module = nn.Linear(2, 2)
-    tracker = ComponentTracker({})
+    tracker = ComponentTracker({}, MODE)
     try:
         with tracker.watch_modules({module: "x"}, set()):
             module("no tensor")

@@ -9,6 +9,7 @@ import functools
 import gc
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CellType, FunctionType, ModuleType
@@ -20,12 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vramtune.contract import Pipeline, drop_offload_hook, pipelines_in, quieten, shared_by_copies
+from vramtune.profiler.fakes import fake_like
 
 logger = logging.getLogger(__name__)
 
 Memo = dict[int, Any]
 """`copy.deepcopy`'s: what stands for an object in the copy, by `id`."""
 ATOMIC = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
+CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
@@ -39,7 +42,7 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
     owners: list[Any] = [*pipelines, *modules]
     memo: Memo = {id(owner): object.__new__(type(owner)) for owner in owners}
     for tensor in _weights(modules):
-        memo[id(tensor)] = _fake_like(tensor, mode)
+        memo[id(tensor)] = fake_like(tensor, mode)
     for shared in shared_by_copies(pipe):
         memo[id(shared)] = shared
     for owner in owners:
@@ -80,6 +83,8 @@ def _copied_attributes(owner: object, memo: Memo) -> dict[str, Any]:
 def _copied(value: Any, memo: Memo) -> Any:
     if isinstance(value, ATOMIC):
         return value
+    if type(value) in CONTAINERS and not value:  # a module has a dozen, which `copy.deepcopy` takes apart each
+        return memo.setdefault(id(value), type(value)())
     for function in _functions_in(value):
         memo.setdefault(id(function), _copied_function(function, memo))
     return copy.deepcopy(value, memo)
@@ -106,13 +111,6 @@ def _copied_function(function: FunctionType, memo: Memo) -> FunctionType:
         copied.cell_contents = _copied(cell.cell_contents, memo)
     vars(twin).update(_copied_attributes(function, memo))
     return twin
-
-
-def _fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    # On "cpu" attention stays fused; fake "cuda" and "meta" would be traced through the unfused kernel.
-    with mode:
-        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
 
 
 def _apply_to_fakes(

@@ -7,17 +7,20 @@ choice the costliest is taken for known (`routing.py`).
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
+from vramtune.profiler.fakes import FakeOperations, storage_id
 from vramtune.profiler.routing import costliest_routing
-from vramtune.profiler.tracker import Tracker, Weight, is_mutable, storage_id, tensors_in, written_tensors
+from vramtune.profiler.tracker import Tracker, Weight, is_mutable, tensors_in, written_tensors
 
 LARGEST_TWIN_ELEMENTS = 2**20
 """Enough for a mask over a thousand tokens by a thousand, or an image's zero embeddings; computed with in milliseconds."""
@@ -55,8 +58,9 @@ class Twin:
 class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
     """A tracker of a component's call that answers from twins where the code asks for values."""
 
-    def __init__(self, weights: dict[int, Weight]) -> None:
+    def __init__(self, weights: dict[int, Weight], mode: FakeTensorMode) -> None:
         super().__init__(weights)
+        self._operations = FakeOperations(mode)
         self.deciding: set[int] = set()
         """Numbers of the inputs whose values the code asked for: another call with other values may go another way."""
         self.num_decisions = 0
@@ -104,7 +108,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         twins = self._twins(func, inputs)
         if twins is not None and _asks_for_values(func, args):
             return self._decide(func, args, kwargs, twins)
-        out = func(*args, **kwargs)
+        out = self._operations.run(func, args, kwargs)
         if twins is not None and torch.Tag.nondeterministic_seeded not in func.tags:
             outputs = list(tensors_in((out,)))
             if all(output.numel() <= LARGEST_TWIN_ELEMENTS for output in outputs):
@@ -206,8 +210,10 @@ class Questions(TorchFunctionMode):
 class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
     """A tracker of the pipeline's own work, on real tensors, that knows which of them depend on components' outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: FakeTensorMode, largest_real_bytes: int) -> None:
         super().__init__(weights={})
+        self._mode = mode
+        self._largest_real_elements = max(largest_real_bytes, LARGEST_TWIN_ELEMENTS)
         self._unknown: set[int] = set()
         """Storages, by their key on the tape."""
 
@@ -221,9 +227,14 @@ class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
         return not isinstance(tensor, FakeTensor) and self.keys.get(storage_id(tensor)) not in self._unknown
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[torch.Tensor]) -> Any:
-        """Do an operation; what something unknown is written into is unknown, also where nothing is returned."""
+        """Do an operation; what something unknown is written into is unknown, also where nothing is returned.
+
+        A large tensor that the pipeline fills itself (padding for features) is a fake: no component can ask for its values.
+        """
         is_spoilt = is_mutable(func) and not all(map(self.is_known, inputs))
-        out = super().execute(func, args, kwargs, inputs)
+        is_large = not inputs and _num_elements_asked(args) > self._largest_real_elements
+        with self._mode if is_large else nullcontext():
+            out = super().execute(func, args, kwargs, inputs)
         if is_spoilt:
             for tensor in written_tensors(func, args, kwargs):
                 self._forget_values(tensor)
@@ -242,6 +253,11 @@ class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]
     def _forget_values(self, tensor: torch.Tensor) -> None:
         if (key := self.keys.get(storage_id(tensor))) is not None:
             self._unknown.add(key)
+
+
+def _num_elements_asked(args: tuple[Any, ...]) -> int:
+    """How large a tensor an operation without tensors makes, as far as its first argument says."""
+    return prod(args[0]) if args and isinstance(args[0], list | tuple) else 0
 
 
 def _is_mask(index: Any) -> bool:

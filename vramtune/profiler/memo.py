@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from vramtune.profiler.fakes import StorageLayout, fake_view, layout_of, new_fake, storage_id
 from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.signature import PLAIN, Description, describe
 from vramtune.profiler.tensor_trees import tensors_of
-from vramtune.profiler.tracker import Allocation, Entry, storage_id
+from vramtune.profiler.tracker import Allocation, Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,17 +28,6 @@ class GivenTensor:
     """A result that is one of the tensors among the arguments, by its position there."""
 
     position: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StorageLayout:
-    """How a tensor lies in its storage."""
-
-    storage_bytes: int
-    dtype: torch.dtype
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,13 +176,7 @@ class CallStart:
             if reference() is tensor:
                 return GivenTensor(position=position)
         storage = tensor.untyped_storage()
-        layout = StorageLayout(
-            storage_bytes=storage.nbytes(),
-            dtype=tensor.dtype,
-            size=tuple(tensor.shape),
-            stride=tensor.stride(),
-            offset=int(tensor.storage_offset()),
-        )
+        layout = layout_of(tensor)
         # Before the given ones: a given tensor's storage may have died and its address serve a new one.
         key = self._tracker.keys.get(storage._cdata, 0)
         if key > self._first_key:
@@ -208,37 +191,27 @@ def replay(call: RepeatableCall, arguments: Description, tracker: ComponentTrack
     keys = _write_again(call, arguments, tracker)
     made: dict[int, torch.Tensor] = {}
 
+    def view(base: torch.Tensor, layout: StorageLayout) -> torch.Tensor:
+        return fake_view(base, layout.dtype, layout.size, layout.stride, layout.offset, mode)
+
     def result(template: Any) -> Any:
         if isinstance(template, GivenTensor):
             return arguments.tensors[template.position]
         if isinstance(template, GivenContainer):
             return arguments.containers[template.number]
         if isinstance(template, ViewOfGiven):
-            return _view(arguments.tensors[template.position], template.layout)
+            return view(arguments.tensors[template.position], template.layout)
         if not isinstance(template, NewTensor):
             return template
         if template.key in made:
-            return _view(made[template.key], template.layout)
-        made[template.key] = new = _new_tensor(template.layout)
+            return view(made[template.key], template.layout)
+        made[template.key] = new = new_fake(template.layout, mode)
         tracker.follow(new.untyped_storage(), keys[template.key])
         return new
 
-    with _disable_current_modes(), mode:
-        for container, content in zip(arguments.containers, call.contents, strict=True):
-            _refill(container, content, result)
-        return tree_unflatten([result(template) for template in call.outputs], call.spec)
-
-
-def _new_tensor(layout: StorageLayout) -> torch.Tensor:
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(layout.size, layout.stride, strict=True))
-    if layout.offset == 0 and reach * layout.dtype.itemsize == layout.storage_bytes:
-        return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype)
-    return _view(torch.empty(layout.storage_bytes, dtype=torch.uint8), layout)
-
-
-def _view(tensor: torch.Tensor, layout: StorageLayout) -> torch.Tensor:
-    # Not `set_`: it keeps the storage of a fake alive for ever.
-    return tensor.view(layout.dtype).as_strided(layout.size, layout.stride, layout.offset)
+    for container, content in zip(arguments.containers, call.contents, strict=True):
+        _refill(container, content, result)
+    return tree_unflatten([result(template) for template in call.outputs], call.spec)
 
 
 def _write_again(call: RepeatableCall, arguments: Description, tracker: ComponentTracker) -> dict[int, int]:

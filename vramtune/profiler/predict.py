@@ -8,6 +8,7 @@ from vramtune.contract import (
     Pipeline,
     excluded_components,
     expect_pipeline,
+    missing_package,
     offload_sequence,
     refuse_layer_offload,
     refuse_quantized,
@@ -76,6 +77,10 @@ def _recorded(pipe: Pipeline, method: str, kwargs: Mapping[str, object], on_call
         except Exception as error:
             failure = error
     name, reason = type(pipe).__name__, f"{type(failure).__name__}: {failure}"
+    if package := missing_package(failure):
+        raise UsageError(
+            f"{name} needs the package {package}, which is not installed ({reason}). Install it: `pip install {package}`."
+        ) from failure
     if isinstance(failure, RuntimeError):
         raise TraceError(
             f"Cannot predict {name}: its own code failed on tensors without values ({reason}). "

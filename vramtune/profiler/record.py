@@ -116,7 +116,7 @@ class Recorder:
 
     def __init__(self, mode: FakeTensorMode, largest_real_bytes: int, on_call: Callable[[str], None]) -> None:
         self.calls: list[Call] = []
-        self.pipeline = PipelineTracker()
+        self.pipeline = PipelineTracker(mode, largest_real_bytes)
         """Tracks the pipeline's own work."""
         self._mode, self._largest_real_bytes, self._on_call = mode, largest_real_bytes, on_call
         self._traces: dict[object, list[Trace]] = {}

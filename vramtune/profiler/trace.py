@@ -15,6 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramtune.errors import TraceError
+from vramtune.profiler.fakes import fake_like
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS, ComponentTracker, Questions
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of, tensors_reached
@@ -61,13 +62,12 @@ def trace_call(
     `is_known` says whether an input has the values that it has in a real call; the method may ask for those.
     """
     weights = weights_of(target.module)
-    tracker = ComponentTracker(weights)
+    tracker = ComponentTracker(weights, mode)
     numbers = itertools.count()
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         number = next(numbers)
-        with mode:
-            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        twin = fake_like(tensor, mode)
         if tensor.numel() <= LARGEST_TWIN_ELEMENTS and is_known(tensor):
             tracker.tell(twin, tensor, number)
         return twin

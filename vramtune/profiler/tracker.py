@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch._C import DispatchKey
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vramtune.profiler.allocator import rounded_bytes
+from vramtune.profiler.fakes import is_pure_view, storage_id
 from vramtune.profiler.roofline import Work, operation_work
 
 Stack = tuple[str, ...]
@@ -86,17 +88,24 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._deaths: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._numbers = itertools.count(1)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, so nothing need be kept from it, at each operation
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
+            (tensor,) = args
+            return tensor.fake_device if isinstance(tensor, FakeTensor) else func(tensor)
         if (made_of_others := composite(func)) is not None:
             with self:
                 return made_of_others(*args, **kwargs)
         inputs = list(tensors_in(args)) if not kwargs else list(tensors_in((args, kwargs.values())))
         out = self.execute(func, args, kwargs, inputs)
+        if is_pure_view(func):
+            return out
         if outputs := list(tensors_in((out,))):
             self.note(func, args, inputs, outputs)
         return out
@@ -213,12 +222,6 @@ def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple | type({}.values())):
             yield from tensors_in(value)
-
-
-def storage_id(tensor: torch.Tensor) -> int:
-    """A number that tells living storages apart."""
-    identity: int = tensor.untyped_storage()._cdata
-    return identity
 
 
 @cache

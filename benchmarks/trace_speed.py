@@ -1,0 +1,54 @@
+"""What a trace takes here and in another checkout: CPU seconds of both in turn, and the ratio of each pair.
+
+Each run is a process of its own, so that neither finds what the other has remembered. Both use this interpreter.
+
+    python -m benchmarks.trace_speed ../older_checkout            # SDXL, FLUX.1 and Wan 2.1, five pairs each
+    python -m benchmarks.trace_speed ../older_checkout qwen-image # one model
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.results_file import table
+
+MODELS = ("sdxl", "flux.1-dev", "wan2.1-14b")
+PAIRS = 5
+HERE = Path(__file__).parents[1]
+RUN = """
+import sys, time
+import torch, diffusers.pipelines.pipeline_utils
+from vramtune import catalog, profile
+
+pipe = catalog.load(sys.argv[1])
+began = time.process_time()
+profile(pipe, gpu="RTX 4090", progress=False)
+print(time.process_time() - began)
+"""
+
+
+def main() -> None:
+    """A line for each model."""
+    other = Path(sys.argv[1]).resolve()
+    rows = []
+    for name in sys.argv[2:] or MODELS:
+        pairs = [(cpu_seconds(HERE, name), cpu_seconds(other, name)) for _ in range(PAIRS)]
+        ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+        ratios = sorted(here / there for here, there in pairs)
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        rows.append([name, f"{ours:.2f}", f"{theirs:.2f}", f"{statistics.median(ratios):.2f}", spread])
+    print("\n".join(table(["model", "here, CPU s", "there, CPU s", "ratio", "of single pairs"], rows)))
+
+
+def cpu_seconds(checkout: Path, name: str) -> float:
+    """Of one trace in a new process."""
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-c", RUN, name]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    main()
