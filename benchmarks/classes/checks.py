@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 import vramtune
 from benchmarks.classes.outputs import Output, differences, flat, seed_everything
 from benchmarks.classes.state import State, changes, digest
-from vramtune import Plan
+from vramtune import Plan, Profile
 from vramtune.contract import excluded_components
 from vramtune.units import GIB
 
@@ -86,16 +86,18 @@ def untuned(subject: Subject) -> Untuned:
 # Checks
 
 
-def check_predicted(subject: Subject, expected: Untuned | None) -> None:
+def check_predicted(subject: Subject, expected: Untuned | None) -> Profile:
     """A prediction leaves pipeline, arguments and process as they were, and the next call is the same as ever.
 
-    `expected` is None where the untuned pipeline does not run: then it is not called.
+    `expected` is None where the untuned pipeline does not run: then it is not called. What it costs on the simulated
+    GPU is returned.
     """
-    pipe, inputs = subject.pipe(), subject.inputs()
+    fresh_gpu()
+    pipe, inputs = subject.pipe(), subject.inputs("sim")
     subject.prepare(pipe)
     before = State(pipe=pipe, inputs=inputs, **process())
     try:
-        costs = vramtune.profile(pipe, gpu="RTX 4060", call_kwargs=inputs, progress=False)
+        costs = vramtune.profile(pipe, call_kwargs=inputs, progress=False)
     except Exception as error:
         if found := what_changed(before, State(pipe=pipe, inputs=inputs, **process())):
             error.add_note(f"And it is not as it was: {found}")
@@ -111,16 +113,17 @@ def check_predicted(subject: Subject, expected: Untuned | None) -> None:
     if expected is not None:
         fresh_gpu()
         expect_equal("the next call", call(subject, pipe.to("sim")), expected.first)
+    return costs
 
 
-def check_tuned(subject: Subject, expected: Untuned) -> Plan:
-    """`autotune` where everything fits: two calls as ever, and the pipeline as it was after `remove()`."""
+def check_tuned(subject: Subject, expected: Untuned, costs: Profile) -> Plan:
+    """Tuned where everything fits: two calls as ever, and the pipeline as it was after `remove()`."""
     fresh_gpu()
     pipe = subject.pipe()
     subject.prepare(pipe)
     before = State(pipe=pipe)
-    arguments = {"call_kwargs": subject.inputs("sim"), "device": "sim", "progress": False}
-    tuned = vramtune.autotune(pipe, ROOMY_GIB, **arguments)
+    plan = vramtune.plan(costs, ROOMY_GIB)
+    tuned = vramtune.install(pipe, plan, profile=costs, device="sim")
     check_calls(subject, pipe, tuned, expected, before)
     return tuned.plan
 

@@ -48,11 +48,11 @@ class Trial:
         expected = self.phase("runs untuned", lambda: untuned(dummies))
         if expected is None:
             self.phase("runs on the CPU", lambda: on_cpu(dummies))
-        self.phase("predicted", lambda: check_predicted(dummies, expected))
+        costs = self.phase("predicted", lambda: check_predicted(dummies, expected))
         if expected is None:
             return
         self.results["says_much"] = says_much(expected.first)
-        plan = self.phase("tuned", lambda: check_tuned(dummies, expected))
+        plan = None if costs is None else self.phase("tuned", lambda: check_tuned(dummies, expected, costs))
         if plan is not None:
             streamed = partial(check_streamed, dummies, expected, plan)
             self.phase("streamed", lambda: check_if_stock_offload_runs(dummies, streamed))

@@ -202,7 +202,7 @@ class Questions(TorchFunctionMode):
         if func in TO_ARRAY and (values := self._tracker.asked(args[0])) is not None:
             with no_dispatch():
                 return func(values.clone(), *args[1:], **kwargs)
-        if func is torch.tensor and isinstance(args[0], list | tuple):
+        if func is torch.tensor and args and isinstance(args[0], list | tuple):
             args = (tree_map_only(FakeTensor, torch.Tensor.item, args[0]), *args[1:])
         return func(*args, **kwargs)
 
