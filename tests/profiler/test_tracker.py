@@ -97,6 +97,16 @@ def test_hooks_are_removed_after_a_watched_module_fails():
     assert tracker.stack == ()
 
 
+def test_upsampling_which_has_a_kernel_of_its_own_makes_nothing_but_its_result():
+    kept = []
+    with MODE:
+        image = torch.empty(1, 4, 16, 16)
+    tracker = ComponentTracker({}, MODE)
+    tracker.know([image])
+    tracked(lambda: kept.append(nn.functional.interpolate(image, scale_factor=2, mode="nearest")), tracker)
+    assert live_and_peak(tracker) == (4 * 4 * 32 * 32, 4 * 4 * 32 * 32)
+
+
 def test_flex_attention_counts_what_it_does_without_being_compiled():
     """All scores at once, and two matrix products."""
     num_scores = 2 * 48 * 48

@@ -235,12 +235,14 @@ def composite(func: Any) -> Callable[..., Any] | None:
     """What does an operation by others: those are what runs, and what costs. None where it is one itself.
 
     A higher-order operator is (flex attention, which is not compiled here); so are those that autograd takes apart
-    before a mode sees them, but not below it, where higher-order operators and `torch.inference_mode` are.
+    before a mode sees them, but not below it, where higher-order operators and `torch.inference_mode` are. What has a
+    kernel of its own runs as one, whatever it could be taken apart into (`upsample_nearest2d`).
     """
     if not isinstance(func, OpOverload):
         kernel: Callable[..., Any] = func.py_kernels[DispatchKey.CompositeExplicitAutograd]
         return kernel
-    return func.decompose if func._can_decompose() else None
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
+    return func.decompose if func._can_decompose() and not has_kernel else None
 
 
 def written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
