@@ -1,5 +1,6 @@
 """Run a pipeline's own `__call__` while its components answer from fake tensors, and record what they did."""
 
+import gc
 import logging
 import random
 import time
@@ -75,7 +76,13 @@ def record_calls(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
-    with _random_state_restored(), _single_threaded(), _quiet_libraries(), cached_fakes_forgotten():
+    with (
+        _random_state_restored(),
+        _single_threaded(),
+        _quiet_libraries(),
+        cached_fakes_forgotten(),
+        _older_objects_frozen(),
+    ):
         copied = fake_copy(pipe, mode)
         components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call)
@@ -223,6 +230,19 @@ def _single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _older_objects_frozen() -> Iterator[None]:
+    """While entered, the garbage collector walks what a trace makes, not the half a million objects of the libraries."""
+    if gc.get_freeze_count():  # somebody's own
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
