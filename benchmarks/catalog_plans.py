@@ -90,16 +90,12 @@ def in_a_process(name: str) -> dict[str, Any]:
 def one_model(name: str) -> dict[str, Any]:
     """Build it, trace its call, plan; sizes, times, memory and the prediction or the error."""
     warnings.simplefilter("ignore")
-    from PIL import Image
-
     for package in ("torch", "diffusers.pipelines.pipeline_utils"):  # not part of what a model takes
         import_module(package)
 
     entry = next(entry for entry in catalog.models() if entry.name == name)
     pipe, build_seconds = timed(lambda: catalog.load(name))
-    call = dict(entry.call_kwargs)
-    if entry.image_size is not None:
-        call["image"] = Image.new("RGB", entry.image_size)
+    call = {**entry.call_kwargs, **entry.images()}
     outcome, plan_seconds = timed(lambda: prediction(pipe, call))
     return {
         "name": name,

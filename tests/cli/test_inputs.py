@@ -41,6 +41,11 @@ def test_settings_left_out_leave_the_pipelines_defaults(profiler, command):
     assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060"}
 
 
+def test_a_model_that_is_given_an_image_gets_a_blank_one_of_its_cards_size(profiler):
+    assert run("plan", "wan2.2-i2v-a14b", "--vram-gb", "6", "--gpu", "RTX 4060").exit_code == 0
+    assert profiler.asked["call_kwargs"]["image"].size == (832, 480)
+
+
 def test_a_batch_of_videos_has_the_pipelines_name():
     assert inputs.call_kwargs(VideoPipeline(), {"batch": 2, "frames": 49}) == {
         "num_videos_per_prompt": 2,

@@ -10,7 +10,7 @@ from vramtune.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["Entry", "load", "models", "names"]
+__all__ = ["Entry", "find", "load", "models", "names"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATH_SIGNS = re.compile(r"[/\\~]|^\.")
@@ -35,7 +35,7 @@ def load(model: str) -> "DiffusionPipeline":
     dtype of its files. Raises `UsageError` for a model that cannot be found or built.
     """
     # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
-    entry = None if PATH_SIGNS.search(model) else find_entry(model)
+    entry = find(model)
     folder = Path(model).expanduser()
     if entry is not None:
         from vramtune.catalog.pipelines import BUILDERS
@@ -50,6 +50,11 @@ def load(model: str) -> "DiffusionPipeline":
 
         return load_hub(model)
     raise _unknown(model)
+
+
+def find(model: str) -> Entry | None:
+    """The entry that `load` builds; None for a folder or a Hub id."""
+    return None if PATH_SIGNS.search(model) else find_entry(model)
 
 
 def _unknown(model: str) -> UsageError:

@@ -89,9 +89,9 @@ def _predicted(model: str, *, device: "Device", settings: Settings, show: Callab
 
     show(f"Building {model}")
     pipe = catalog.load(model)
-    return predict.predict_profile(
-        pipe, call_kwargs=call_kwargs(pipe, settings), device=device, on_call=lambda name: show(f"Tracing {name}")
-    )
+    images = entry.images() if (entry := catalog.find(model)) else {}  # an option cannot give one
+    asked = images | call_kwargs(pipe, settings)
+    return predict.predict_profile(pipe, call_kwargs=asked, device=device, on_call=lambda name: show(f"Tracing {name}"))
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:

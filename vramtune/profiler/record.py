@@ -1,5 +1,6 @@
 """Run a pipeline's own `__call__`, or another method of it, while its components answer from fake tensors, and record what they did."""
 
+import gc
 import logging
 import random
 import time
@@ -90,6 +91,7 @@ def record_calls(
         _quiet_libraries(),
         flex_attention_executed(),
         cached_fakes_forgotten(),
+        _older_objects_frozen(),
     ):
         copied = fake_copy(pipe, mode)
         components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
@@ -242,6 +244,19 @@ def _single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _older_objects_frozen() -> Iterator[None]:
+    """While entered, the garbage collector walks what a trace makes, not the half a million objects of the libraries."""
+    if gc.get_freeze_count():  # somebody's own
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

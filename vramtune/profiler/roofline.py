@@ -74,7 +74,19 @@ def operation_flops(function: Any, args: tuple[Any, ...], kind: Kind, outputs: S
         return 0
     if kind == "attention":
         return attention_flops(*args[:3])
-    return int(flop_registry[function.overloadpacket](*args, out_val=outputs[0]))
+    return _counted_flops(function.overloadpacket, tuple(map(_hashable, args)), outputs[0].shape)
+
+
+def _hashable(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.shape
+    return tuple(argument) if isinstance(argument, list) else argument
+
+
+@cache
+def _counted_flops(operation: Any, args: tuple[Any, ...], out_shape: torch.Size) -> int:
+    """By PyTorch's formula, which goes by shapes."""
+    return int(flop_registry[operation](*args, out_val=out_shape))
 
 
 def attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
