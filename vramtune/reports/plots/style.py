@@ -4,6 +4,7 @@ Colours are Okabe and Ito's (2008), told apart by every kind of colour vision; h
 the parts tell them apart in grey. Nothing here touches pyplot's global state, so that it works without a display.
 """
 
+import io
 import itertools
 import re
 import textwrap
@@ -17,8 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from vramtune.errors import UsageError
 from vramtune.reports.plots.owners import ACTIVATIONS, CONTEXT, OTHER, PIPELINE, SLOTS, WORKSPACES, Owner
-from vramtune.schema import Plan
+from vramtune.schema import Plan, checked_path, write_file
 from vramtune.units import format_bytes, format_seconds
 
 Properties = dict[str, Any]
@@ -151,4 +153,9 @@ def legend_below(
 
 def save(ax: Axes, path: str | Path) -> None:
     """Write the whole figure that `ax` is on, in the format that the file's suffix names: one of `FORMATS`."""
-    ax.figure.canvas.figure.savefig(path, dpi=DOTS_PER_INCH)
+    suffix = checked_path(path).suffix.lstrip(".").lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"A picture's name must end in .{' or .'.join(FORMATS)}; got {str(path)!r}.")
+    file = io.BytesIO()
+    ax.figure.canvas.figure.savefig(file, format=suffix, dpi=DOTS_PER_INCH)
+    write_file(path, file.getvalue())
