@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from vramtune.errors import FileError, UsageError
+from vramtune.printable import printable
+from vramtune.schema import user_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +66,7 @@ def check_apart(named: Mapping[str, Path | None]) -> None:
 
 def _resolved(path: Path) -> Path:
     try:
-        return path.expanduser().resolve()
+        return user_path(path).resolve()
     except (OSError, ValueError, RuntimeError):  # which is said where it is read
         return path
 
@@ -91,9 +93,11 @@ def write(path: Path | None, writing: Callable[[Path], object], *, option: str, 
         writing(path)
     except FileError as error:
         raise FileError(f"{option}: {error}") from error
+    except OSError as error:
+        raise FileError(f"{option}: {str(path)!r} cannot be written; {error.strerror}.") from error
 
 
 def warn_unwritten(*paths: Path | None) -> None:
     """Say that there is nothing to write."""
     if asked := [str(path) for path in paths if path is not None]:
-        typer.echo(f"Nothing fits, so not written: {', '.join(asked)}.", err=True)
+        typer.echo(printable(f"Nothing fits, so not written: {', '.join(asked)}."), err=True)

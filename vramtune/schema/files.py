@@ -46,9 +46,12 @@ def from_json(kind: type[Noun], text: bytes | str) -> Noun:
             f"This {name} has schema version {version}; this vramtune reads version {SCHEMA_VERSION}. Make a new one."
         )
     try:
-        return msgspec.convert(_printable(msgspec.json.decode(body)), type=kind)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        noun = msgspec.convert(_printable(msgspec.json.decode(body)), type=kind)
+        if isinstance(noun, Saved):
+            noun.check()
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FileError(f"This {name} is damaged: {error}.") from error
+    return noun
 
 
 def _printable(value: Any) -> Any:
@@ -67,6 +70,24 @@ def checked_path(path: object) -> Path:
     if not isinstance(path, str | Path) or not str(path):
         raise UsageError(f"A file is named by a str or a Path; got {path!r}.")
     return Path(path)
+
+
+def user_path(path: str | Path) -> Path:
+    """The path with `~` as the user's own folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a file or folder has that name; no name is too long to ask, or impossible."""
+    return os.path.exists(user_path(path))  # noqa: PTH110 - pathlib raises for names that are too long
+
+
+def is_folder(path: str | Path) -> bool:
+    """The same of a folder."""
+    return os.path.isdir(user_path(path))  # noqa: PTH112
 
 
 def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -128,6 +149,9 @@ class Saved:
     """A noun that can be kept in a file."""
 
     __slots__ = ()
+
+    def check(self) -> None:
+        """Raise a `ValueError` for parts that do not belong together: what is read from a file may be anything."""
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; raises a `FileError` that names the file where that cannot be done."""

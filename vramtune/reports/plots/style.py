@@ -10,9 +10,11 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
+import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +27,8 @@ from vramtune.units import format_bytes, format_seconds
 
 Properties = dict[str, Any]
 """Keyword arguments of a matplotlib artist."""
+
+P = ParamSpec("P")
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -115,6 +119,17 @@ def draw_budget(budget: float, *, peak: float, line: Callable[..., object], ax: 
         ax.plot([], [], label=f"{label} (off scale)", **BUDGET_LINE)
 
 
+def plain_words(draw: Callable[P, Axes]) -> Callable[P, Axes]:
+    """Let a drawing function write names as they are: a `$` in one begins no formula (matplotlib's mathtext)."""
+
+    @wraps(draw)
+    def drawing(*args: P.args, **kwargs: P.kwargs) -> Axes:
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawing
+
+
 def own_axes(height_inches: float) -> Axes:
     """Axes on a figure of their own."""
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained").subplots()
@@ -131,7 +146,7 @@ def write_title(ax: Axes, title: str) -> None:
     """Write a title of as many lines as it needs, flush left; no line breaks inside brackets."""
     whole = re.sub(r"\([^)]*\)", lambda brackets: brackets[0].replace(" ", NO_BREAK), title)
     lines = [textwrap.fill(line, TITLE_CHARACTERS) for line in whole.splitlines()]
-    ax.set_title("\n".join(lines), fontsize=11, fontweight="bold", loc="left")
+    ax.set_title("\n".join(lines), fontsize=11, fontweight="bold", loc="left", parse_math=False)
 
 
 def legend_below(
