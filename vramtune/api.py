@@ -4,13 +4,13 @@ Those that take a pipeline need torch and diffusers, and import them when called
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vramtune.errors import UsageError
 from vramtune.log import show_lines
-from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Timeline
+from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Timeline, checked_path
 from vramtune.tuned import Tuned, write_report
 from vramtune.tuner import frontier as tuner_frontier
 from vramtune.tuner import search, simulate, stock_modes
@@ -271,6 +271,9 @@ def report(profile: Profile, plan: Plan, path: str | Path, *, measured: Measurem
     """
     _expect(Profile, profile)
     _expect(Plan, plan)
+    if measured is not None:
+        _expect(Measurement, measured)
+    checked_path(path)
     write_report(profile, plan, path, measurement=measured)
 
 
@@ -322,15 +325,24 @@ def _one_line(plan: Plan, target: "torch.device") -> str:
     return f"{one_line(plan)} {others[0].name or others[0].pid} holds{held} of the GPU's memory{more}."
 
 
-def _expect(kind: type[Profile] | type[Plan], noun: object) -> None:
+_MADE_BY = {
+    Profile: "`vramtune.profile` makes one, `vramtune.Profile.load` reads one from a file",
+    Plan: "`vramtune.plan` makes one, `vramtune.Plan.load` reads one from a file",
+    Measurement: "A tuned pipeline's `measured` is one",
+}
+
+
+def _expect(kind: type[Profile] | type[Plan] | type[Measurement], noun: object) -> None:
     """Refuse what is not such a noun: a pipeline, or the name of a file, is easily taken for one."""
     if not isinstance(noun, kind):
-        name = kind.__name__
+        raise UsageError(f"Expected a {kind.__name__}; got {type(noun).__name__}. {_MADE_BY[kind]}.")
+
+
+def _names(allow: object) -> tuple[str, ...]:
+    """The permissions, one or several, which `search.check` then knows or does not."""
+    names = (allow,) if isinstance(allow, str) else allow
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
         raise UsageError(
-            f"Expected a {name}; got {type(noun).__name__}. `vramtune.{name.lower()}` makes one, "
-            f"`vramtune.{name}.load` reads one from a file."
+            f'`allow` takes a permission\'s name, or several: "vae_tiling", ["vae_tiling"]; got {allow!r}.'
         )
-
-
-def _names(allow: str | Sequence[str]) -> tuple[str, ...]:
-    return (allow,) if isinstance(allow, str) else tuple(allow)
+    return tuple(names)

@@ -14,9 +14,17 @@ A message says what was asked, what was found and what to do.
 import difflib
 from collections.abc import Iterable
 
+from vramtune.printable import printable
+
+LONG = 80
+"""Characters of a name that a message still shows whole."""
+
 
 class VramtuneError(Exception):
-    """Root of the tree."""
+    """Root of the tree. Messages quote files and other libraries, so what a terminal would obey is spelt in them."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(VramtuneError, ValueError):
@@ -28,10 +36,11 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        near = difflib.get_close_matches(name.lower(), [k.lower() for k in self.known], n=5, cutoff=0.4)
+        asked = name if len(name) <= LONG else f"{name[:LONG]}..."
+        near = difflib.get_close_matches(asked.lower(), [k.lower() for k in self.known], n=5, cutoff=0.4)
         shown = [k for k in self.known if k.lower() in near] or list(self.known)
         lead = "Did you mean" if near else "Known names"
-        super().__init__(f"Unknown {kind} {name!r}. {lead}: {', '.join(shown)}.")
+        super().__init__(f"Unknown {kind} {asked!r}. {lead}: {', '.join(shown)}.")
 
 
 class FileError(UsageError):

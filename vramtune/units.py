@@ -6,14 +6,18 @@ from vramtune.errors import UsageError
 
 GIB = 2**30
 MIB = 2**20
+MOST_GIB = 2**20
+"""A budget of more is a slip: no machine has a PiB on a GPU."""
 
 
 def budget_bytes(vram_gb: object, *, name: str = "vram_gb") -> int:
     """Bytes of a budget given in GiB at the door; anything but a finite positive number is a `UsageError`."""
     if isinstance(vram_gb, bool) or not isinstance(vram_gb, int | float):
         raise UsageError(f"{name} must be a number of GiB, such as 8 or 11.5; got {vram_gb!r}.")
-    if not math.isfinite(vram_gb) or vram_gb <= 0:
+    if not 0 < vram_gb < math.inf:
         raise UsageError(f"{name} must be a finite number above 0 (GiB of GPU memory); got {vram_gb!r}.")
+    if not 1 / GIB <= vram_gb <= MOST_GIB:
+        raise UsageError(f"{name} is a number of GiB of GPU memory: at least a byte, at most {MOST_GIB:,}.")
     return round(vram_gb * GIB)
 
 

@@ -1,11 +1,11 @@
 """Pipelines to predict for, without their weights: known by name, from a folder, or from the Hub."""
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vramtune.catalog.entries import ENTRIES, Entry, find_entry
 from vramtune.errors import UnknownNameError, UsageError
+from vramtune.schema import is_folder, is_there, user_path
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -36,15 +36,14 @@ def load(model: str) -> "DiffusionPipeline":
     """
     # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
     entry = find(model)
-    folder = Path(model).expanduser()
     if entry is not None:
         from vramtune.catalog.pipelines import BUILDERS
 
         return BUILDERS[entry.name]()
-    if folder.is_dir():
+    if is_folder(model):
         from vramtune.catalog.folder import load_folder
 
-        return load_folder(folder)
+        return load_folder(user_path(model))
     if HUB_ID.fullmatch(model):
         from vramtune.catalog.hub import load_hub
 
@@ -53,13 +52,15 @@ def load(model: str) -> "DiffusionPipeline":
 
 
 def find(model: str) -> Entry | None:
-    """The entry that `load` builds; None for a folder or a Hub id."""
+    """The entry that `load` builds; None for a folder or a Hub id. Raises `UsageError` for what cannot name a model."""
+    if not isinstance(model, str) or "\0" in model:
+        raise UsageError(f"A model is named by a str without NUL characters; got {model!r}.")
     return None if PATH_SIGNS.search(model) else find_entry(model)
 
 
 def _unknown(model: str) -> UsageError:
     if PATH_SIGNS.search(model):
-        problem = "is a file, not a folder" if Path(model).expanduser().exists() else "does not exist"
+        problem = "is a file, not a folder" if is_there(model) else "does not exist"
         return UsageError(
             f"{model!r} {problem}. Give a folder written by a pipeline's `save_pretrained`, "
             f"a Hub id such as 'org/name', or one of: {', '.join(names())}."

@@ -1,18 +1,18 @@
 """The dtype of weights: set on empty modules, and read from the headers of weight files."""
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 
 from vramtune.errors import FileError
 
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MAX_HEADER_BYTES = 2**24  # some hundred thousand tensors; safetensors' own limit is 100 MB
 # safetensors' names (https://huggingface.co/docs/safetensors); no arithmetic is done in the others (integers, float8)
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -68,18 +68,27 @@ def header_counts(file: Path) -> Counter[str]:
     """How many numbers a file holds by safetensors dtype, from its header (8 bytes of length, then JSON)."""
     counts: Counter[str] = Counter()
     try:
-        for name, tensor in _header(file).items():
+        for name, written in _header(file).items():
             if name != "__metadata__":
-                counts[tensor["dtype"]] += math.prod(tensor["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                tensor = msgspec.json.decode(written, type=_Tensor)
+                counts[tensor.dtype] += math.prod(tensor.shape)
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise FileError(f"{str(file)!r} is damaged or not a safetensors file ({error}).") from error
     return counts
 
 
-def _header(file: Path) -> dict[str, Any]:
+class _Tensor(msgspec.Struct):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(max_length=64)]
+
+
+def _header(file: Path) -> dict[str, msgspec.Raw]:
+    if not file.is_file():
+        raise ValueError("not a regular file")
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(8), "little")
         if num_bytes > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes")
-        header: dict[str, Any] = json.loads(stream.read(num_bytes))
-    return header
+        return msgspec.json.decode(stream.read(num_bytes), type=dict[str, msgspec.Raw])

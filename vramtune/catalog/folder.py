@@ -12,7 +12,9 @@ import transformers
 from accelerate import init_empty_weights
 
 from vramtune.catalog.dtypes import cast, header_counts, stored_dtypes
+from vramtune.catalog.limits import MAX_CONFIG_BYTES, bounded, check_config, check_files
 from vramtune.errors import FileError, UsageError
+from vramtune.schema import read_file
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -20,6 +22,8 @@ CONFIG = "config.json"
 
 def load_folder(folder: Path) -> diffusers.DiffusionPipeline:
     """The pipeline in the folder; each component has the dtype of its files."""
+    _read_index(folder)  # a folder of something else is not searched
+    check_files(folder)
     return build(folder, dtypes=folder_dtypes(folder))
 
 
@@ -42,6 +46,8 @@ def build(folder: Path, *, dtypes: Mapping[str, torch.dtype]) -> diffusers.Diffu
     try:
         arguments: dict[str, Any] = dict.fromkeys(pipeline_class._optional_components)
         for name, value in index.items():
+            if name not in accepted:  # nothing is looked for by a name that no pipeline has
+                continue
             is_component = isinstance(value, list) and len(value) == 2
             arguments[name] = _component(folder / name, *value, dtypes=dtypes) if is_component else value
         if "safety_checker" in arguments:
@@ -61,15 +67,24 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} is not a folder written by a pipeline's `save_pretrained`: it has no {INDEX} "
             f"(found: {content}). Give the folder that holds that file."
         )
-    try:
-        index = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise FileError(f"{str(file)!r} is damaged: {error}.") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+    index = _read_json(file)
+    if not isinstance(index.get("_class_name"), str):
         raise FileError(
             f"{str(file)!r} is damaged or belongs to a custom pipeline: it does not name a class of diffusers."
         )
     return index
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_file(file, max_bytes=MAX_CONFIG_BYTES))
+    except FileError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{str(file)!r} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise FileError(f"{str(file)!r} is damaged: it holds a {type(content).__name__}.")
+    return content
 
 
 def _component(folder: Path, library: str | None, class_name: str | None, *, dtypes: Mapping[str, torch.dtype]) -> Any:
@@ -101,7 +116,9 @@ def _empty_module(folder: Path, *, cls: Any, dtype: torch.dtype) -> torch.nn.Mod
     """The component of that class, in eval mode, its parameters on the meta device."""
     if not (folder / CONFIG).exists():
         raise UsageError(f"The component {folder.name!r} has no {CONFIG} in {str(folder)!r}.")
-    if "quantization_config" in json.loads((folder / CONFIG).read_bytes()):
+    written = _read_json(folder / CONFIG)
+    check_config(written, component=folder.name)
+    if "quantization_config" in written:
         raise UsageError(
             f"The component {folder.name!r} is quantized, and only its quantizer knows its size. "
             "Load the pipeline in Python and profile it."
@@ -110,11 +127,11 @@ def _empty_module(folder: Path, *, cls: Any, dtype: torch.dtype) -> torch.nn.Mod
     # positions without values; without one, transformers unties weights
     module: torch.nn.Module
     if issubclass(cls, diffusers.ConfigMixin):
-        with init_empty_weights():
+        with init_empty_weights(), bounded(folder.name):
             module = cls.from_config(cls.load_config(folder))
     else:
         config = cls.config_class.from_pretrained(folder)
-        with torch.device("meta"):
+        with torch.device("meta"), bounded(folder.name):
             module = cls(config)
     cast(module, dtype=dtype)
     return module.eval()

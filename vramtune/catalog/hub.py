@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from vramtune.catalog.dtypes import stored_dtypes
 from vramtune.catalog.entries import ENTRIES
 from vramtune.catalog.folder import CONFIG, build, folder_dtypes
+from vramtune.catalog.limits import check_files
 from vramtune.errors import UsageError
 
 CONFIGURATIONS = ["*.json", "*.txt", "*.model"]  # ... and what tokenizers read
@@ -20,6 +21,7 @@ def load_hub(repo_id: str) -> DiffusionPipeline:
     """The pipeline of that repository; files in the Hub's cache are not requested again."""
     try:
         folder = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=CONFIGURATIONS))
+        check_files(folder)
         dtypes = folder_dtypes(folder)
         missing = {config.parent.name for config in folder.glob(f"*/{CONFIG}")} - dtypes.keys()
         if missing:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vramtune import __version__
-from vramtune.cli import compare, doctor, frontier, gpus, models, plan, profile
+from vramtune.cli import compare, doctor, frontier, gpus, models, output, plan, profile
 from vramtune.cli.options import examples, with_settings
 
 app = typer.Typer(
@@ -25,7 +25,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.simplefilter("ignore", FutureWarning)
-    app()
+    with output.standard_output():
+        app()
 
 
 def _print_version(asked: bool) -> None:

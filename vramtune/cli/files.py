@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vramtune.errors import UsageError
+from vramtune.errors import FileError, UsageError
+from vramtune.printable import printable
+from vramtune.schema import user_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,12 +31,26 @@ def check_path(path: Path | None, *, option: str, formats: Sequence[str]) -> Non
         return
     if path.suffix.lstrip(".").lower() not in formats:
         raise UsageError(f"{option}: {str(path)!r} must end in .{' or .'.join(formats)}.")
+    try:
+        _check_place(path.resolve(), f"{option}: {str(path)!r}")
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{option}: {str(path)!r} cannot be written; {reason}.") from error
+
+
+def _check_place(path: Path, called: str) -> None:
     if path.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} is a folder; name a file.")
+        raise UsageError(f"{called} is a folder; name a file.")
     if not path.parent.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} cannot be written; there is no folder {str(path.parent)!r}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"{option}: {str(path)!r} cannot be written; permission denied.")
+        raise UsageError(f"{called} cannot be written; there is no folder {str(path.parent)!r}.")
+    # a file is written beside the old one, which it then replaces; a device or a pipe is written to
+    needed = [path] if path.exists() else []
+    if path.is_file() or not needed:
+        needed.append(path.parent)
+    if not all(os.access(place, os.W_OK) for place in needed):
+        raise UsageError(f"{called} cannot be written; permission denied.")
 
 
 def check_apart(named: Mapping[str, Path | None]) -> None:
@@ -43,9 +59,16 @@ def check_apart(named: Mapping[str, Path | None]) -> None:
     for argument, path in named.items():
         if path is None:
             continue
-        first = first_of.setdefault(path.expanduser().resolve(), argument)
+        first = first_of.setdefault(_resolved(path), argument)
         if first != argument:
             raise UsageError(f"{argument}: {first} already names {str(path)!r}; name another file.")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return user_path(path).resolve()
+    except (OSError, ValueError, RuntimeError):  # which is said where it is read
+        return path
 
 
 def check_plot(path: Path | None) -> None:
@@ -62,17 +85,19 @@ def save_plot(axes: "Axes", path: Path) -> None:
 
 
 def write(path: Path | None, writing: Callable[[Path], object], *, option: str, show: Callable[[str], None]) -> None:
-    """Write a file, if it was asked for; a `UsageError` says what the system refuses."""
+    """Write a file, if it was asked for; a `FileError` says what the system refuses."""
     if path is None:
         return
     show(f"Writing {path}")
     try:
         writing(path)
+    except FileError as error:
+        raise FileError(f"{option}: {error}") from error
     except OSError as error:
-        raise UsageError(f"{option}: {str(path)!r} cannot be written; {error.strerror}.") from error
+        raise FileError(f"{option}: {str(path)!r} cannot be written; {error.strerror}.") from error
 
 
 def warn_unwritten(*paths: Path | None) -> None:
     """Say that there is nothing to write."""
     if asked := [str(path) for path in paths if path is not None]:
-        typer.echo(f"Nothing fits, so not written: {', '.join(asked)}.", err=True)
+        typer.echo(printable(f"Nothing fits, so not written: {', '.join(asked)}."), err=True)

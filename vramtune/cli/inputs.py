@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vramtune.cli.options import Settings
 from vramtune.errors import BudgetError, UsageError
+from vramtune.schema import is_folder, user_path
 
 if TYPE_CHECKING:
     from vramtune.schema import Comparison, Device, Plan, Profile
@@ -48,8 +49,7 @@ def profile_of(
 
 def is_saved(model: str) -> bool:
     """Whether MODEL names a file, not a pipeline."""
-    path = Path(model).expanduser()
-    return path.suffix.lower() == ".json" and not path.is_dir()
+    return model.lower().endswith(".json") and not is_folder(model)
 
 
 def _saved(
@@ -63,7 +63,7 @@ def _saved(
             "in it. Leave that out, or name the pipeline."
         )
     show(f"Reading {path}")
-    profile = Profile.load(path.expanduser())
+    profile = Profile.load(user_path(path))
     check(profile.device)
     return profile
 

@@ -96,8 +96,12 @@ def budget(vram_gb: str) -> int:
 # The call's settings
 
 
+MOST = 2**31 - 1
+"""What pipelines and their arrays count with."""
+
+
 def _number(option: str, metavar: str, meaning: str) -> Any:
-    return Annotated[int | None, typer.Option(option, metavar=metavar, min=1, help=meaning)]
+    return Annotated[int | None, typer.Option(option, metavar=metavar, min=1, max=MOST, help=meaning)]
 
 
 SETTINGS: dict[str, Any] = {

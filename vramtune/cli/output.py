@@ -1,12 +1,16 @@
 """What people see while a command works and when it ends: progress, text, errors, exit codes."""
 
 import contextlib
+import io
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from vramtune.errors import BudgetError, NoAcceleratorError, UsageError, VramtuneError
+from vramtune.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,13 +44,36 @@ def print_text(renderable: "RenderableType") -> None:
 
 
 @contextlib.contextmanager
+def standard_output() -> Iterator[None]:
+    """Letters that it cannot show are spelt; where it takes nothing more (a full disk), that is wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except OSError as error:
+        if not _is_stuck():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
+        typer.echo(f"Error: Cannot write to standard output: {error.strerror}.", err=True)
+        sys.exit(WRONG_USAGE)
+
+
+def _is_stuck() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Show a spinner and what is being done on stderr; nothing where stderr is not a terminal."""
     from rich.console import Console
     from rich.text import Text
 
     with Console(stderr=True).status("Starting") as status:
-        yield lambda doing: status.update(Text(doing))
+        yield lambda doing: status.update(Text(printable(doing)))
 
 
 @contextlib.contextmanager

@@ -90,6 +90,7 @@ def _report(profile: "Profile", plan: "Plan", path: Path) -> None:
 
 def _trace(profile: "Profile", plan: "Plan", path: Path) -> None:
     from vramtune.reports.trace import timeline_trace
+    from vramtune.schema import write_file
     from vramtune.tuner.simulate import timeline
 
-    path.write_bytes(timeline_trace(timeline(profile, plan)))
+    write_file(path, timeline_trace(timeline(profile, plan)))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pynvml
 
 from vramtune.errors import NoAcceleratorError
+from vramtune.printable import printable
 from vramtune.schema import Driver, Holder
 
 
@@ -93,7 +94,6 @@ def _handle(uuid: str) -> object:
 
 def _process_name(pid: int) -> str | None:
     try:
-        name: str = pynvml.nvmlSystemGetProcessName(pid)
+        return printable(pynvml.nvmlSystemGetProcessName(pid))  # others choose it
     except pynvml.NVMLError:  # it has ended, or is another user's
         return None
-    return name

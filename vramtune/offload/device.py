@@ -12,6 +12,8 @@ def resolve_device(device: torch.device | str | None = None, gpu_id: int | None 
     index apart; left out, the current accelerator. Raises `UsageError` for the CPU, for Apple's GPUs, for two
     indices, for an index beyond the machine's, and `NoAcceleratorError` where the machine has no such accelerator.
     """
+    if isinstance(gpu_id, bool) or not isinstance(gpu_id, int | None):
+        raise UsageError(f"gpu_id is a GPU's number, such as 0; got {gpu_id!r}.")
     if device is None:
         current = _accelerator()
         if current is None:
@@ -36,9 +38,11 @@ def _accelerator() -> torch.device | None:
 
 
 def _parsed(device: torch.device | str) -> torch.device:
+    if isinstance(device, bool):
+        raise UsageError(f"device={device!r} is not a device PyTorch knows.")
     try:
         return torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"device={device!r} is not a device PyTorch knows: {error}") from error
 
 

@@ -8,6 +8,8 @@ from vramtune.errors import UsageError
 from vramtune.schema import Scalar, Workload
 
 DEFAULT_PROMPT = "a photo of an astronaut riding a horse on the moon"
+LARGEST = 2**63 - 1
+"""What PyTorch and NumPy count with, and saved profiles hold."""
 _NEEDS_VALUES = (None, "pil", "np")
 """Output types whose last step reads pixels; as tensors (`pt`) they cost the device the same."""
 
@@ -17,10 +19,10 @@ def arguments_to_trace(pipe: Pipeline, method: str, call_kwargs: Mapping[str, ob
 
     Raises `UsageError` for a method that the pipeline lacks and for names that the method lacks.
     """
-    if not callable(getattr(pipe, method, None)):
+    if not isinstance(method, str) or not callable(getattr(pipe, method, None)):
         raise UsageError(f"{type(pipe).__name__} has no method {method!r}.")
     accepted = call_parameters(pipe, method)
-    kwargs = dict(call_kwargs)
+    kwargs = _named(call_kwargs)
     if "prompt" in accepted and not kwargs.keys() & {"prompt", "prompt_embeds"}:
         kwargs["prompt"] = DEFAULT_PROMPT
     if "device" in accepted:
@@ -36,6 +38,16 @@ def arguments_to_trace(pipe: Pipeline, method: str, call_kwargs: Mapping[str, ob
     return kwargs
 
 
+def _named(call_kwargs: object) -> dict[str, object]:
+    """A copy of the arguments; a `UsageError` for what is no mapping from names, and for numbers beyond all arrays."""
+    if not isinstance(call_kwargs, Mapping) or not all(isinstance(name, str) for name in call_kwargs):
+        raise UsageError(f'`call_kwargs` are arguments by name, such as {{"height": 768}}; got {call_kwargs!r}.')
+    for name, value in call_kwargs.items():
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UsageError(f"{name} is too large: more than {LARGEST}.")
+    return dict(call_kwargs)
+
+
 def workload_of(method: str, call_kwargs: Mapping[str, object]) -> Workload:
     """The method and its arguments as the user gave them, in values that JSON holds."""
     return Workload(call_kwargs={name: _json_value(value) for name, value in call_kwargs.items()}, method=method)
@@ -44,6 +56,8 @@ def workload_of(method: str, call_kwargs: Mapping[str, object]) -> Workload:
 def _json_value(value: object) -> Scalar | list[Scalar]:
     if isinstance(value, list | tuple) and all(_is_scalar(item) for item in value):
         return list(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # JSON holds no lone surrogates
     return value if _is_scalar(value) else f"<{type(value).__name__}>"  # type: ignore[return-value]
 
 

@@ -1,14 +1,20 @@
-"""Nouns as JSON, with their kind and the schema version around them."""
+"""Nouns as JSON, with their kind and the schema version around them; and how files are read and written at all."""
 
+import os
+import secrets
+import stat
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
-from vramtune.errors import FileError
+from vramtune.errors import FileError, UsageError
+from vramtune.printable import printable
 
 SCHEMA_VERSION = 3
 """3: nouns carry their figures (a stage's parts of the peak, reasons as data, whose comparison it is)."""
+MAX_FILE_BYTES = 2**26
+"""Largest file that is read: a profile of the largest pipeline takes a few MiB."""
 
 Noun = TypeVar("Noun")
 
@@ -20,14 +26,17 @@ def to_json(noun: object) -> bytes:
 
 
 def from_json(kind: type[Noun], text: bytes | str) -> Noun:
-    """The noun of that kind that `to_json` wrote; `FileError` says what else the text is."""
+    """The noun of that kind that `to_json` wrote; `FileError` says what else the text is.
+
+    Names in it are fit for a terminal (`printable`), whoever wrote them.
+    """
     name = kind.__name__
     try:
         envelope = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         written = msgspec.json.decode(envelope["kind"], type=str)
         version = msgspec.json.decode(envelope["schema_version"], type=int)
         body = envelope["body"]
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+    except (msgspec.MsgspecError, UnicodeError, KeyError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise FileError(f"Expected a vramtune {name}; this is not a vramtune file: {reason}.") from error
     if written != name:
@@ -37,31 +46,112 @@ def from_json(kind: type[Noun], text: bytes | str) -> Noun:
             f"This {name} has schema version {version}; this vramtune reads version {SCHEMA_VERSION}. Make a new one."
         )
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+        noun = msgspec.convert(_printable(msgspec.json.decode(body)), type=kind)
+        if isinstance(noun, Saved):
+            noun.check()
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FileError(f"This {name} is damaged: {error}.") from error
+    return noun
 
 
-def read_file(path: str | Path) -> bytes:
-    """Bytes of a file; raises a `FileError` that names it where it cannot be read."""
+def _printable(value: Any) -> Any:
+    """What JSON holds, with every name and text in it fit for a terminal."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    if isinstance(value, dict):
+        return {printable(name): _printable(each) for name, each in value.items()}
+    return value
+
+
+def checked_path(path: object) -> Path:
+    """A path as the user gave it; a `UsageError` for what is none."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise UsageError(f"A file is named by a str or a Path; got {path!r}.")
+    return Path(path)
+
+
+def user_path(path: str | Path) -> Path:
+    """The path with `~` as the user's own folder; as it is where there is no such user."""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise FileError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a file or folder has that name; no name is too long to ask, or impossible."""
+    return os.path.exists(user_path(path))  # noqa: PTH110 - pathlib raises for names that are too long
+
+
+def is_folder(path: str | Path) -> bool:
+    """The same of a folder."""
+    return os.path.isdir(user_path(path))  # noqa: PTH112
+
+
+def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Bytes of a file; raises a `FileError` that names it where it cannot be read, is no file or is too large for one.
+
+    What is not a regular file (a pipe, a device) is not opened: it might never end.
+    """
+    file = checked_path(path)
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(f"Cannot read {str(file)!r}: {'a folder' if file.is_dir() else 'not a regular file'}.")
+        if status.st_size > max_bytes:
+            raise FileError(f"Cannot read {str(file)!r}: {status.st_size} bytes; at most {max_bytes} are expected.")
+        return file.read_bytes()
+    except FileError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        raise FileError(f"Cannot read {str(file)!r}: {_reason(error)}.") from error
 
 
 def write_file(path: str | Path, content: bytes) -> None:
-    """Write a file; raises a `FileError` that names it where that cannot be done."""
+    """Write a file; raises a `FileError` that names it where that cannot be done.
+
+    It is written beside the old one and moved into its place when it is whole: a full disk or an interrupt leaves the
+    old one. A link stays a link, and keeps its mode. What is not a regular file (a pipe, a device) is written to.
+    """
+    file = checked_path(path)
     try:
-        Path(path).write_bytes(content)
-    except OSError as error:
-        raise FileError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+        target = file.resolve()
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+        else:
+            _replace(target, content)
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        raise FileError(f"Cannot write {str(file)!r}: {_reason(error)}.") from error
+
+
+def _replace(file: Path, content: bytes) -> None:
+    # a name of its own length: the file's may be as long as names can be
+    beside = file.with_name(f".vramtune-{secrets.token_hex(8)}")
+    try:
+        with beside.open("xb") as stream:
+            if file.exists():
+                beside.chmod(stat.S_IMODE(file.stat().st_mode))
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 class Saved:
     """A noun that can be kept in a file."""
 
     __slots__ = ()
+
+    def check(self) -> None:
+        """Raise a `ValueError` for parts that do not belong together: what is read from a file may be anything."""
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; raises a `FileError` that names the file where that cannot be done."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vramtune.schema.figures import Bytes, Fraction, PerSecond, Seconds
+
 Source = Literal["predicted", "measured"]
 
 
@@ -11,32 +13,32 @@ class Device:
     """A GPU as the planner sees it."""
 
     name: str
-    total_bytes: int
-    usable_bytes: int
+    total_bytes: Bytes
+    usable_bytes: Bytes
     """What this process may hold: total less the driver's own, the desktop's and other processes' share."""
-    context_bytes: int
+    context_bytes: Bytes
     """The CUDA context of one process: held from the first call on, outside PyTorch's counters."""
     is_context_measured: bool = False
     """Whether `context_bytes` is this machine's own figure, not a usual one."""
-    workspace_bytes: int
+    workspace_bytes: Bytes
     """Library workspaces (cuBLAS) that stay reserved once used."""
-    pinned_copy_bytes_per_second: float
+    pinned_copy_bytes_per_second: PerSecond
     """Host to device from page-locked memory, one large copy, GPU otherwise idle."""
-    pageable_copy_bytes_per_second: float
+    pageable_copy_bytes_per_second: PerSecond
     """Host to device from ordinary memory; blocks the host."""
-    readback_bytes_per_second: float
+    readback_bytes_per_second: PerSecond
     """Device to host into ordinary memory, as `module.to("cpu")` does; blocks the host."""
-    overlap_fraction: float
+    overlap_fraction: Fraction
     """Share of the pinned rate that remains while kernels run (0-1)."""
-    copy_latency_seconds: float
+    copy_latency_seconds: Seconds
     """Fixed cost of one copy."""
-    flops_per_second: dict[str, float]
+    flops_per_second: dict[str, PerSecond]
     """Peak dense multiply-add rate by dtype: `float32`, `float16`, `bfloat16`."""
-    memory_bytes_per_second: float
-    efficiency_fraction: dict[str, float]
+    memory_bytes_per_second: PerSecond
+    efficiency_fraction: dict[str, Fraction]
     """Share of these two that kernels reach (0-1): of `flops_per_second` by kind of operation (`matmul`,
     `convolution`, `attention`, `pointwise`), of the bandwidth as `memory`."""
-    launch_seconds: float
+    launch_seconds: Seconds
     """Least time of one kernel."""
     source: Source = "predicted"
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vramtune.layout import ring_bytes
+from vramtune.schema.figures import Budget, Bytes, Count, Index, Repeats, Seconds, Total
 from vramtune.schema.files import Saved
 from vramtune.schema.profile import WeightGroup, Workload
 from vramtune.schema.shown import Shown
@@ -34,9 +35,9 @@ class Placement:
     groups: tuple[WeightGroup, ...]
     active: tuple[bool, ...]
     """Whether the component runs, by stage."""
-    kept: tuple[int, ...]
+    kept: tuple[Index, ...]
     """Number of groups on the GPU, by stage."""
-    num_slots: int
+    num_slots: Repeats
 
     def __post_init__(self) -> None:
         """Refuse counts that no pipeline could follow."""
@@ -82,10 +83,10 @@ class PlannedStage:
     """A stage as a plan knows it: enough to have every copy on its way before it is needed."""
 
     name: str
-    num_iterations: int
+    num_iterations: Count
     calls: tuple[str, ...]
     """Calls made in it: `transformer`, `vae.decode`."""
-    visits: tuple[tuple[int, int], ...]
+    visits: tuple[tuple[Index, Index], ...]
     """One iteration in execution order, as pairs of indices: placement, and group of that placement."""
 
 
@@ -94,18 +95,18 @@ class StageEstimate:
     """One stage of a predicted call: what is on the device, and how long all iterations take."""
 
     name: str
-    num_iterations: int
-    kept_bytes: int
+    num_iterations: Count
+    kept_bytes: Bytes
     """Weights on the device throughout: those kept, also of idle components, and all that is excluded from offload."""
-    slot_bytes: int
+    slot_bytes: Bytes
     """The slots through which the other weights are streamed."""
-    activation_bytes: int
+    activation_bytes: Bytes
     """The highest activations, with what the pipeline itself holds."""
-    fixed_bytes: int
+    fixed_bytes: Bytes
     """The CUDA context and the libraries' workspaces."""
-    seconds: float
-    compute_seconds: float
-    moved_bytes: int
+    seconds: Seconds
+    compute_seconds: Seconds
+    moved_bytes: Total
     """Host to device, in a call that follows another one."""
 
     @property
@@ -123,15 +124,15 @@ class StageEstimate:
 class Estimate:
     """A prediction: of a steady call, unless it says otherwise. Never a measurement."""
 
-    peak_bytes: int
+    peak_bytes: Bytes
     """Everything the process holds on the device at its worst moment, context included."""
-    seconds: float
+    seconds: Seconds
     """Seconds of a call that follows another one."""
-    first_call_seconds: float
+    first_call_seconds: Seconds
     """Seconds of the first call, when nothing is on the GPU yet."""
-    bound_seconds: float
+    bound_seconds: Seconds
     """Seconds that no plan within the budget can beat, call after call, under the same model."""
-    moved_bytes: int
+    moved_bytes: Total
     """Bytes copied from host to device per steady call."""
     stages: tuple[StageEstimate, ...]
 
@@ -172,7 +173,7 @@ class Reason:
     """Name of a component, or of a placement where a component has several."""
     stage: str | None = None
     permission: str | None = None
-    num_bytes: dict[str, int] = field(default_factory=dict)
+    num_bytes: dict[str, Total] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -183,9 +184,9 @@ class Plan(Saved, Shown):
     pipeline_class: str
     workload: Workload
     device_name: str
-    asked_bytes: int
+    asked_bytes: Bytes
     """The budget as the user gave it."""
-    budget_bytes: int
+    budget_bytes: Budget
     """Limit of the peak: the asked budget, or what is usable on the device if that is less."""
     stages: tuple[PlannedStage, ...]
     placements: tuple[Placement, ...]
@@ -194,6 +195,17 @@ class Plan(Saved, Shown):
     estimate: Estimate
     reasons: tuple[Reason, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse parts that do not belong together: other stages, or visits of groups that are not there."""
+        num_stages, num_groups = len(self.stages), [len(placement.groups) for placement in self.placements]
+        if not num_stages or len(self.estimate.stages) != num_stages:
+            raise ValueError(f"{num_stages} stages, {len(self.estimate.stages)} of them with an estimate")
+        if any(len(placement.kept) != num_stages or not placement.groups for placement in self.placements):
+            raise ValueError("a placement knows other stages, or no groups")
+        for stage in self.stages:
+            if any(not (0 <= p < len(num_groups) and 0 <= g < num_groups[p]) for p, g in stage.visits):
+                raise ValueError(f"stage {stage.name!r}: it visits a group that no placement has")
 
     def __repr__(self) -> str:
         """One line: all of it would be tens of thousands of characters."""

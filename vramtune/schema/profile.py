@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds
 from vramtune.schema.files import Saved
 from vramtune.schema.machine import Device
 from vramtune.schema.shown import Shown
@@ -17,11 +18,11 @@ Scalar = str | int | float | bool | None
 class Weights:
     """Parameters or buffers, tied ones once."""
 
-    num_bytes: int = 0
+    num_bytes: Bytes = 0
     """Bytes that a copy of them moves."""
-    allocated_bytes: int = 0
+    allocated_bytes: Bytes = 0
     """Bytes on the device: each tensor rounded up to 512."""
-    num_tensors: int = 0
+    num_tensors: Index = 0
 
     def __add__(self, other: "Weights") -> "Weights":
         """The sum of both."""
@@ -39,7 +40,7 @@ class Layer:
     name: str
     parameters: Weights
     buffers: Weights = Weights()
-    group: int
+    group: Index
     """Index into the component's groups."""
     block: str | None
     """What diffusers' block-level group offload moves it with, or None: then it moves with its shell."""
@@ -57,7 +58,7 @@ class WeightGroup:
     """The smallest thing that vramtune moves: modules that run one after the other."""
 
     name: str
-    weight_bytes: int
+    weight_bytes: Bytes
     """Bytes of the group's flat buffer, in which each tensor starts at a multiple of 512 bytes."""
     modules: tuple[str, ...]
     """Paths inside the component of the modules whose `forward` needs this group, with all that they contain; for the
@@ -102,15 +103,15 @@ class Segment:
     """A stretch of one call, from the moment a layer starts until the next one does: the layer's own `forward`,
     then code of no layer."""
 
-    layer: int
+    layer: Index
     """Index into the component's layers."""
-    layer_seconds: float
+    layer_seconds: Seconds
     """Compute seconds of the layer's `forward`."""
-    layer_activation_bytes: int
+    layer_activation_bytes: Bytes
     """Highest allocated bytes (no weights) during it."""
-    after_seconds: float = 0.0
+    after_seconds: Seconds = 0.0
     """Compute seconds of what follows it."""
-    after_activation_bytes: int = 0
+    after_activation_bytes: Bytes = 0
 
     @property
     def seconds(self) -> float:
@@ -134,10 +135,10 @@ class Activity:
 
     component: str
     method: str
-    num_calls: int
+    num_calls: Repeats
     segments: tuple[Segment, ...]
     """One call, in execution order."""
-    activation_bytes: int
+    activation_bytes: Bytes
     """Highest *reserved* bytes of one call (no weights): allocated, after the caching allocator's rounding."""
 
     @property
@@ -152,12 +153,12 @@ class Stage:
 
     name: str
     """Name made of its calls, unique in the profile: `vae.encode`, and `unet (2)` where the same calls come again."""
-    num_iterations: int
+    num_iterations: Count
     activities: tuple[Activity, ...]
     """In call order within one iteration."""
-    pipeline_bytes: int
+    pipeline_bytes: Bytes
     """What the pipeline itself holds meanwhile: latents, embeddings."""
-    pipeline_seconds: float
+    pipeline_seconds: Seconds
     """Seconds of the pipeline's own work per iteration: scheduler step, guidance."""
 
     @property
@@ -227,6 +228,17 @@ class Profile(Saved, Shown):
             for activity in (activity for stage in stages for activity in stage.activities):
                 if any(not 0 <= s.layer < num_layers.get(activity.component, 0) for s in activity.segments):
                     raise ValueError(f"{activity.component}.{activity.method}: a segment names no layer")
+
+    def check(self) -> None:
+        """Refuse what is no call of a pipeline: without stages, or of components that are not there."""
+        names = [component.name for component in self.components]
+        if len(set(names)) < len(names):
+            raise ValueError("two components have one name")
+        for stages in (self.stages, *(variant.stages for variant in self.variants)):
+            if not stages or not all(stage.activities for stage in stages):
+                raise ValueError("no stages, or one in which nothing runs")
+            if any(activity.component not in names for stage in stages for activity in stage.activities):
+                raise ValueError("a stage runs a component that is not there")
 
     def __repr__(self) -> str:
         """One line: all of it would be hundreds of thousands of characters."""

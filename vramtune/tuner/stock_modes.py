@@ -22,6 +22,7 @@ from vramtune.schema import (
     Plan,
     Profile,
     Segment,
+    Stage,
     Weights,
 )
 from vramtune.tuner.budget import Budget
@@ -134,8 +135,21 @@ def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
     excluded = {c.name for c in profile.components if c.name in profile.excluded and c.name not in chain}
     device, present = profile.device, set(excluded)
     cost = _Cost(_compute_seconds(profile))
-    calls = [(s, activity) for s in profile.stages for _ in range(s.num_iterations) for activity in s.activities]
-    for stage, activity in calls:
+    for stage in profile.stages:
+        cost += _offloaded_iteration(profile, stage, previous, present)
+        if stage.num_iterations > 1:  # who is present at the end of an iteration is so at the end of each
+            cost += _offloaded_iteration(profile, stage, previous, present) * (stage.num_iterations - 1)
+    for name in present:
+        cost += _out(device, profile.component(name).weights)
+    for name in excluded:
+        cost += _in(device, profile.component(name).weights)
+    return _mode(profile, budget_bytes, "model offload", cost)
+
+
+def _offloaded_iteration(profile: Profile, stage: Stage, previous: dict[str, str], present: set[str]) -> _Cost:
+    """Copies and peak of one iteration under model offload; `present` is brought up to date."""
+    device, cost = profile.device, _Cost()
+    for activity in stage.activities:
         name = activity.component
         if name in previous and previous[name] in present:
             present.remove(previous[name])
@@ -145,11 +159,7 @@ def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
             cost += _in(device, profile.component(name).weights)
         held = sum(profile.component(c).weights.allocated_bytes for c in present)
         cost += _Cost(peak_bytes=held + activity.activation_bytes + stage.pipeline_bytes)
-    for name in present:
-        cost += _out(device, profile.component(name).weights)
-    for name in excluded:
-        cost += _in(device, profile.component(name).weights)
-    return _mode(profile, budget_bytes, "model offload", cost)
+    return cost
 
 
 def _in(device: Device, weights: Weights) -> _Cost:

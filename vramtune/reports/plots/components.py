@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from vramtune.reports.plots.bars import HEADING_HEIGHT, Bar, Panel, draw_panels
-from vramtune.reports.plots.style import Look, component_looks, titled_axes
+from vramtune.reports.plots.style import Look, component_looks, plain_words, titled_axes
 from vramtune.reports.rows import ComponentRow, component_rows
 from vramtune.schema import Profile
 from vramtune.units import format_bytes, format_seconds
@@ -32,6 +32,7 @@ def component_costs(profile: Profile, *, permissions: tuple[str, ...] = ()) -> C
     )
 
 
+@plain_words
 def draw_components(plot: ComponentsPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = titled_axes(plot.title, height_inches=TITLE_INCHES + ROW_INCHES * (len(plot.rows) + HEADING_HEIGHT), ax=ax)

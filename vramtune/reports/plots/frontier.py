@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from vramtune.reports.plots.style import BOUND_LINE, SMALL, SMALL_WORDS, Properties, legend_below, titled_axes
+from vramtune.reports.plots.style import (
+    BOUND_LINE,
+    SMALL,
+    SMALL_WORDS,
+    Properties,
+    legend_below,
+    plain_words,
+    titled_axes,
+)
 from vramtune.reports.rows import StockRow, stock_row
 from vramtune.schema import Frontier
 from vramtune.units import GIB
@@ -66,6 +74,7 @@ def latency_frontier(frontier: Frontier) -> FrontierPlot:
     )
 
 
+@plain_words
 def draw_frontier(plot: FrontierPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = titled_axes(plot.title, height_inches=5.0, ax=ax)

@@ -76,6 +76,7 @@ def _end_of(step: int, timeline: Timeline, *, stage: int) -> float:
     )
 
 
+@style.plain_words
 def draw_lanes(plot: LanesPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = style.titled_axes(plot.title, height_inches=HEIGHT_INCHES, ax=ax)

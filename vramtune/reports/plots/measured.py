@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from vramtune.reports.plots.bars import Bar, Panel, draw_panels
-from vramtune.reports.plots.style import Look, legend_below, titled_axes
+from vramtune.reports.plots.style import Look, legend_below, plain_words, titled_axes
 from vramtune.reports.rows import beside_rows
 from vramtune.schema import Estimate, MeasuredStage, Measurement, Plan, StageEstimate
 from vramtune.units import format_bytes, format_seconds
@@ -73,6 +73,7 @@ def _title(measurement: Measurement, plan: Plan) -> str:
     return f"{plan.pipeline_class} in {format_bytes(plan.budget_bytes)}:\n{where}{failures}"
 
 
+@plain_words
 def draw_measured(plot: MeasuredPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = titled_axes(plot.title, height_inches=OTHER_INCHES + ROW_INCHES * len(plot.rows), ax=ax)

@@ -151,6 +151,7 @@ def _layers(levels: list[dict[Owner, int]]) -> tuple[Holding, ...]:
     return holdings({OTHER: other, **layers} if any(other) else layers)
 
 
+@style.plain_words
 def draw_memory(plot: MemoryPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = style.titled_axes(plot.title, height_inches=4.8, ax=ax)

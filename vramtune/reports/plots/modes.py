@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from vramtune.reports.plots.bars import bar_height, bar_middle, name_rows
-from vramtune.reports.plots.style import BOUND_LINE, WORDS_BOX, Look, legend_below, titled_axes
+from vramtune.reports.plots.style import BOUND_LINE, WORDS_BOX, Look, legend_below, plain_words, titled_axes
 from vramtune.reports.rows import ModeRow, mode_rows
 from vramtune.schema import PLAN_MODE, Comparison
 from vramtune.units import format_bytes, format_seconds
@@ -51,6 +51,7 @@ def mode_seconds(comparison: Comparison) -> ModesPlot:
     )
 
 
+@plain_words
 def draw_modes(plot: ModesPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = titled_axes(plot.title, height_inches=OTHER_INCHES + ROW_INCHES * len(plot.rows), ax=ax)

@@ -56,6 +56,7 @@ def _held_at_peak(timeline: Timeline, stage: int) -> dict[Owner, int]:
     return held_by_owner(max(levels, key=lambda level: level.held_bytes), timeline)
 
 
+@style.plain_words
 def draw_peaks(plot: PeaksPlot, *, ax: Axes | None = None) -> Axes:
     """Draw it on `ax`, or on a figure of its own."""
     ax = style.titled_axes(plot.title, height_inches=OTHER_INCHES + ROW_INCHES * len(plot.stages), ax=ax)

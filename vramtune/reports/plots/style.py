@@ -4,25 +4,31 @@ Colours are Okabe and Ito's (2008), told apart by every kind of colour vision; h
 the parts tell them apart in grey. Nothing here touches pyplot's global state, so that it works without a display.
 """
 
+import io
 import itertools
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
+import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from vramtune.errors import UsageError
 from vramtune.reports.plots.owners import ACTIVATIONS, CONTEXT, OTHER, PIPELINE, SLOTS, WORKSPACES, Owner
-from vramtune.schema import Plan
+from vramtune.schema import Plan, checked_path, write_file
 from vramtune.units import format_bytes, format_seconds
 
 Properties = dict[str, Any]
 """Keyword arguments of a matplotlib artist."""
+
+P = ParamSpec("P")
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -113,6 +119,17 @@ def draw_budget(budget: float, *, peak: float, line: Callable[..., object], ax: 
         ax.plot([], [], label=f"{label} (off scale)", **BUDGET_LINE)
 
 
+def plain_words(draw: Callable[P, Axes]) -> Callable[P, Axes]:
+    """Let a drawing function write names as they are: a `$` in one begins no formula (matplotlib's mathtext)."""
+
+    @wraps(draw)
+    def drawing(*args: P.args, **kwargs: P.kwargs) -> Axes:
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawing
+
+
 def own_axes(height_inches: float) -> Axes:
     """Axes on a figure of their own."""
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained").subplots()
@@ -129,7 +146,7 @@ def write_title(ax: Axes, title: str) -> None:
     """Write a title of as many lines as it needs, flush left; no line breaks inside brackets."""
     whole = re.sub(r"\([^)]*\)", lambda brackets: brackets[0].replace(" ", NO_BREAK), title)
     lines = [textwrap.fill(line, TITLE_CHARACTERS) for line in whole.splitlines()]
-    ax.set_title("\n".join(lines), fontsize=11, fontweight="bold", loc="left")
+    ax.set_title("\n".join(lines), fontsize=11, fontweight="bold", loc="left", parse_math=False)
 
 
 def legend_below(
@@ -151,4 +168,9 @@ def legend_below(
 
 def save(ax: Axes, path: str | Path) -> None:
     """Write the whole figure that `ax` is on, in the format that the file's suffix names: one of `FORMATS`."""
-    ax.figure.canvas.figure.savefig(path, dpi=DOTS_PER_INCH)
+    suffix = checked_path(path).suffix.lstrip(".").lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"A picture's name must end in .{' or .'.join(FORMATS)}; got {str(path)!r}.")
+    file = io.BytesIO()
+    ax.figure.canvas.figure.savefig(file, format=suffix, dpi=DOTS_PER_INCH)
+    write_file(path, file.getvalue())
