@@ -317,6 +317,17 @@ def _checked(checker: Any, clip_input: torch.Tensor, images: Any) -> tuple[Any, 
     return images, [False] * len(images)
 
 
+def offload_hook(module: nn.Module) -> object | None:
+    """Accelerate's hook on a module, or None (`_hf_hook` in `accelerate/hooks.py`)."""
+    hook: object | None = getattr(module, "_hf_hook", None)
+    return hook
+
+
+def is_half_unhooked(module: nn.Module) -> bool:
+    """Whether accelerate was interrupted as it put a hook on or took it off (`_old_forward` in `accelerate/hooks.py`)."""
+    return "_old_forward" in vars(module) and offload_hook(module) is None
+
+
 def drop_offload_hook(module: nn.Module) -> None:
     """Take accelerate's hook off a module without running it (`_hf_hook`, `_old_forward` in `accelerate/hooks.py`).
 

@@ -12,7 +12,7 @@ from tests.offload.test_stream import CPU, EagerLane, make_group
 from tests.offload.tuned_pipelines import planned, tuned
 from vramtune.offload.binding import held_bytes, planned_bytes
 from vramtune.offload.install import install
-from vramtune.offload.memory_limit import limit_memory
+from vramtune.offload.memory_limit import MemoryLimit
 from vramtune.offload.stream import Passage, Ring, Traffic
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
@@ -101,7 +101,7 @@ def test_a_memory_limit_is_logged_when_set_and_put_back(
 ) -> None:
     monkeypatch.setattr(sim, "get_per_process_memory_fraction", lambda device: 1.0, raising=False)
     monkeypatch.setattr(sim, "set_per_process_memory_fraction", lambda fraction, device: None, raising=False)
-    with limit_memory(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 4):
+    with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 4):
         assert log.messages == ["memory limit of sim:0 set to 0.2500 of it (was 1.0000)"]
         log.clear()
     assert log.messages == ["memory limit of sim:0 put back to 1.0000 of it"]

@@ -7,7 +7,7 @@ import torch
 
 from tests import tiny_pipelines
 from tests.offload.tuned_pipelines import held_bytes, tuned, whole
-from vramtune.offload.memory_limit import limit_memory
+from vramtune.offload.memory_limit import MemoryLimit
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
 
@@ -43,6 +43,6 @@ def test_a_larger_call_than_planned_stays_within_the_budget(sim: ModuleType, lim
 
 def test_a_memory_limit_that_is_lower_already_stays(sim: ModuleType, limits: list[float]) -> None:
     limits.append(0.25)
-    with limit_memory(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
+    with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
         assert limits[-1] == 0.25
     assert limits[-1] == 0.25

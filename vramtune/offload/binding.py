@@ -33,6 +33,8 @@ class BoundPlacement:
     """Number of groups kept in each stage: as planned, or fewer where memory did not suffice."""
     num_slots: list[int]
     """Number of slots in each stage, likewise."""
+    is_hooked: bool = False
+    """Whether the modules of its groups have hooks, so that some of them may be absent."""
 
     @property
     def num_resident(self) -> int:
@@ -66,11 +68,16 @@ class BoundComponent:
     unplanned: Group = field(default_factory=lambda: Group("unplanned", []))
     """Weights that the plan does not use."""
     placements: list[BoundPlacement] = field(default_factory=list)
-    is_hooked: bool = False
+    is_at_work: bool = False
+    """Whether all of it was put in, and nothing taken off since by us."""
+    is_collected: bool = False
+    """Whether the groups hold the tensors that the modules had when we last looked."""
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Modules by path, as they were when the tensors were collected."""
     entries: frozenset[str] = frozenset()
     """What the plan's stages call of it: names of methods and children."""
+    hooked_modules: list[nn.Module] = field(default_factory=list)
+    """Modules that have a hook of ours, or were about to get one."""
     own_methods: dict[tuple[nn.Module, str], Any] = field(default_factory=dict)
     """Methods that the module and its children had on the instance, where hooks are now."""
 
@@ -99,28 +106,26 @@ class BoundComponent:
 
     def collect(self) -> None:
         """Collect the tensors of every group from the modules as they are now."""
-        before = self.devices_before()
+        self.is_collected = False
+        before = self.held_by_tensor()
         self.modules = dict(self.module.named_modules())
         taken: dict[torch.Tensor, HeldTensor] = {}
+        found: dict[Group, list[HeldTensor]] = {}
         for placement in self.placements:
             for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True):
-                group.held = collect(self.modules_of(planned), taken)
+                found[group] = collect(self.modules_of(planned), taken)
         roots = dict.fromkeys(m for p in self.placements for m in self.modules_of(p.planned.groups[0]))
-        self.root.held = [held for module in roots for held in collect_own(module, taken)]
-        self.unplanned.held = collect([self.module], taken)
-        self.restore_devices_before(before)
-        for group in self.groups:
+        found[self.root] = [held for module in roots for held in collect_own(module, taken)]
+        found[self.unplanned] = collect([self.module], taken)
+        _take_over(taken.values(), before)
+        for group, held in found.items():
+            group.held, group.is_settled = held, False
             group.update_layout()
+        self.is_collected = True
 
-    def devices_before(self) -> dict[torch.Tensor, torch.device]:
-        """The device of each tensor when it was first held."""
-        return {held.tensor: held.device_before for group in self.groups for held in group.held}
-
-    def restore_devices_before(self, before: Mapping[torch.Tensor, torch.device]) -> None:
-        """Take those devices over from tensors held earlier."""
-        usual = next(iter(before.values()), None)  # for new tensors, which were made from weights we had moved
-        for held in (held for group in self.groups for held in group.held):
-            held.device_before = before.get(held.tensor, usual or held.device_before)
+    def held_by_tensor(self) -> dict[torch.Tensor, HeldTensor]:
+        """What is held, by tensor."""
+        return {held.tensor: held for group in self.groups for held in group.held}
 
     def modules_of(self, group: WeightGroup) -> list[nn.Module]:
         """The modules of a planned group that are still there; what came in their place counts as unplanned."""
@@ -130,6 +135,16 @@ class BoundComponent:
         """The modules whose own weights the plan does not use."""
         unplanned = {held.tensor for held in self.unplanned.held}
         return [m for m in self.module.modules() if unplanned & {*m._parameters.values(), *m._buffers.values()}]
+
+
+def _take_over(all_held: Iterable[HeldTensor], before: Mapping[torch.Tensor, HeldTensor]) -> None:
+    """Take over what was known of tensors that were held earlier."""
+    usual = next(iter(before.values()), None)  # for new tensors, which were made from weights we had moved
+    for held in all_held:
+        if (known := before.get(held.tensor, usual)) is not None:
+            held.device_before = known.device_before
+        if (same := before.get(held.tensor)) is not None:
+            held.address, held.version = same.address, same.version
 
 
 class Binding:
@@ -180,7 +195,7 @@ class Binding:
             self.components.append(new)
             return
         if new.module is old.module:
-            new.restore_devices_before(old.devices_before())
+            _take_over(new.held_by_tensor().values(), old.held_by_tensor())
         self.components[self.components.index(old)] = new
 
     def _bind(self, modules: Mapping[str, nn.Module], planned: Iterable[Placement]) -> list[BoundComponent]:

@@ -14,6 +14,7 @@ from vramtune.offload.conductor import Conductor
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.meter import Meter
 from vramtune.offload.retry import remember_draws, with_room
+from vramtune.offload.stack import is_running
 from vramtune.schema import call_name
 
 
@@ -23,7 +24,6 @@ class ComponentCalls:
     def __init__(self, conductor: Conductor, meter: Meter, lock: threading.RLock) -> None:
         self.device = conductor.device
         self._conductor, self._meter, self._lock = conductor, meter, lock
-        self._running: set[BoundComponent] = set()
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method."""
@@ -40,33 +40,32 @@ class ComponentCalls:
             return self._conductor.make_room(component, method)
 
         with self._lock:  # a second thread waits until the pipeline's call of the first is over
-            if component in self._running:  # a method that calls another one of its component
+            if is_running(_RUN, self=self, component=component):  # a method that calls another one of its component
                 return original(*args, **kwargs)
-            self._running.add(component)
             put_generators_back = remember_draws(self.device, (args, kwargs))
             try:
                 with _casts_not_cached():
                     name = call_name(component.name, method)
                     return with_room(attempt, make_room, device=self.device, name=name)
             finally:
-                self._running.discard(component)
                 self._conductor.leave(component)
 
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""
         with self._lock:
-            if component not in self._running:
+            if not is_running(_RUN, self=self, component=component):
                 self._conductor.enter(component, None)
 
     def prepare_cast(self) -> None:
         """Make room for a cast of a component, as pipelines do between two calls, and let it happen on the masters."""
         with self._lock:
-            if not self._running:
+            if not is_running(_RUN, self=self):
                 self._conductor.pause()
 
     def detach(self, component: BoundComponent) -> None:
         """Give a component its methods and weights back."""
         with self._lock:
+            component.is_at_work = False
             restore_methods(component)
             self._conductor.release(component)
 
@@ -76,6 +75,9 @@ class ComponentCalls:
             isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.device != self.device for leaf in tree_leaves(inputs)
         )
         return send_to_device(inputs, self.device) if is_elsewhere else inputs
+
+
+_RUN = ComponentCalls.run.__code__
 
 
 @contextmanager

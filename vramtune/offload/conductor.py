@@ -10,11 +10,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement, fit, held_bytes, planned_bytes
 from vramtune.offload.groups import Group, views
-from vramtune.offload.hooks import hook_groups, hook_unplanned
+from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.meter import Meter
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
 from vramtune.schema import call_name
@@ -44,9 +43,8 @@ class Conductor:
         self._traffic: Traffic | None = None
         self._passages: dict[BoundPlacement, Passage] = {}
         self._copies: dict[Group, Copy] = {}
-        self._group_hooks: dict[BoundPlacement, list[RemovableHandle]] = {}
-        self._unplanned_hooks: dict[BoundComponent, list[RemovableHandle]] = {}
-        """Hooks of every component that was adopted and not released since."""
+        self._adopted: set[BoundComponent] = set()
+        """Components that were adopted and not released since."""
 
     # ------------------------------------------------------------------------------------------------
     # Called as the pipeline runs
@@ -87,6 +85,9 @@ class Conductor:
         """Free all but the resident groups; every parameter is on its master then, which may be edited."""
         self._close()
         self._evict(set())
+        for component in self.binding.components:
+            for group in component.groups:
+                group.use_master()
         self._lane.finish()
 
     def end_call(self) -> None:
@@ -96,23 +97,28 @@ class Conductor:
         for component in self.binding.components:
             self._settle_edits(component)
 
+    def recover(self) -> None:
+        """Make up for what an interrupt, anywhere in here, left half done."""
+        self.end_call()
+        self._refit()
+
     def adopt(self, component: BoundComponent) -> None:
         """Take a component in: put its groups where they stay, follow its modules."""
         for group in component.groups:
             self._settle(group, component)
-        self._unplanned_hooks[component] = hook_unplanned(component, self)
+        hook_unplanned(component, self)
+        self._adopted.add(component)
         self._refit()
         logger.debug("component %s adopted", component.name)
 
     def release(self, component: BoundComponent) -> None:
         """Let a component go: its modules are followed no more, its weights are its own again and on the host."""
         self.end_call()
+        unhook_modules(component)
         for placement in component.placements:
-            for handle in self._group_hooks.pop(placement, []):
-                handle.remove()
-        if component in self._unplanned_hooks:
-            for handle in self._unplanned_hooks.pop(component):
-                handle.remove()
+            placement.is_hooked = False
+        if component in self._adopted:
+            self._adopted.discard(component)
             logger.debug("component %s released", component.name)
         for group in component.groups:
             group.release()
@@ -137,7 +143,7 @@ class Conductor:
 
     def _refresh(self, component: BoundComponent) -> None:
         """Take over what was edited in a component since we last looked."""
-        if any(group.is_replaced for group in component.groups):
+        if not component.is_collected or any(group.is_replaced for group in component.groups):
             for group in component.groups:
                 self._drop(group)
             component.collect()
@@ -170,13 +176,14 @@ class Conductor:
             given_up = fit(placements, stage, planned_bytes(self.plan, stage) - self.overrun_bytes[stage])
             if given_up:
                 logger.debug("stage %s: weights give up %d bytes", planned.name, given_up)
-        for component in self._unplanned_hooks:
+        for component in self._adopted:
             for group in component.groups:
                 if group.master is None and group not in component.resident_groups:
                     group.settle_on_host(self.device)
             for placement in component.placements:
-                if placement.num_resident < len(placement.groups) and placement not in self._group_hooks:
-                    self._group_hooks[placement] = hook_groups(placement, self)
+                if placement.num_resident < len(placement.groups) and not placement.is_hooked:
+                    hook_groups(placement, self)
+                    placement.is_hooked = True
 
     # ------------------------------------------------------------------------------------------------
     # From stage to stage
@@ -273,7 +280,7 @@ class Conductor:
         """Let go of the slots, once the device has done with them."""
         if self._traffic is not None:
             self._traffic.close(self._passages.values())
-            self._lane.precede_compute()
+        self._lane.precede_compute()
         self._traffic, self._passages = None, {}
 
     def _evict(self, kept: set[Group]) -> None:
@@ -287,8 +294,8 @@ class Conductor:
             logger.debug("evicted %d bytes (%d groups)", num_bytes, len(evicted))
 
     def _drop(self, group: Group) -> None:
-        if self._copies.pop(group, None) is not None:
-            group.use_master()
+        group.use_master()
+        self._copies.pop(group, None)
 
 
 def _counts(placement: BoundPlacement, position: Position) -> tuple[int, int]:
@@ -314,7 +321,8 @@ def _together(keeper: BoundPlacement | BoundComponent, groups: list[Group]) -> I
 
 def _allocate(groups: list[Group], device: torch.device) -> dict[Group, Copy]:
     """Copies of these groups, still empty, in one piece of device memory."""
-    flat = torch.empty(sum(group.num_bytes for group in groups), dtype=torch.uint8, device=device)
+    with torch.inference_mode(False):
+        flat = torch.empty(sum(group.num_bytes for group in groups), dtype=torch.uint8, device=device)
     copies, start = {}, 0
     for group in groups:
         stop = start + group.num_bytes

@@ -43,7 +43,9 @@ class HeldTensor:
     device_before: torch.device
     """Device of the tensor when it was first held."""
     address: int = 0
-    """Address that we made the tensor point at."""
+    """Address that we made the tensor point at; 0 while what it points at is its own."""
+    version: int = 0
+    """Number of in-place writes to the tensor when we last looked."""
 
     @property
     def is_replaced(self) -> bool:
@@ -55,11 +57,30 @@ class HeldTensor:
         """Whether someone else made the tensor point elsewhere."""
         return self.tensor.numel() > 0 and self.tensor.data_ptr() != self.address
 
+    @property
+    def is_written(self) -> bool:
+        """Whether someone wrote to the tensor in place since we last looked."""
+        return self.tensor._version != self.version
+
     def point_at(self, view: torch.Tensor) -> None:
         """Make the tensor point at a view; its identity, gradient flag and ties stay."""
         # The address first: an interrupt between the two then looks like an edit, and loses nothing.
         self.address = view.data_ptr()
         self.tensor.data = view
+
+    @torch.inference_mode(False)
+    def make_own(self) -> None:
+        """Give the tensor storage of its own on the host, if it points at ours."""
+        if self.address:
+            twin = torch.empty_strided(self.tensor.shape, self.tensor.stride(), dtype=self.tensor.dtype)
+            self.tensor.data = twin.copy_(self.tensor.data)
+            self.address = 0
+
+    @torch.inference_mode(False)
+    def go_home(self) -> None:
+        """Give the tensor storage of its own where it was when it was first held."""
+        self.make_own()
+        self.tensor.data = self.tensor.data.to(self.device_before)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +97,8 @@ class Group:
     """Views of the master, one for each tensor."""
     uses_copy: bool = False
     """Whether the tensors point at a copy on the device."""
+    is_settled: bool = False
+    """Whether the tensors are all where they stay: an interrupt may come while some are."""
 
     @property
     def flat(self) -> torch.Tensor:
@@ -96,19 +119,21 @@ class Group:
 
     @property
     def is_edited(self) -> bool:
-        """Whether someone else made one of the tensors point elsewhere."""
-        return any(held.is_edited for held in self.held)
+        """Whether someone else made one of the tensors point elsewhere, or they were never settled to the end."""
+        return not self.is_settled or any(held.is_edited for held in self.held)
 
     def update_layout(self) -> None:
         """Lay the tensors out in a flat buffer as they are now."""
         self.extents, self.num_bytes = lay_out(held.tensor for held in self.held)
 
+    @torch.inference_mode(False)
     def settle_on_host(self, device: torch.device) -> None:
         """Make the master hold what the tensors are now, wherever they are, and point them at it.
 
         `device` is the one that will copy from it; no copy from an earlier master may be under way, and no tensor
         may point at a copy of ours.
         """
+        self.is_settled = False
         self.update_layout()
         flat = self.master if self._may_overwrite_master() else None
         if flat is None:
@@ -117,7 +142,7 @@ class Group:
         for held, view in zip(self.held, master_views, strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        self.master, self.master_views, self.uses_copy = flat, master_views, False
+        self.master, self.master_views, self.uses_copy, self.is_settled = flat, master_views, False, True
 
     def _may_overwrite_master(self) -> bool:
         """Whether the tensors, as laid out now, fill the master, and none of them is somewhere else in it.
@@ -132,17 +157,19 @@ class Group:
             for held, extent in zip(self.held, self.extents, strict=True)
         )
 
+    @torch.inference_mode(False)
     def settle_on_device(self, device: torch.device) -> None:
         """Move the tensors to the device to stay, in one new piece of memory; give up the master, if there is one.
 
         Tensors that are there already move too: an old piece stays allocated for as long as one of them is in it.
         """
+        self.is_settled = False
         self.update_layout()
         flat = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
         for held, view in zip(self.held, views(flat, 0, self.extents), strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        self.master, self.master_views, self.uses_copy = None, [], False
+        self.master, self.master_views, self.uses_copy, self.is_settled = None, [], False, True
 
     def use_master(self) -> None:
         """Point the tensors at the master again; what someone else rebound meanwhile stays as it is."""
@@ -161,9 +188,9 @@ class Group:
     def release(self) -> None:
         """Give every tensor storage of its own again, on the host."""
         self.use_master()
+        self.is_settled = False
         for held in self.held:
-            twin = torch.empty_strided(held.tensor.shape, held.tensor.stride(), dtype=held.tensor.dtype)
-            held.point_at(twin.copy_(held.tensor.data))
+            held.make_own()
         self.master, self.master_views = None, []
 
 

@@ -1,4 +1,8 @@
-"""How calls of components and modules are noticed: accelerate's hook on each component, forward hooks inside."""
+"""How calls of components and modules are noticed: accelerate's hook on each component, forward hooks inside.
+
+What is taken off is what is found to be ours, not what a list says: an interrupt may come between the two, and loaders
+take hooks off themselves.
+"""
 
 from collections.abc import Callable
 from functools import wraps
@@ -6,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_module
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from vramtune.contract import METHODS, entries
+from vramtune.contract import METHODS, entries, is_half_unhooked, offload_hook
+from vramtune.errors import UsageError
 from vramtune.offload.binding import BoundComponent, BoundPlacement
+from vramtune.offload.groups import Group
 
 if TYPE_CHECKING:
     from vramtune.offload.component_calls import ComponentCalls
@@ -25,7 +30,7 @@ class ComponentHook(CpuOffload):  # type: ignore[misc]
 
     def __init__(self, component: BoundComponent, calls: "ComponentCalls") -> None:
         super().__init__(execution_device=calls.device)
-        self._component, self._calls = component, calls
+        self.component, self._calls = component, calls
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Move nothing when the hook is added."""
@@ -33,24 +38,38 @@ class ComponentHook(CpuOffload):  # type: ignore[misc]
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Start the component; others call this by hand, and more than once."""
-        self._calls.start(self._component)
+        self._calls.start(self.component)
         return args, kwargs
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Give the component its weights back, on the host, when someone takes the hook off."""
-        self._calls.detach(self._component)
+        self._calls.detach(self.component)
         return module
+
+
+class CopyRefusal:
+    """What `copy.deepcopy` and `pickle` find on a component: a copy's methods would be the original's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_: object) -> Any:
+        raise UsageError(
+            f"Component {self._name!r} is under a plan and cannot be copied or pickled: its methods are taken over. Call "
+            "remove() on what autotune or install returned first."
+        )
 
 
 def hook_component(component: BoundComponent, calls: "ComponentCalls") -> None:
     """Add accelerate's hook, and have `calls` run the component's methods and know of casts before they happen."""
     module = component.module
     add_hook_to_module(module, ComponentHook(component, calls))
-    component.is_hooked = True
     for entry, (owner, method) in entries(module).items():
         if entry in METHODS or entry in component.entries:
             _replace(component, owner, method, _running(component, entry, getattr(owner, method), calls))
     _replace(component, module, "to", _casting(module.to, calls))
+    for method in ("__deepcopy__", "__reduce_ex__"):
+        _replace(component, module, method, CopyRefusal(component.name))
 
 
 def _replace(component: BoundComponent, owner: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
@@ -59,11 +78,17 @@ def _replace(component: BoundComponent, owner: nn.Module, method: str, replaceme
     vars(owner)[method] = replacement
 
 
+def is_hooked(component: BoundComponent) -> bool:
+    """Whether our hook is on the component."""
+    hook = offload_hook(component.module)
+    return isinstance(hook, ComponentHook) and hook.component is component
+
+
 def unhook_component(component: BoundComponent) -> None:
     """Take accelerate's hook off, which detaches the component."""
-    if component.is_hooked:
-        remove_hook_from_module(component.module)
     own = vars(component.module)
+    if is_hooked(component) or is_half_unhooked(component.module):
+        remove_hook_from_module(component.module)
     if getattr(own.get("forward"), "__func__", None) is type(component.module).forward:
         del own["forward"]  # accelerate leaves the class's own on the instance
 
@@ -71,11 +96,11 @@ def unhook_component(component: BoundComponent) -> None:
 def restore_methods(component: BoundComponent) -> None:
     """Give the module and its children their methods back, but for its own `forward`, which accelerate restores."""
     for (owner, method), original in component.own_methods.items():
-        del vars(owner)[method]
-        if original is not None:
+        if original is None:
+            vars(owner).pop(method, None)
+        else:
             vars(owner)[method] = original
     component.own_methods.clear()
-    component.is_hooked = False
 
 
 def _running(
@@ -97,22 +122,69 @@ def _casting(original: Callable[..., Any], calls: "ComponentCalls") -> Callable[
     return casting
 
 
-def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> list[RemovableHandle]:
+# ---------------------------------------------------------------------------------------------------
+# Modules
+
+
+class Visit:
+    """A forward hook that has the conductor visit a group when one of its modules starts."""
+
+    def __init__(self, conductor: "Conductor", placement: BoundPlacement, group: Group) -> None:
+        self.component = placement.component
+        self._conductor, self._placement, self._group = conductor, placement, group
+
+    def __call__(self, *_: Any) -> None:
+        self._conductor.visit(self._placement, self._group)
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return InCopy, ()
+
+
+class VisitUnplanned:
+    """A forward hook that tells the conductor of a module whose weights the plan does not use."""
+
+    def __init__(self, conductor: "Conductor", component: BoundComponent) -> None:
+        self.component, self._conductor = component, conductor
+
+    def __call__(self, *_: Any) -> None:
+        self._conductor.visit_unplanned(self.component)
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return InCopy, ()
+
+
+class InCopy:
+    """What becomes of such a hook where a module is copied: the copy's weights are its own."""
+
+    def __call__(self, *_: Any) -> None:
+        pass
+
+
+def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> None:
     """Have the conductor visit each group when one of its modules starts.
 
     Before other hooks, which may need the weights: `torch.nn.utils.weight_norm`, which audio decoders have, computes
     the weight in one.
     """
-    return [
-        module.register_forward_pre_hook(lambda *_, group=group: conductor.visit(placement, group), prepend=True)
-        for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True)
-        for module in placement.component.modules_of(planned)
-    ]
+    for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True):
+        for module in placement.component.modules_of(planned):
+            placement.component.hooked_modules.append(module)
+            module.register_forward_pre_hook(Visit(conductor, placement, group), prepend=True)
 
 
-def hook_unplanned(component: BoundComponent, conductor: "Conductor") -> list[RemovableHandle]:
+def hook_unplanned(component: BoundComponent, conductor: "Conductor") -> None:
     """Have the conductor know when a module starts whose weights the plan does not use."""
-    return [
-        module.register_forward_pre_hook(lambda *_: conductor.visit_unplanned(component))
-        for module in component.unplanned_modules()
-    ]
+    for module in component.unplanned_modules():
+        component.hooked_modules.append(module)
+        module.register_forward_pre_hook(VisitUnplanned(conductor, component))
+
+
+def unhook_modules(component: BoundComponent) -> None:
+    """Take these hooks off the component's modules."""
+    for module in component.hooked_modules:
+        hooks = module._forward_pre_hooks
+        ours = [key for key, hook in hooks.items() if isinstance(hook, Visit | VisitUnplanned)]
+        for key in ours:
+            if hooks[key].component is component:  # type: ignore[attr-defined]
+                hooks.pop(key, None)
+    component.hooked_modules.clear()

@@ -85,8 +85,7 @@ def _tuned_class(kind: type[Any], runtime: "Runtime", method: str) -> type[Any]:
 def _in_call(original: Callable[..., Any], runtime: "Runtime") -> Callable[..., Any]:
     @wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with runtime.call():
-            return original(self, *args, **kwargs)
+        return runtime.run(original, (self, *args), kwargs)
 
     return call
 

@@ -1,9 +1,12 @@
-"""A plan at work on a pipeline: its calls, the life of its components, and the way out."""
+"""A plan at work on a pipeline: its calls, the life of its components, and the way out.
+
+Whatever is done here may be interrupted at any line. Every step can be done again, `remove` does all of them however far
+the last one came, and a call first makes up for what the one before it left half done.
+"""
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,10 +16,11 @@ from vramtune.contract import installation_of
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
-from vramtune.offload.hooks import hook_component, unhook_component
-from vramtune.offload.memory_limit import limit_memory
+from vramtune.offload.hooks import hook_component, is_hooked, unhook_component
+from vramtune.offload.memory_limit import MemoryLimit
 from vramtune.offload.meter import Meter
 from vramtune.offload.pipeline_class import PipelineTakeover
+from vramtune.offload.stack import is_running
 from vramtune.schema import Measurement, Plan
 
 logger = logging.getLogger(__name__)
@@ -28,13 +32,14 @@ class Runtime:
     def __init__(self, pipe: Any, plan: Plan, device: torch.device, context_bytes: int | None) -> None:
         self.plan, self.device = plan, device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
-        self._limit_bytes = plan.budget_bytes - (context_bytes or 0)
+        self._limit = MemoryLimit(device, plan.budget_bytes - (context_bytes or 0))
         self._binding = Binding(pipe, plan)
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
         self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock)
-        self._num_calls = 0
-        """Number of the pipeline's calls that are running, one inside the other."""
+        self._is_clean = True
+        """Whether the last call ended as calls do."""
+        self._is_removed = False
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
             self._takeover.apply()
@@ -75,38 +80,51 @@ class Runtime:
         return {name: num for name, num in zip(names, self._conductor.overrun_bytes, strict=True) if num}
 
     def remove(self) -> None:
-        """Give the pipeline back as it was: devices, hooks, attributes, and the memory."""
+        """Give the pipeline back as it was: devices, hooks, attributes, and the memory.
+
+        One that was interrupted, or lacked memory, is taken up again by the next.
+        """
         with self._lock:
-            if self.is_installed:
-                for component in self._binding.components:
-                    self._dismiss(component)
-                    for held in (held for group in component.groups for held in group.held):
-                        held.tensor.data = held.tensor.data.to(held.device_before)
-                self._binding.components.clear()
-                torch.accelerator.empty_cache()
-                self._takeover.undo()
+            if self._is_removed or installation_of(self._pipe) not in (self, None):
+                return
+            for component in self._binding.components:
+                self._dismiss(component)
+                for held in (held for group in component.groups for held in group.held):
+                    held.go_home()
+            torch.accelerator.empty_cache()
+            self._limit.end()
+            self._takeover.undo()
+            self._binding.components.clear()
+            self._is_removed = True
 
     # ------------------------------------------------------------------------------------------------
     # What the pipeline's methods become
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Hold the budget during the pipeline's call, and free all but the resident groups at its end."""
+    def run(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a method of the pipeline within the budget, and free all but the resident groups at its end."""
         with self._lock:
-            if self._num_calls == 0:
-                self._meter.discard()
-                self._exchange_components()
-            self._num_calls += 1
+            if is_running(_RUN, self=self):  # a method that calls another one
+                return method(*args, **kwargs)
+            self._begin()
             try:
                 # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
-                with torch.no_grad(), limit_memory(self.device, self._limit_bytes):
-                    yield
-                if self._num_calls == 1:
-                    self._meter.finish()
+                with torch.no_grad(), self._limit:
+                    result = method(*args, **kwargs)
+                self._meter.finish()
             finally:
-                self._num_calls -= 1
-                if self._num_calls == 0:
-                    self._conductor.end_call()
+                self._conductor.end_call()
+            self._is_clean = True
+            return result
+
+    def _begin(self) -> None:
+        """Have every component as the plan wants it, also after a call or a loader that failed."""
+        self._meter.discard()
+        self._limit.end()
+        if not self._is_clean:
+            self._conductor.recover()
+        self._is_clean = False
+        self._exchange_components()
+        self._put_back()
 
     def end_call(self) -> None:
         """Free all but the resident groups."""
@@ -117,8 +135,7 @@ class Runtime:
         """Put the plan back on components whose hooks someone took off to change them, as the LoRA loader does."""
         with self._lock:
             self._conductor.end_call()
-            for component in [c for c in self._binding.components if not c.is_hooked]:
-                self._put_in(component, self._binding.bind_again(component))
+            self._put_back()
 
     # ------------------------------------------------------------------------------------------------
     # Components
@@ -131,6 +148,12 @@ class Runtime:
                 self._dismiss(old)
             self._put_in(old, new)
 
+    def _put_back(self) -> None:
+        """Take over the components that someone took our hooks off, or that were put in by half."""
+        for component in [c for c in self._binding.components if not (c.is_at_work and is_hooked(c))]:
+            self._dismiss(component)
+            self._put_in(component, self._binding.bind_again(component))
+
     def _put_in(self, old: BoundComponent | None, new: BoundComponent) -> None:
         self._binding.replace(old, new)
         self._adopt(new)
@@ -138,7 +161,11 @@ class Runtime:
     def _adopt(self, component: BoundComponent) -> None:
         self._conductor.adopt(component)
         hook_component(component, self._component_calls)
+        component.is_at_work = True
 
     def _dismiss(self, component: BoundComponent) -> None:
         unhook_component(component)
         self._component_calls.detach(component)
+
+
+_RUN = Runtime.run.__code__

@@ -38,7 +38,11 @@ class Lane:
 
         Memory that was just allocated may have belonged to a tensor whose kernels are still running.
         """
-        self._compute = torch.accelerator.current_stream(self.device)
+        current = torch.accelerator.current_stream(self.device)
+        if current == self._copies:  # an interrupted copy left it so
+            torch.accelerator.set_stream(self._compute)
+        else:
+            self._compute = current
         self._copies.wait_stream(self._compute)
 
     def precede_compute(self) -> None:
@@ -117,7 +121,8 @@ class Ring:
         self.num_bytes = num_bytes
         self.waiting: deque[Place] = deque()
         """Places whose copies were asked for and have not been computed with."""
-        self._flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        with torch.inference_mode(False):
+            self._flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         self._head = 0
         self._live: deque[Place] = deque()
         self._copies: dict[tuple[Group, int], tuple[torch.Tensor, list[torch.Tensor]]] = {}
@@ -219,9 +224,11 @@ class Traffic:
 
     def leave(self, passage: Passage) -> None:
         """Let the place of the group that computed last be overwritten."""
-        place, passage.place, passage.current = passage.place, None, None
+        place = passage.place
         if place is not None:
             place.group.use_master()
+        passage.place = passage.current = None
+        if place is not None:
             place.left = self._lane.passed()
             place.is_wanted = False
             self.ask_ahead()
