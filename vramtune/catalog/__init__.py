@@ -53,7 +53,7 @@ def load(model: str) -> "DiffusionPipeline":
 
 def find(model: str) -> Entry | None:
     """The entry that `load` builds; None for a folder or a Hub id. Raises `UsageError` for what cannot name a model."""
-    if not isinstance(model, str) or "\0" in model:
+    if not isinstance(model, str) or "\0" in model:  # type: ignore[redundant-expr]  # callers may not be typed
         raise UsageError(f"A model is named by a str without NUL characters; got {model!r}.")
     return None if PATH_SIGNS.search(model) else find_entry(model)
 

@@ -19,7 +19,7 @@ def arguments_to_trace(pipe: Pipeline, method: str, call_kwargs: Mapping[str, ob
 
     Raises `UsageError` for a method that the pipeline lacks and for names that the method lacks.
     """
-    if not isinstance(method, str) or not callable(getattr(pipe, method, None)):
+    if not isinstance(method, str) or not callable(getattr(pipe, method, None)):  # type: ignore[redundant-expr]
         raise UsageError(f"{type(pipe).__name__} has no method {method!r}.")
     accepted = call_parameters(pipe, method)
     kwargs = _named(call_kwargs)
