@@ -241,7 +241,7 @@ def composite(func: Any) -> Callable[..., Any] | None:
     if not isinstance(func, OpOverload):
         kernel: Callable[..., Any] = func.py_kernels[DispatchKey.CompositeExplicitAutograd]
         return kernel
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(str(func), "CPU")
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")  # type: ignore[no-untyped-call]
     return func.decompose if func._can_decompose() and not has_kernel else None
 
 

@@ -23,7 +23,7 @@ from diffusers.pipelines.ace_step.modeling_ace_step import AceStepAudioTokenDeto
 
 from benchmarks.classes import tokenizers
 from tests.classes.families.family import family
-from tests.classes.families.parts import qwen3
+from tests.classes.families.parts import qwen3, qwen_tokenizer
 from tests.tiny_pipelines import t5, t5_tokenizer
 
 
@@ -97,7 +97,7 @@ def ace_step() -> AceStepPipeline:
         condition_encoder=condition_encoder,
         vae=oobleck(8),
         text_encoder=qwen3(hidden_size=32),
-        tokenizer=tokenizers.qwen(),
+        tokenizer=qwen_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
         audio_tokenizer=AceStepAudioTokenizer(
             **pooled,

@@ -29,6 +29,7 @@ from tests.classes.families.parts import (
     picture,
     qwen3,
     qwen25_vl,
+    qwen_tokenizer,
     wan_vae,
 )
 from tests.tiny_pipelines import clip_tokenizer, flow_vae, sd15, t5, t5_tokenizer
@@ -59,7 +60,7 @@ def z_image() -> ZImagePipeline:
         vae=flow_vae(16),
         scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=qwen3(),
-        tokenizer=tokenizers.qwen(),
+        tokenizer=qwen_tokenizer(),
     )
 
 
@@ -86,7 +87,7 @@ def kandinsky5() -> Kandinsky5T2VPipeline:
         vae=hunyuan_video_vae(16, num_blocks=2),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder=qwen25_vl(32),
-        tokenizer=SeeingProcessor(tokenizers.qwen()),
+        tokenizer=SeeingProcessor(qwen_tokenizer()),
         text_encoder_2=clip_text(),
         tokenizer_2=clip_tokenizer(),
     )

@@ -30,6 +30,7 @@ from benchmarks.classes import encoders, tokenizers
 from tests.classes.families.family import family
 from tests.classes.families.image import qwen_image_transformer
 from tests.classes.families.parts import (
+    QWEN_VOCABULARY,
     SeeingProcessor,
     clip_text,
     gemma2,
@@ -39,6 +40,7 @@ from tests.classes.families.parts import (
     picture,
     qwen25_vl,
     qwen_image_vae,
+    qwen_tokenizer,
     wan_vae,
 )
 from tests.tiny_pipelines import clip_tokenizer, t5, t5_tokenizer
@@ -47,7 +49,7 @@ from tests.tiny_pipelines import clip_tokenizer, t5, t5_tokenizer
 @family(image=picture, height=32, width=32, max_sequence_length=16)
 def qwen_image_edit() -> QwenImageEditPipeline:
     """The encoder splits by `grid_thw.tolist()`."""
-    tokenizer = tokenizers.qwen()
+    tokenizer = qwen_tokenizer()
     return QwenImageEditPipeline(
         transformer=qwen_image_transformer(),
         vae=qwen_image_vae(),
@@ -61,7 +63,7 @@ def qwen_image_edit() -> QwenImageEditPipeline:
 @family(image=picture, height=32, width=32, max_sequence_length=16)
 def joy_image_edit() -> JoyImageEditPipeline:
     """The same with Qwen 3 VL."""
-    tokenizer = tokenizers.qwen(encoders.TINY_QWEN_FIRST_SPECIAL)
+    tokenizer = qwen_tokenizer()
     transformer = JoyImageEditTransformer3DModel(
         patch_size=[1, 2, 2],
         in_channels=16,
@@ -175,7 +177,7 @@ def hunyuan_image() -> HunyuanImagePipeline:
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder=qwen25_vl(32),
-        tokenizer=tokenizers.qwen(),
+        tokenizer=qwen_tokenizer(),
         text_encoder_2=byte_t5(),
         tokenizer_2=hf.ByT5Tokenizer(),
         guider=AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=2),
@@ -263,13 +265,13 @@ def hunyuan_video15() -> HunyuanVideo15Pipeline:
         downsample_match_channel=False,
         upsample_match_channel=False,
     )
-    text = encoders.qwen_text(152064)
+    text = encoders.qwen_text(QWEN_VOCABULARY)
     return HunyuanVideo15Pipeline(
         transformer=transformer,
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder=hf.Qwen2_5_VLTextModel(hf.Qwen2_5_VLConfig(text_config=text).text_config),
-        tokenizer=tokenizers.qwen(),
+        tokenizer=qwen_tokenizer(),
         text_encoder_2=byte_t5(),
         tokenizer_2=hf.ByT5Tokenizer(),
         guider=ClassifierFreeGuidance(guidance_scale=1.0),

@@ -30,7 +30,7 @@ from diffusers import (
 
 from benchmarks.classes import encoders, tokenizers
 from tests.classes.families.family import family
-from tests.classes.families.parts import gemma2, one_block_vae, qwen3, qwen25_vl, qwen_image_vae
+from tests.classes.families.parts import gemma2, one_block_vae, qwen3, qwen25_vl, qwen_image_vae, qwen_tokenizer
 from tests.tiny_pipelines import image_vae, t5, t5_tokenizer
 
 
@@ -164,7 +164,7 @@ def flux2_klein() -> Flux2KleinPipeline:
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=qwen3(hf.Qwen3ForCausalLM),
-        tokenizer=tokenizers.qwen(),
+        tokenizer=qwen_tokenizer(),
         transformer=transformer,
         vae=vae,
     )
@@ -178,7 +178,7 @@ def qwen_image() -> QwenImagePipeline:
         vae=qwen_image_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=qwen25_vl(),
-        tokenizer=tokenizers.qwen(),
+        tokenizer=qwen_tokenizer(),
     )
 
 
