@@ -21,7 +21,7 @@ ENTRIES = (
     ),
     Entry(
         name="sdxl",
-        title="Stable Diffusion XL 1.0",
+        title="Stable Diffusion XL",
         pipeline_class="StableDiffusionXLPipeline",
         num_parameters=3_468_837_867,
         dtype="float16",
@@ -252,7 +252,7 @@ ENTRIES = (
         title="HunyuanVideo",
         pipeline_class="HunyuanVideoPipeline",
         num_parameters=20_695_738_643,
-        dtype="bfloat16, others float16",
+        dtype="float16, transformer bfloat16",
         source="https://huggingface.co/hunyuanvideo-community/HunyuanVideo",
         aliases=("hunyuan", "hunyuan-video"),
         call_kwargs={"width": 512, "height": 320, "num_frames": 61, "num_inference_steps": 30},

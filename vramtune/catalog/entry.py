@@ -18,7 +18,7 @@ class Entry:
     num_parameters: int
     """Numbers in the weight files of all components together; tied weights once."""
     dtype: str
-    """As the model card recommends; components that differ are named, or called others."""
+    """As the model card recommends; a component that differs is named."""
     source: str
     """Where the configurations are published."""
     aliases: tuple[str, ...] = ()

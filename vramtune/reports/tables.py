@@ -300,7 +300,7 @@ def model_table(models: Sequence[Model]) -> Table:
         models,
         words("model", lambda model: model.name),
         words("title", lambda model: model.title),
-        figure("parameters", lambda model: f"{model.num_parameters / 1e9:.2f} B"),
+        figure("params", lambda model: f"{model.num_parameters / 1e9:.2f} B"),
         words("dtype", lambda model: model.dtype),
     )
 
