@@ -57,8 +57,8 @@ def test_a_million_steps_are_answered_as_fast_as_fifty(pipe, device):
 
 def test_stages_that_are_not_alike_are_not_drawn_out(pipe, device):
     stages = predict(pipe, device, 4).stages
-    assert many_steps.drawn_out(stages, [replace(stages[0], name="other"), *stages[1:]], 1000) is None
-    assert many_steps.drawn_out(stages, stages[:-1], 1000) is None
+    assert many_steps.drawn_out([stages, [replace(stages[0], name="other"), *stages[1:]]], 1000) is None
+    assert many_steps.drawn_out([stages, stages[:-1]], 1000) is None
 
 
 def test_what_the_scheduler_refuses_is_refused(pipe, device, monkeypatch):

@@ -35,7 +35,7 @@ def load(model: str) -> "DiffusionPipeline":
     dtype of its files. Raises `UsageError` for a model that cannot be found or built.
     """
     # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
-    if not isinstance(model, str) or "\0" in model:
+    if not _is_name(model):
         raise UsageError(f"A model is named by a str without NUL characters; got {model!r}.")
     entry = None if PATH_SIGNS.search(model) else find_entry(model)
     if entry is not None:
@@ -51,6 +51,10 @@ def load(model: str) -> "DiffusionPipeline":
 
         return load_hub(model)
     raise _unknown(model)
+
+
+def _is_name(model: object) -> bool:
+    return isinstance(model, str) and "\0" not in model
 
 
 def _unknown(model: str) -> UsageError:

@@ -36,8 +36,9 @@ def steps_to_follow(pipe: Pipeline, call_kwargs: Mapping[str, object]) -> tuple[
     return FOLLOWED
 
 
-def drawn_out(few: Sequence[Stage], more: Sequence[Stage], num_steps: int) -> tuple[Stage, ...] | None:
-    """The stages of a call of so many steps, from those of the calls that were followed; None where these differ."""
+def drawn_out(calls: Sequence[Sequence[Stage]], num_steps: int) -> tuple[Stage, ...] | None:
+    """The stages of a call of so many steps, from those of the two that were followed; None where these differ."""
+    few, more = calls
     if [(stage.name, stage.activities) for stage in few] != [(stage.name, stage.activities) for stage in more]:
         return None
     first, second = FOLLOWED

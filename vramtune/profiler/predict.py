@@ -84,7 +84,7 @@ def _costs(
 
     def stages_by(trace_of: Callable[[Call], Trace]) -> tuple[Stage, ...] | None:
         built = [build_stages(each, [trace_of(call) for call in each.calls], by_name, device) for each in recordings]
-        return many_steps.drawn_out(*built, num_steps=kwargs[many_steps.STEPS]) if steps else built[0]
+        return many_steps.drawn_out(built, num_steps=kwargs[many_steps.STEPS]) if steps else built[0]
 
     stages = stages_by(lambda call: call.trace)
     if stages is None:
