@@ -53,9 +53,13 @@ def load(model: str) -> "DiffusionPipeline":
 
 def find(model: str) -> Entry | None:
     """The entry that `load` builds; None for a folder or a Hub id. Raises `UsageError` for what cannot name a model."""
-    if not isinstance(model, str) or "\0" in model:  # type: ignore[redundant-expr]  # callers may not be typed
+    if not _is_name(model):
         raise UsageError(f"A model is named by a str without NUL characters; got {model!r}.")
     return None if PATH_SIGNS.search(model) else find_entry(model)
+
+
+def _is_name(model: object) -> bool:
+    return isinstance(model, str) and "\0" not in model
 
 
 def _unknown(model: str) -> UsageError:

@@ -51,19 +51,11 @@ def standard_output() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not _is_stuck():
+        if error.filename is not None:  # of a file that could not be opened, not of an open stream
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
         typer.echo(f"Error: Cannot write to standard output: {error.strerror}.", err=True)
         sys.exit(WRONG_USAGE)
-
-
-def _is_stuck() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ _NEEDS_VALUES = (None, "pil", "np")
 """Output types whose last step reads pixels; as tensors (`pt`) they cost the device the same."""
 
 
-def arguments_to_trace(pipe: Pipeline, method: str, call_kwargs: Mapping[str, object]) -> dict[str, object]:
+def arguments_to_trace(pipe: Pipeline, method: object, call_kwargs: object) -> dict[str, object]:
     """The arguments with a prompt, an output of tensors, and the device on which calls are traced.
 
     Raises `UsageError` for a method that the pipeline lacks and for names that the method lacks.
     """
-    if not isinstance(method, str) or not callable(getattr(pipe, method, None)):  # type: ignore[redundant-expr]
+    if not isinstance(method, str) or not callable(getattr(pipe, method, None)):
         raise UsageError(f"{type(pipe).__name__} has no method {method!r}.")
     accepted = call_parameters(pipe, method)
     kwargs = _named(call_kwargs)

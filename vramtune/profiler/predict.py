@@ -1,7 +1,9 @@
 """Predict a profile: the pipeline's own `__call__` runs, its components on tensors without values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from vramtune.contract import (
     CALL,
@@ -14,9 +16,10 @@ from vramtune.contract import (
     refuse_quantized,
 )
 from vramtune.errors import TraceError, UsageError, VramtuneError
+from vramtune.profiler import many_steps
 from vramtune.profiler.arguments import arguments_to_trace, workload_of
 from vramtune.profiler.inventory import weigh_component
-from vramtune.profiler.record import Recording, record_calls
+from vramtune.profiler.record import Call, Recording, record_runs
 from vramtune.profiler.stages import build_stages
 from vramtune.profiler.trace import Trace
 from vramtune.schema import Component, Device, Profile, Stage, Variant
@@ -48,30 +51,55 @@ def predict_profile(
     refuse_layer_offload(pipe)
     refuse_quantized(pipe)
     kwargs = arguments_to_trace(pipe, method, call_kwargs)
-    recording = _recorded(pipe, method, kwargs, on_call or (lambda name: None))
-    if not recording.calls:
-        raise UsageError(f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan.")
-    components = _weighed(recording)
-    by_name = {component.name: component for component in components}
-    stages = build_stages(recording, [call.trace for call in recording.calls], by_name, device)
+    follow = partial(_costs, pipe, method, kwargs, device, on_call or (lambda name: None))
+    steps = many_steps.steps_to_follow(pipe, kwargs)
+    components, stages, variants = (steps and follow(steps)) or follow(())  # type: ignore[misc]
     return Profile(
         pipeline_class=type(pipe).__name__,
         workload=workload_of(method, call_kwargs),
         device=device,
         components=components,
         stages=stages,
-        variants=_variants(recording, stages, by_name, device),
+        variants=variants,
         offload_sequence=offload_sequence(pipe),
         excluded=excluded_components(pipe),
         versions={name: _version(name) for name in ("torch", "diffusers", "transformers", "vramtune")},
     )
 
 
-def _recorded(pipe: Pipeline, method: str, kwargs: Mapping[str, object], on_call: Callable[[str], None]) -> Recording:
-    """Run it; a second time where the pipeline's own code reads what its components return."""
+def _costs(
+    pipe: Pipeline,
+    method: str,
+    kwargs: dict[str, Any],
+    device: Device,
+    on_call: Callable[[str], None],
+    steps: tuple[int, ...],
+) -> tuple[tuple[Component, ...], tuple[Stage, ...], tuple[Variant, ...]] | None:
+    """What a call costs; with `steps`, drawn out from calls of so many, or None where these are not alike."""
+    ways = [kwargs | {many_steps.STEPS: number} for number in steps] or [kwargs]
+    recordings = _recorded(pipe, method, ways, on_call)
+    if not recordings[0].calls:
+        raise UsageError(f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan.")
+    components = _weighed(recordings)
+    by_name = {component.name: component for component in components}
+
+    def stages_by(trace_of: Callable[[Call], Trace]) -> tuple[Stage, ...] | None:
+        built = [build_stages(each, [trace_of(call) for call in each.calls], by_name, device) for each in recordings]
+        return many_steps.drawn_out(built, num_steps=kwargs[many_steps.STEPS]) if steps else built[0]
+
+    stages = stages_by(lambda call: call.trace)
+    if stages is None:
+        return None
+    return components, stages, _variants(recordings, stages, stages_by)
+
+
+def _recorded(
+    pipe: Pipeline, method: str, ways: Sequence[Mapping[str, object]], on_call: Callable[[str], None]
+) -> list[Recording]:
+    """Run it in these ways; a second time where the pipeline's own code reads what its components return."""
     for largest_real_bytes in REAL_BYTES:
         try:
-            return record_calls(pipe, kwargs, method=method, largest_real_bytes=largest_real_bytes, on_call=on_call)
+            return record_runs(pipe, ways, method=method, largest_real_bytes=largest_real_bytes, on_call=on_call)
         except VramtuneError:
             raise
         except Exception as error:
@@ -89,26 +117,26 @@ def _recorded(pipe: Pipeline, method: str, kwargs: Mapping[str, object], on_call
     raise UsageError(f"{name} refused the call. {reason}") from failure
 
 
-def _weighed(recording: Recording) -> tuple[Component, ...]:
-    traces: dict[str, dict[Trace, None]] = {name: {} for name in recording.components}
-    for call in recording.calls:
+def _weighed(recordings: Sequence[Recording]) -> tuple[Component, ...]:
+    recorded = recordings[0].components
+    traces: dict[str, dict[Trace, None]] = {name: {} for name in recorded}
+    for call in (call for recording in recordings for call in recording.calls):
         traces[call.trace.component][call.trace] = None
         if call.trace.tiled is not None:
             traces[call.trace.component][call.trace.tiled] = None
-    return tuple(
-        weigh_component(name, component, list(traces[name])) for name, component in recording.components.items()
-    )
+    return tuple(weigh_component(name, component, list(traces[name])) for name, component in recorded.items())
 
 
 def _variants(
-    recording: Recording, stages: tuple[Stage, ...], components: Mapping[str, Component], device: Device
+    recordings: Sequence[Recording],
+    stages: tuple[Stage, ...],
+    stages_by: Callable[[Callable[[Call], Trace]], tuple[Stage, ...] | None],
 ) -> tuple[Variant, ...]:
     """The same calls with VAE tiling on, if that changes a peak."""
-    if all(call.trace.tiled is None for call in recording.calls):
+    if all(call.trace.tiled is None for recording in recordings for call in recording.calls):
         return ()
-    traces = [call.trace.tiled or call.trace for call in recording.calls]
-    tiled = build_stages(recording, traces, components, device)
-    if [stage.activation_bytes for stage in tiled] == [stage.activation_bytes for stage in stages]:
+    tiled = stages_by(lambda call: call.trace.tiled or call.trace)
+    if tiled is None or [stage.activation_bytes for stage in tiled] == [stage.activation_bytes for stage in stages]:
         return ()
     return (Variant(permission="vae_tiling", stages=tiled),)
 

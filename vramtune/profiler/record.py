@@ -83,8 +83,21 @@ def record_calls(
     Components' outputs up to `largest_real_bytes` reach the pipeline's own code as real zeros, larger ones as
     fakes: neither materialised nor computed with.
     """
+    runs = record_runs(pipe, [call_kwargs], method=method, largest_real_bytes=largest_real_bytes, on_call=on_call)
+    return runs[0]
+
+
+def record_runs(
+    pipe: Pipeline,
+    calls_kwargs: Sequence[Mapping[str, object]],
+    *,
+    method: str = CALL,
+    largest_real_bytes: int,
+    on_call: Callable[[str], None],
+) -> list[Recording]:
+    """The same of several calls of one copy: what is alike in them is traced once."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
+    recordings = []
     with (
         _random_state_restored(),
         _single_threaded(),
@@ -97,11 +110,16 @@ def record_calls(
         components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call)
         recorder.answer_for(modules_of(copied))
-        for tensor in tensors_of(inputs):
-            recorder.pipeline.count(tensor)
-        with torch.no_grad(), recorder.pipeline:
-            getattr(copied, method)(**inputs)
-    return Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tuple(recorder.pipeline.tape))
+        for call_kwargs in calls_kwargs:
+            recorder.begin()
+            inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
+            for tensor in tensors_of(inputs):
+                recorder.pipeline.count(tensor)
+            with torch.no_grad(), recorder.pipeline:
+                getattr(copied, method)(**inputs)
+            tape = tuple(recorder.pipeline.tape)
+            recordings.append(Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tape))
+    return recordings
 
 
 def recorded_component(component: nn.Module) -> RecordedComponent:
@@ -117,15 +135,20 @@ class Recorder:
     """Answers for the components' methods while the pipeline runs."""
 
     def __init__(self, mode: FakeTensorMode, largest_real_bytes: int, on_call: Callable[[str], None]) -> None:
-        self.calls: list[Call] = []
-        self.pipeline = PipelineTracker(mode, largest_real_bytes)
-        """Tracks the pipeline's own work."""
         self._mode, self._largest_real_bytes, self._on_call = mode, largest_real_bytes, on_call
+        self.calls: list[Call]
+        self.pipeline: PipelineTracker
+        """Tracks the pipeline's own work."""
+        self.begin()
         self._traces: dict[object, list[Trace]] = {}
         """Traces by what makes calls equal; more than one where values decided what a call did."""
         self._is_tracing = False
         self._kept_alive: list[object] = []
         """Arguments that keys name by `id`."""
+
+    def begin(self) -> None:
+        """Record another call; the traces stay."""
+        self.calls, self.pipeline = [], PipelineTracker(self._mode, self._largest_real_bytes)
 
     def answer_for(self, components: Mapping[str, nn.Module]) -> None:
         """Replace the methods on the instances, which are copies."""

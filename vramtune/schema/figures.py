@@ -11,6 +11,8 @@ Count = Annotated[int, Meta(ge=1, le=2**31)]
 Repeats = Annotated[int, Meta(ge=1, le=1000)]
 """How often something is done that is written out in full each time."""
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+Saving = Annotated[float, Meta(ge=-1e12, le=1e12)]
+"""Seconds, or a difference of them."""
 PerSecond = Annotated[float, Meta(ge=1, le=1e24)]
 Fraction = Annotated[float, Meta(gt=1e-6, le=1)]
 Total = Annotated[int, Meta(ge=-(2**62), le=2**62)]

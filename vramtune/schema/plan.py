@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vramtune.layout import ring_bytes
-from vramtune.schema.figures import Budget, Bytes, Count, Index, Repeats, Seconds, Total
+from vramtune.schema.figures import Budget, Bytes, Count, Index, Repeats, Saving, Seconds, Total
 from vramtune.schema.files import Saved
 from vramtune.schema.profile import WeightGroup, Workload
 from vramtune.schema.shown import Shown
@@ -150,6 +150,14 @@ class Estimate:
 ReasonKind = Literal[
     "permission_used", "compute_bound", "copy_bound", "peak", "excluded", "not_resident", "all_resident", "more_memory"
 ]
+FIGURES: dict[ReasonKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "copy_bound": ((), ("copies", "compute", "exposed")),
+    "peak": (("weights", "others", "free"), ()),
+    "excluded": (("weights",), ()),
+    "not_resident": (("missing", "over_budget"), ("exposed",)),
+    "more_memory": ((), ("one_gib", "unlimited")),
+}
+"""Names of the bytes and of the seconds that a reason of each kind has (a copy-bound one also `streamed` or `loaded`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +182,14 @@ class Reason:
     stage: str | None = None
     permission: str | None = None
     num_bytes: dict[str, Total] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, Saving] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise a `ValueError` where figures that belong to its kind are missing."""
+        num_bytes, seconds = FIGURES.get(self.kind, ((), ()))
+        has_copied = self.kind != "copy_bound" or {"streamed", "loaded"} & self.num_bytes.keys()
+        if not has_copied or set(num_bytes) - self.num_bytes.keys() or set(seconds) - self.seconds.keys():
+            raise ValueError(f"the reason {self.kind!r} lacks figures")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +218,10 @@ class Plan(Saved, Shown):
             raise ValueError(f"{num_stages} stages, {len(self.estimate.stages)} of them with an estimate")
         if any(len(placement.kept) != num_stages or not placement.groups for placement in self.placements):
             raise ValueError("a placement knows other stages, or no groups")
+        if any(not group.weight_bytes for placement in self.placements for group in placement.groups[1:]):
+            raise ValueError("a weight group of no bytes")
+        for reason in self.reasons:
+            reason.check()
         for stage in self.stages:
             if any(not (0 <= p < len(num_groups) and 0 <= g < num_groups[p]) for p, g in stage.visits):
                 raise ValueError(f"stage {stage.name!r}: it visits a group that no placement has")

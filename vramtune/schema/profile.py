@@ -234,6 +234,8 @@ class Profile(Saved, Shown):
         names = [component.name for component in self.components]
         if len(set(names)) < len(names):
             raise ValueError("two components have one name")
+        if any(not group.weight_bytes for component in self.components for group in component.groups[1:]):
+            raise ValueError("a weight group of no bytes")
         for stages in (self.stages, *(variant.stages for variant in self.variants)):
             if not stages or not all(stage.activities for stage in stages):
                 raise ValueError("no stages, or one in which nothing runs")

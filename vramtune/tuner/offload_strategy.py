@@ -4,7 +4,7 @@ Its own `AutoOffloadStrategy` (`diffusers/modular_pipelines/components_manager.p
 that the user guesses; this one knows from profiles what each component's calls take besides, and when it is called next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from vramtune.errors import BudgetError, UsageError
@@ -34,7 +34,7 @@ class OffloadStrategy:
     """
 
     def __init__(self, profiles: Profile | Sequence[Profile], vram_gb: float) -> None:
-        known = [profiles] if isinstance(profiles, Profile) else list(profiles)
+        known = list(profiles) if isinstance(profiles, Collection) else [profiles]
         _refuse_unfit(known)
         device = known[0].device
         budget = Budget.on(device, budget_bytes(vram_gb), margin_fraction=MARGIN_FRACTION)

@@ -1,6 +1,7 @@
 """(Profile, Plan) to what the device would do: an `Estimate` in milliseconds, a `Timeline` for drawing."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vramtune.errors import UsageError
 from vramtune.schema import Engine, Estimate, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
@@ -8,6 +9,9 @@ from vramtune.tuner.linear_program import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import planned_stages, pose
 from vramtune.tuner.schedule import Visit, moved_bytes, stage_seconds, stage_visits
+
+DRAWN = 200
+"""Iterations of a stage that a timeline shows one by one: a million would fill the memory, and nobody looks at them."""
 
 
 def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
@@ -47,17 +51,24 @@ def _stage_estimate(candidate: Candidate, s: int) -> StageEstimate:
 
 
 def timeline(profile: Profile, plan: Plan) -> Timeline:
-    """A steady call of the plan, visit by visit: both engines, and who holds the device's memory when."""
+    """A steady call of the plan, visit by visit: both engines, and who holds the device's memory when.
+
+    Of a stage with more than `DRAWN` iterations, only so many are simulated; the others take as long as predicted.
+    """
     candidate = recall(profile, plan)
     spans: list[Span] = []
     memory: list[MemoryLevel] = []
     clock = 0.0
     for s, stage in enumerate(profile.stages_with(plan.permissions)):
         problem = candidate.problem
-        iterations = stage_visits(problem, problem.stages[s], candidate.residencies(s))
+        posed, active = problem.stages[s], candidate.residencies(s)
+        drawn = replace(posed, num_iterations=min(posed.num_iterations, DRAWN))
+        iterations = stage_visits(problem, drawn, active)
         for number, visits in enumerate(iterations):
             spans += (span for visit in visits for span in _spans(candidate, s, number, visit, clock))
         end = clock + iterations[-1][-1].end + stage.pipeline_seconds
+        if drawn != posed:
+            end += stage_seconds(problem, posed, active) - stage_seconds(problem, drawn, active)
         memory += _levels(candidate, stage, s, iterations[0], clock, end)
         clock = end
     return Timeline(
