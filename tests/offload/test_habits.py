@@ -92,7 +92,7 @@ def test_stock_offload_of_a_pipeline_that_shares_components_is_noticed_at_the_ne
 ) -> None:
     first = tiny_pipelines.build("flux")
     second = sharing(first)
-    state = state_of(first)
+    modules = state_of(first)["modules"]
     runtime = install(first, planned("flux"), device="sim")
     output(first, "flux")
     second.enable_model_cpu_offload(device="sim")
@@ -103,7 +103,8 @@ def test_stock_offload_of_a_pipeline_that_shares_components_is_noticed_at_the_ne
     second.remove_all_hooks()
     assert torch.equal(output(first, "flux"), expected["flux"])
     runtime.remove()
-    assert state_of(first) == state
+    assert state_of(first)["modules"] == modules
+    assert {tensor.device.type for _, tensor in tensors(first)} == {"cpu"}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def test_after_a_loader_that_failed_the_plan_is_back_at_the_next_call(
     """The loader takes the hooks off, fails, and does not put them back."""
     start = held_bytes()
     with tuned("flux") as (pipe, runtime):
-        with pytest.raises(Exception, match="size mismatch|shape"):
+        with pytest.raises(RuntimeError, match="size mismatch"):
             load_lora(pipe, "flux", wrong=True)
         assert torch.equal(output(pipe, "flux"), expected["flux"])
         assert runtime.measured is not None

@@ -49,6 +49,8 @@ class Conductor:
         """Bytes that each stage's weights have less than planned, as out-of-memory errors taught."""
         self._resident_limit_bytes = self.plan.budget_bytes
         """Bytes that resident groups may have; fewer where what no plan knows needed them."""
+        self.is_watched = False
+        """Whether callbacks may edit weights between two calls of components: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter)
         self._position: Position | None = None
         self._traffic: Traffic | None = None
@@ -63,8 +65,12 @@ class Conductor:
     def enter(self, component: BoundComponent, method: str | None) -> None:
         """Go to where a component's method runs (None: any of them), and have its root on the device."""
         position = self._position_for(component, method)
-        if position != self._position or self._traffic is None:
+        is_written = any(group.is_written for group in component.groups)
+        if position != self._position or self._traffic is None or is_written:
             self._move_to(position)
+        if is_written:
+            for group in component.groups:
+                group.note_writes()
         assert self._traffic is not None
         for group in (component.root, component.unplanned):
             if (copy := self._copies.get(group)) is not None:
@@ -76,6 +82,8 @@ class Conductor:
             for placement in component.placements:
                 if (passage := self._passages.get(placement)) is not None:
                     self._traffic.leave(passage)
+        if self.is_watched:
+            self._lane.finish()
 
     def visit(self, placement: BoundPlacement, group: Group) -> None:
         """Have a group on the device before one of its modules starts."""
@@ -176,6 +184,10 @@ class Conductor:
             for group in component.groups:
                 self._drop(group)
             component.collect()
+        for group in component.groups:
+            if group.is_written:
+                self._drop(group)
+                group.note_writes()
         edited = [group for group in component.groups if group.is_edited]
         if edited:
             self._lane.finish()  # masters are about to be written

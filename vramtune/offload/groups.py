@@ -59,8 +59,8 @@ class HeldTensor:
 
     @property
     def is_written(self) -> bool:
-        """Whether someone wrote to the tensor in place since we last looked."""
-        return self.tensor._version != self.version
+        """Whether someone wrote to the tensor in place since we last looked; writes through `.data` are not counted."""
+        return num_writes(self.tensor) != self.version
 
     def point_at(self, view: torch.Tensor) -> None:
         """Make the tensor point at a view; its identity, gradient flag and ties stay."""
@@ -122,6 +122,16 @@ class Group:
         """Whether someone else made one of the tensors point elsewhere, or they were never settled to the end."""
         return not self.is_settled or any(held.is_edited for held in self.held)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether someone wrote to one of the tensors in place while there may be copies of it."""
+        return self.moves and any(held.is_written for held in self.held)
+
+    def note_writes(self) -> None:
+        """Take what was written so far for known: no copy from before is used any more."""
+        for held in self.held:
+            held.version = num_writes(held.tensor)
+
     def update_layout(self) -> None:
         """Lay the tensors out in a flat buffer as they are now."""
         self.extents, self.num_bytes = lay_out(held.tensor for held in self.held)
@@ -172,10 +182,15 @@ class Group:
         self.master, self.master_views, self.uses_copy, self.is_settled = None, [], False, True
 
     def use_master(self) -> None:
-        """Point the tensors at the master again; what someone else rebound meanwhile stays as it is."""
+        """Point the tensors at the master again; what someone else rebound meanwhile stays as it is.
+
+        What someone wrote to the copy goes to the master.
+        """
         if self.uses_copy:
             for held, view in zip(self.held, self.master_views, strict=True):
                 if not held.is_edited:
+                    if held.is_written:
+                        view.copy_(held.tensor.data)
                     held.point_at(view)
             self.uses_copy = False
 
@@ -192,6 +207,11 @@ class Group:
         for held in self.held:
             held.make_own()
         self.master, self.master_views = None, []
+
+
+def num_writes(tensor: torch.Tensor) -> int:
+    """Number of in-place writes to a tensor, where they are counted."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Extent], int]:

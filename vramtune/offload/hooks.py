@@ -54,6 +54,7 @@ class CopyRefusal:
         self._name = name
 
     def __call__(self, *_: object) -> Any:
+        """Raise a `UsageError`."""
         raise UsageError(
             f"Component {self._name!r} is under a plan and cannot be copied or pickled: its methods are taken over. Call "
             "remove() on what autotune or install returned first."
@@ -145,6 +146,7 @@ class Visit:
         self._conductor, self._placement, self._group = conductor, placement, group
 
     def __call__(self, *_: Any) -> None:
+        """Visit the group."""
         self._conductor.visit(self._placement, self._group)
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
@@ -158,6 +160,7 @@ class VisitUnplanned:
         self.component, self._conductor = component, conductor
 
     def __call__(self, *_: Any) -> None:
+        """Tell the conductor."""
         self._conductor.visit_unplanned(self.component)
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
@@ -168,7 +171,7 @@ class InCopy:
     """What becomes of such a hook where a module is copied: the copy's weights are its own."""
 
     def __call__(self, *_: Any) -> None:
-        pass
+        """Do nothing."""
 
 
 def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> None:

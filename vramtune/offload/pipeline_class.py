@@ -63,9 +63,7 @@ def _tuned_class(kind: type[Any], runtime: "Runtime", method: str) -> type[Any]:
         runtime.remove()
 
     def enable_sequential_cpu_offload(self: Any, *args: Any, **kwargs: Any) -> None:
-        warnings.warn(
-            "The pipeline is tuned: sequential offloading takes over, and the plan is removed.", stacklevel=2
-        )
+        warnings.warn("The pipeline is tuned: sequential offloading takes over, and the plan is removed.", stacklevel=2)
         runtime.remove()
         self.enable_sequential_cpu_offload(*args, **kwargs)
 

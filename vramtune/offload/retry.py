@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from vramtune.offload.groups import num_writes
+
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY_SIGNS = (
@@ -86,13 +88,8 @@ def remember_inputs(inputs: Any) -> Callable[[], bool]:
         type(leaf).__module__.partition(".")[0] in PLAIN and not callable(leaf) and not hasattr(leaf, "__next__")
         for leaf in leaves
     )
-    versions = [(leaf, _version(leaf)) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return lambda: is_plain and all(_version(tensor) == version for tensor, version in versions)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Number of writes to a tensor in place, where that is counted."""
-    return -1 if tensor.is_inference() else tensor._version
+    versions = [(leaf, num_writes(leaf)) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return lambda: is_plain and all(num_writes(tensor) == version for tensor, version in versions)
 
 
 def remember_draws(device: torch.device, inputs: Any) -> Callable[[], None]:

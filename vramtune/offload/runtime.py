@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from vramtune.contract import installation_of, modules_of
 from vramtune.offload.binding import Binding, BoundComponent
@@ -108,6 +109,7 @@ class Runtime:
                 return method(*args, **kwargs)
             self._begin()
             inputs = args[1:], kwargs
+            self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
             is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
 
             def attempt() -> Any:
