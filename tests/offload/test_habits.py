@@ -321,3 +321,35 @@ def fail_once(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         return original(*args)
 
     monkeypatch.setattr(pipe, "_unpack_latents", unpack, raising=False)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Weights that hooks compute
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_weight_norm_computes_is_let_go_with_its_group(sim: ModuleType, no_garbage: None) -> None:
+    def normed(pipe: Any) -> list[nn.Module]:
+        modules = [m for m in pipe.vae.decoder.modules() if isinstance(m, nn.Conv2d)]
+        return [torch.nn.utils.weight_norm(module) for module in modules]
+
+    untuned = tiny_pipelines.build("sdxl")
+    normed(untuned)
+    expected = output(untuned.to("sim"), "sdxl")
+    del untuned
+    start, pipe, most = held_bytes(), tiny_pipelines.build("sdxl"), 0
+    with tuned("sdxl", 0.4, pipe=pipe) as (_, runtime):
+        modules = normed(pipe)
+
+        def count(*_: object) -> None:
+            nonlocal most
+            most = max(most, sum(vars(module)["weight"].device.type == "sim" for module in modules))
+
+        for module in modules:
+            module.register_forward_hook(count)
+        for _ in range(2):
+            assert torch.equal(output(pipe, "sdxl"), expected)
+            assert {vars(module)["weight"].device.type for module in modules} == {"cpu"}
+        assert held_bytes() - start <= resident_bytes(runtime.plan)
+    assert 0 < most < len(modules)
+    assert {vars(module)["weight"].device.type for module in modules} == {"cpu"}

@@ -13,7 +13,7 @@ from torch import nn
 from vramtune.contract import excluded_components, may_upcast, modules_of, refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import ring_bytes
-from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, lay_out
+from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, computed_weights, lay_out
 from vramtune.schema import Placement, Plan, WeightGroup
 from vramtune.units import format_bytes
 
@@ -131,6 +131,10 @@ class BoundComponent:
         for group, held in found.items():
             group.held, group.is_settled = held, False
             group.update_layout()
+        for placement in self.placements:
+            for group, planned in zip(placement.groups, placement.planned.groups, strict=True):
+                group.computed = computed_weights(self.modules_of(planned), group.computed)
+        self.unplanned.computed = computed_weights([self.module], self.unplanned.computed)
         self.is_collected = True
 
     def held_by_tensor(self) -> dict[torch.Tensor, HeldTensor]:
@@ -149,12 +153,13 @@ class BoundComponent:
 
 def _take_over(all_held: Iterable[HeldTensor], before: Mapping[torch.Tensor, HeldTensor]) -> None:
     """Take over what was known of tensors that were held earlier."""
-    usual = next(iter(before.values()), None)  # for new tensors, which were made from weights we had moved
+    usual = next((known.device_before for known in before.values()), None)
     for held in all_held:
-        if (known := before.get(held.tensor, usual)) is not None:
-            held.device_before = known.device_before
-        if (same := before.get(held.tensor)) is not None:
-            held.address, held.version = same.address, same.version
+        known = before.get(held.tensor)
+        if known is not None:
+            held.device_before, held.address, held.version = known.device_before, known.address, known.version
+        elif usual is not None:
+            held.device_before = usual  # a new tensor, made from weights that we had moved
 
 
 class Binding:
@@ -178,9 +183,9 @@ class Binding:
         """
         present = modules_of(self._pipe)
         known = {component.module for component in self.components}
-        for name, module in present.items():
-            if module not in known:
-                refuse_incoming(name, module)
+        for name, incoming in present.items():
+            if incoming not in known:
+                refuse_incoming(name, incoming)
         for old in list(self.components):
             module = present.get(old.name)
             others = [component for component in self.components if component is not old]

@@ -107,6 +107,7 @@ class Conductor:
         for component in self.binding.components:
             for group in component.groups:
                 group.use_master()
+                group.let_go_computed()
         self._lane.finish()
 
     def end_call(self) -> None:

@@ -91,8 +91,8 @@ class Runtime:
                 return
             for component in self._binding.components:
                 self._dismiss(component)
-                for held in (held for group in component.groups for held in group.held):
-                    held.go_home()
+                for group in component.groups:
+                    group.go_home()
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()
