@@ -46,8 +46,8 @@ classes: setup  ## A tiny pipeline of each family: predicted, tuned, streamed, g
 browser: setup  ## The HTML report in a real browser; needs Chromium (apt install chromium) and fails without.
 	$(BIN)/pytest -m browser
 
-soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits.
-	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest --timeout 7200 tests/offload/test_soak.py
+soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits; an error at every line of ours.
+	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest --timeout 7200 tests/offload/test_soak.py tests/offload/test_interrupts.py
 
 pictures: setup  ## Remakes docs/img/.
 	$(BIN)/python -m docs.pictures

@@ -82,8 +82,9 @@ def autotune(
     search.check(gpu, asked_bytes, _names(allow))
     costs = _predicted(pipe, method, call_kwargs or {}, gpu, progress=progress)
     chosen = search.choose_plan(costs, asked_bytes, allow=_names(allow), margin_fraction=MARGIN_FRACTION)
+    said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
-    logger.log(logging.INFO if progress else logging.DEBUG, "%s", _one_line(chosen, target))
+    logger.log(logging.INFO if progress else logging.DEBUG, "%s", said)
     return Tuned(runtime, costs)
 
 

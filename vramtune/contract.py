@@ -130,12 +130,26 @@ def installation_of(pipe: object) -> object | None:
     return vars(type(pipe)).get(INSTALLATION)
 
 
-def refuse_tuned(pipe: object) -> None:
-    """Raise a `UsageError` if a plan is installed on the pipeline."""
+class PlanHook(CpuOffload):  # type: ignore[misc]
+    """Accelerate's hook on a component that is under a plan, by whatever pipeline's."""
+
+
+def refuse_tuned(pipe: Pipeline) -> None:
+    """Raise a `UsageError` if a plan is installed on the pipeline, or on another one that shares components with it."""
     if installation_of(pipe) is not None:
         raise UsageError(
             "A plan is already installed on this pipeline. Call remove() on what autotune or install returned, or "
             "pipe.remove_all_hooks()."
+        )
+    for name, component in modules_of(pipe).items():
+        _refuse_planned(name, component)
+
+
+def _refuse_planned(name: str, component: nn.Module) -> None:
+    if any(isinstance(offload_hook(module), PlanHook) for module in component.modules()):
+        raise UsageError(
+            f"Component {name!r} is under the plan of another pipeline that has it too. Call remove() on what autotune or "
+            "install returned for that one first; the plan of one pipeline serves all that share its components."
         )
 
 
@@ -185,15 +199,41 @@ def refuse_placed(pipe: Pipeline) -> None:
             pipe._maybe_raise_error_if_tensor_parallel_active()
         except ValueError as error:
             raise UsageError(str(error)) from error
+    own = _own_hooks(pipe)
     for name, component in modules_of(pipe).items():
-        hooks = [getattr(module, "_hf_hook", None) for module in component.modules()]
-        if any(isinstance(hook, AlignDevicesHook | SequentialHook) for hook in hooks):
-            raise _under_layer_hooks(name)
-        if any(isinstance(hook, CustomOffloadHook) for hook in hooks):
-            raise UsageError(
-                f"Component {name!r} is offloaded by a ComponentsManager, for other pipelines too. Call the manager's "
-                "disable_auto_cpu_offload() first."
-            )
+        _refuse_hooks(name, component, own)
+
+
+def refuse_incoming(name: str, component: nn.Module) -> None:
+    """Raise a `UsageError` for a component that cannot come under a plan."""
+    _refuse_planned(name, component)
+    _refuse_hooks(name, component, own=[])
+    refuse_unmovable(name, component)
+
+
+def _own_hooks(pipe: Pipeline) -> list[object] | None:
+    """The hooks of the pipeline's own `enable_model_cpu_offload`; None where it keeps no list of them (AudioLDM2)."""
+    if isinstance(pipe, DiffusionPipeline):
+        if type(pipe).enable_model_cpu_offload is not DiffusionPipeline.enable_model_cpu_offload:
+            return None
+        return [user_hook.hook for user_hook in getattr(pipe, "_all_hooks", ())]
+    return []
+
+
+def _refuse_hooks(name: str, component: nn.Module, own: list[object] | None) -> None:
+    hooks = [offload_hook(module) for module in component.modules()]
+    if any(isinstance(hook, AlignDevicesHook | SequentialHook) for hook in hooks):
+        raise _under_layer_hooks(name)
+    if any(isinstance(hook, CustomOffloadHook) for hook in hooks):
+        raise UsageError(
+            f"Component {name!r} is offloaded by a ComponentsManager, for other pipelines too. Call the manager's "
+            "disable_auto_cpu_offload() first."
+        )
+    if own is not None and any(isinstance(h, CpuOffload) and not any(h is mine for mine in own) for h in hooks):
+        raise UsageError(
+            f"Component {name!r} is offloaded by another pipeline that has it too, or by hand. Call that pipeline's "
+            "remove_all_hooks() (or accelerate's remove_hook_from_module) first."
+        )
 
 
 def _under_layer_hooks(component: str) -> UsageError:

@@ -83,6 +83,39 @@ def test_a_weight_edited_during_a_call_counts_from_the_next_stage_on(
         assert held_bytes() - start == resident_bytes(plan)
 
 
+def written(module: nn.Module, path: str) -> None:
+    with torch.no_grad():
+        module.get_parameter(path).mul_(1.5)
+
+
+def loaded(module: nn.Module, path: str) -> None:
+    module.load_state_dict({path: module.get_parameter(path).detach().cpu() * 1.5}, strict=False)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
+@pytest.mark.parametrize("edit", [written, loaded], ids=lambda edit: edit.__name__)
+def test_a_weight_written_in_a_callback_counts_from_the_next_step_on(
+    sim: ModuleType, no_garbage: None, edit: Edit, kept: bool
+) -> None:
+    """While copies of it are on their way, and after they have come."""
+    plan = half_kept(planned("flux", 0.4, copy_to_compute=5), "transformer")
+    path = transformer_weight(tiny_pipelines.build("flux"), plan, kept=kept)
+
+    def edited(pipe: DiffusionPipeline, step: int, timestep: object, kwargs: dict) -> dict:
+        if step == 0:
+            edit(pipe.transformer, path)
+        return kwargs
+
+    untuned = tiny_pipelines.build("flux").to("sim")
+    expected = [output(untuned, "flux", callback_on_step_end=edited), output(untuned, "flux")]
+    del untuned
+    profiled("flux", copy_to_compute=5)
+    pipe = tiny_pipelines.build("flux")
+    with install(pipe, plan, device="sim"):
+        assert torch.equal(output(pipe, "flux", callback_on_step_end=edited), expected[0])
+        assert torch.equal(output(pipe, "flux"), expected[1])
+
+
 def test_weights_may_be_written_as_soon_as_a_call_has_failed(sim: ModuleType, no_garbage: None) -> None:
     def write(pipe: DiffusionPipeline) -> None:
         with torch.no_grad():
@@ -110,9 +143,9 @@ def test_a_component_put_in_after_install_is_on_the_device_only_while_it_runs(
         expected = added(tokens).last_hidden_state
     with tuned("flux", 0.5) as (pipe, _), torch.no_grad():
         output(pipe, "flux")
-        rest = held_bytes()
         pipe.image_encoder = added
         output(pipe, "flux")
+        rest = held_bytes()
         states = pipe.image_encoder(tokens).last_hidden_state
         assert states.device.type == "sim"
         assert torch.equal(states.cpu(), expected)

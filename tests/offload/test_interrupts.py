@@ -5,7 +5,6 @@ A few lines of each; `VRAMTUNE_SOAK_CALLS` set: all of them.
 
 import os
 import random
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 

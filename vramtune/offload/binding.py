@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vramtune.contract import excluded_components, may_upcast, modules_of, refuse_unmovable
+from vramtune.contract import excluded_components, may_upcast, modules_of, refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import ring_bytes
-from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, lay_out
+from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, computed_weights, lay_out
 from vramtune.schema import Placement, Plan, WeightGroup
 from vramtune.units import format_bytes
 
@@ -40,6 +40,16 @@ class BoundPlacement:
     def num_resident(self) -> int:
         """Number of groups that stay on the device between calls."""
         return min(self.kept)
+
+    def give_up_resident(self) -> None:
+        """Let the last of the groups that stay between calls be absent while nothing of the component runs.
+
+        A component that runs in every stage keeps it in none.
+        """
+        most = self.num_resident - 1
+        idle = [stage for stage, active in enumerate(self.planned.active) if not active]
+        for stage in idle or range(len(self.kept)):
+            self.kept[stage] = min(self.kept[stage], most)
 
     def ring_bytes(self, kept: int, num_slots: int) -> int:
         """Bytes of the slots when so many groups are kept while the component runs."""
@@ -121,6 +131,10 @@ class BoundComponent:
         for group, held in found.items():
             group.held, group.is_settled = held, False
             group.update_layout()
+        for placement in self.placements:
+            for group, planned in zip(placement.groups, placement.planned.groups, strict=True):
+                group.computed = computed_weights(self.modules_of(planned), group.computed)
+        self.unplanned.computed = computed_weights([self.module], self.unplanned.computed)
         self.is_collected = True
 
     def held_by_tensor(self) -> dict[torch.Tensor, HeldTensor]:
@@ -139,12 +153,13 @@ class BoundComponent:
 
 def _take_over(all_held: Iterable[HeldTensor], before: Mapping[torch.Tensor, HeldTensor]) -> None:
     """Take over what was known of tensors that were held earlier."""
-    usual = next(iter(before.values()), None)  # for new tensors, which were made from weights we had moved
+    usual = next((known.device_before for known in before.values()), None)
     for held in all_held:
-        if (known := before.get(held.tensor, usual)) is not None:
-            held.device_before = known.device_before
-        if (same := before.get(held.tensor)) is not None:
-            held.address, held.version = same.address, same.version
+        known = before.get(held.tensor)
+        if known is not None:
+            held.device_before, held.address, held.version = known.device_before, known.address, known.version
+        elif usual is not None:
+            held.device_before = usual  # a new tensor, made from weights that we had moved
 
 
 class Binding:
@@ -167,6 +182,10 @@ class Binding:
         The caller puts each one in with `replace` before it asks for the next.
         """
         present = modules_of(self._pipe)
+        known = {component.module for component in self.components}
+        for name, incoming in present.items():
+            if incoming not in known:
+                refuse_incoming(name, incoming)
         for old in list(self.components):
             module = present.get(old.name)
             others = [component for component in self.components if component is not old]
@@ -174,8 +193,7 @@ class Binding:
                 if not old.is_vacant:
                     yield old, _vacant(old.name, self.plan)
             elif module is not old.module:
-                planned = [p for p in self.plan.placements if p.component == old.name]
-                (new,) = self._bind({old.name: module}, planned)
+                new = self._bind_component(old.name, module, old.is_excluded)
                 _refuse_shared([*others, new])
                 yield old, new
         for old in [c for c in self.components if c.is_rebuilt and not c.is_vacant]:
@@ -183,7 +201,9 @@ class Binding:
         for name, module in present.items():
             if module not in {component.module for component in self.components}:
                 vacant = next((c for c in self.components if c.name == name), None)
-                yield vacant, self._bind_component(name, module, name in excluded_components(self._pipe))
+                new = self._bind_component(name, module, name in excluded_components(self._pipe))
+                _refuse_shared([*(component for component in self.components if component is not vacant), new])
+                yield vacant, new
 
     def bind_again(self, component: BoundComponent) -> BoundComponent:
         """The same component with its modules as they are now."""
@@ -292,6 +312,12 @@ def planned_bytes(plan: Plan, stage: int) -> int:
     return sum(p.kept_bytes(stage) + p.slot_bytes(stage) for p in plan.placements)
 
 
+def resident_bytes(placements: Iterable[BoundPlacement]) -> int:
+    """Bytes of the groups that stay on the device between calls; placements of a component share its root."""
+    groups = {group for placement in placements for group in placement.groups[: placement.num_resident]}
+    return sum(group.num_bytes for group in groups)
+
+
 def held_bytes(placements: Sequence[BoundPlacement], stage: int) -> int:
     """Bytes that weights and slots take in a stage as things are."""
     return sum(placement.held_bytes(stage) for placement in placements)
@@ -308,6 +334,16 @@ def fit(placements: Sequence[BoundPlacement], stage: int, allowed_bytes: int) ->
         if not any(_give_way(placement, stage, held - allowed_bytes) for placement in order):
             break
         held = held_bytes(placements, stage)
+    return before - held
+
+
+def fit_residents(placements: Iterable[BoundPlacement], allowed_bytes: int) -> int:
+    """Keep fewer groups between calls until they take no more than that; returns the bytes given up."""
+    movable = [placement for placement in placements if not placement.component.is_excluded]
+    before = held = resident_bytes(movable)
+    while held > allowed_bytes:
+        max(movable, key=lambda placement: resident_bytes([placement])).give_up_resident()
+        held = resident_bytes(movable)
     return before - held
 
 

@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement, fit, held_bytes, planned_bytes
+from vramtune.offload.binding import (
+    Binding,
+    BoundComponent,
+    BoundPlacement,
+    fit,
+    fit_residents,
+    held_bytes,
+    planned_bytes,
+    resident_bytes,
+)
 from vramtune.offload.groups import Group, views
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.meter import Meter
@@ -38,6 +47,10 @@ class Conductor:
         self.binding, self.plan, self.device = binding, binding.plan, device
         self.overrun_bytes = [0] * len(self.plan.stages)
         """Bytes that each stage's weights have less than planned, as out-of-memory errors taught."""
+        self._resident_limit_bytes = self.plan.budget_bytes
+        """Bytes that resident groups may have; fewer where what no plan knows needed them."""
+        self.is_watched = False
+        """Whether callbacks may edit weights between two calls of components: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter)
         self._position: Position | None = None
         self._traffic: Traffic | None = None
@@ -52,8 +65,12 @@ class Conductor:
     def enter(self, component: BoundComponent, method: str | None) -> None:
         """Go to where a component's method runs (None: any of them), and have its root on the device."""
         position = self._position_for(component, method)
-        if position != self._position or self._traffic is None:
+        is_written = any(group.is_written for group in component.groups)
+        if position != self._position or self._traffic is None or is_written:
             self._move_to(position)
+        if is_written:
+            for group in component.groups:
+                group.note_writes()
         assert self._traffic is not None
         for group in (component.root, component.unplanned):
             if (copy := self._copies.get(group)) is not None:
@@ -65,6 +82,8 @@ class Conductor:
             for placement in component.placements:
                 if (passage := self._passages.get(placement)) is not None:
                     self._traffic.leave(passage)
+        if self.is_watched:
+            self._lane.finish()
 
     def visit(self, placement: BoundPlacement, group: Group) -> None:
         """Have a group on the device before one of its modules starts."""
@@ -88,6 +107,7 @@ class Conductor:
         for component in self.binding.components:
             for group in component.groups:
                 group.use_master()
+                group.let_go_computed()
         self._lane.finish()
 
     def end_call(self) -> None:
@@ -103,9 +123,7 @@ class Conductor:
         self._refit()
 
     def adopt(self, component: BoundComponent) -> None:
-        """Take a component in: put its groups where they stay, follow its modules."""
-        for group in component.groups:
-            self._settle(group, component)
+        """Take a component in: follow its modules, put its groups where they stay."""
         hook_unplanned(component, self)
         self._adopted.add(component)
         self._refit()
@@ -128,11 +146,31 @@ class Conductor:
 
     def make_room(self, component: BoundComponent, method: str) -> bool:
         """Give the weights less in the stage of a call that ran out of memory; False if they can take no less."""
-        stage = self._position_for(component, method).stage
+        return self._make_room(self._position_for(component, method).stage)
+
+    def make_room_here(self) -> bool:
+        """Give the weights less where the pipeline is, one of whose own lines ran out of memory; False if they cannot."""
+        return self._make_room(None if self._position is None else self._position.stage) or self.make_way()
+
+    def make_way(self, num_bytes: int | None = None) -> bool:
+        """Let resident groups give way off the plan; False if they can take no less.
+
+        They keep what this many bytes leave of the largest share that weights have in any stage; left out, half of what
+        they have.
+        """
+        before = resident_bytes(self.binding.placements)
+        share = max(planned_bytes(self.plan, stage) for stage in range(len(self.plan.stages)))
+        allowed = min(before, self._resident_limit_bytes) // 2 if num_bytes is None else share - num_bytes
+        self._resident_limit_bytes = max(min(self._resident_limit_bytes, allowed), 0)
+        self.pause()
+        self._refit()
+        return resident_bytes(self.binding.placements) < before
+
+    def _make_room(self, stage: int | None) -> bool:
         self._close()
         self._evict(set())
         if stage is None:
-            return False
+            return self.make_way()
         placements = self.binding.placements
         held = held_bytes(placements, stage)
         wanted = max(2 * self.overrun_bytes[stage], int(FIRST_CUT_FRACTION * held), 1)
@@ -147,6 +185,10 @@ class Conductor:
             for group in component.groups:
                 self._drop(group)
             component.collect()
+        for group in component.groups:
+            if group.is_written:
+                self._drop(group)
+                group.note_writes()
         edited = [group for group in component.groups if group.is_edited]
         if edited:
             self._lane.finish()  # masters are about to be written
@@ -176,10 +218,13 @@ class Conductor:
             given_up = fit(placements, stage, planned_bytes(self.plan, stage) - self.overrun_bytes[stage])
             if given_up:
                 logger.debug("stage %s: weights give up %d bytes", planned.name, given_up)
+        if given_up := fit_residents(placements, self._resident_limit_bytes):
+            logger.debug("resident weights give up %d bytes", given_up)
         for component in self._adopted:
+            resident = component.resident_groups
             for group in component.groups:
-                if group.master is None and group not in component.resident_groups:
-                    group.settle_on_host(self.device)
+                if not group.is_settled or (group.master is None and group not in resident):
+                    self._settle(group, component)
             for placement in component.placements:
                 if placement.num_resident < len(placement.groups) and not placement.is_hooked:
                     hook_groups(placement, self)

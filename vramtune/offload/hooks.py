@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from accelerate.hooks import CpuOffload, add_hook_to_module, remove_hook_from_module
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import nn
 
-from vramtune.contract import METHODS, entries, is_half_unhooked, offload_hook
+from vramtune.contract import METHODS, PlanHook, entries, is_half_unhooked, offload_hook
 from vramtune.errors import UsageError
 from vramtune.offload.binding import BoundComponent, BoundPlacement
 from vramtune.offload.groups import Group
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from vramtune.offload.conductor import Conductor
 
 
-class ComponentHook(CpuOffload):  # type: ignore[misc]
+class ComponentHook(PlanHook):
     """The hook by which diffusers and accelerate see that a component is offloaded.
 
-    A subclass of `CpuOffload`, so that `enable_group_offload` refuses, `pipe.to("cuda")` warns and the LoRA loader
+    A kind of `CpuOffload`, so that `enable_group_offload` refuses, `pipe.to("cuda")` warns and the LoRA loader
     takes it off and asks for it again. It never moves the module as a whole.
     """
 
@@ -54,6 +54,7 @@ class CopyRefusal:
         self._name = name
 
     def __call__(self, *_: object) -> Any:
+        """Raise a `UsageError`."""
         raise UsageError(
             f"Component {self._name!r} is under a plan and cannot be copied or pickled: its methods are taken over. Call "
             "remove() on what autotune or install returned first."
@@ -82,6 +83,17 @@ def is_hooked(component: BoundComponent) -> bool:
     """Whether our hook is on the component."""
     hook = offload_hook(component.module)
     return isinstance(hook, ComponentHook) and hook.component is component
+
+
+def refuse_foreign_hook(component: BoundComponent) -> None:
+    """Raise a `UsageError` if someone put another hook of accelerate's on the component while it was under the plan."""
+    hook = offload_hook(component.module)
+    if hook is not None and not is_hooked(component):
+        raise UsageError(
+            f"Component {component.name!r} was put under something else's offloading ({type(hook).__name__}) after the "
+            "plan was installed, as by another pipeline that has it too. Call remove_all_hooks() there, and the plan is "
+            "back at the next call; or remove() the plan."
+        )
 
 
 def unhook_component(component: BoundComponent) -> None:
@@ -134,6 +146,7 @@ class Visit:
         self._conductor, self._placement, self._group = conductor, placement, group
 
     def __call__(self, *_: Any) -> None:
+        """Visit the group."""
         self._conductor.visit(self._placement, self._group)
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
@@ -147,6 +160,7 @@ class VisitUnplanned:
         self.component, self._conductor = component, conductor
 
     def __call__(self, *_: Any) -> None:
+        """Tell the conductor."""
         self._conductor.visit_unplanned(self.component)
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
@@ -157,7 +171,7 @@ class InCopy:
     """What becomes of such a hook where a module is copied: the copy's weights are its own."""
 
     def __call__(self, *_: Any) -> None:
-        pass
+        """Do nothing."""
 
 
 def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> None:

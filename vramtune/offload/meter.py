@@ -74,6 +74,11 @@ class Meter:
             self._last, self._last_num_out_of_memory = tuple(self._readings), self._num_out_of_memory
         self.discard()
 
+    def restart(self) -> None:
+        """Begin again with a call that ran out of memory."""
+        self._readings = []
+        self._num_out_of_memory += 1
+
     def discard(self) -> None:
         """Forget the call that failed or never ended: the one before it stays the last."""
         self._readings, self._num_out_of_memory = [], 0

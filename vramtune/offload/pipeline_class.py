@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vramtune.contract import CALL, INSTALLATION, stock_offload_device, switched_off_tiling
+from vramtune.errors import UsageError
 from vramtune.schema import Plan
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ def _tuned_class(kind: type[Any], runtime: "Runtime", method: str) -> type[Any]:
     def remove_all_hooks(self: Any) -> None:
         runtime.remove()
 
+    def enable_sequential_cpu_offload(self: Any, *args: Any, **kwargs: Any) -> None:
+        warnings.warn("The pipeline is tuned: sequential offloading takes over, and the plan is removed.", stacklevel=2)
+        runtime.remove()
+        self.enable_sequential_cpu_offload(*args, **kwargs)
+
+    def refuse_copy(self: Any, *_: Any) -> Any:
+        raise UsageError(
+            "The pipeline is tuned and cannot be copied or pickled: its components' methods are taken over. Call remove() "
+            "on what autotune or install returned first."
+        )
+
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
         if any(isinstance(value, str | torch.device) for value in given):
@@ -75,9 +87,10 @@ def _tuned_class(kind: type[Any], runtime: "Runtime", method: str) -> type[Any]:
     body: dict[str, Any] = {name: _in_call(getattr(kind, name), runtime) for name in (CALL, method)}
     for taken_over in (enable_model_cpu_offload, remove_all_hooks, to):
         body[taken_over.__name__] = _documented(taken_over, kind)
-    if hasattr(kind, "maybe_free_model_hooks"):
-        body["maybe_free_model_hooks"] = _documented(maybe_free_model_hooks, kind)
-    body |= {INSTALLATION: runtime}
+    for where_there in (maybe_free_model_hooks, enable_sequential_cpu_offload):
+        if hasattr(kind, where_there.__name__):
+            body[where_there.__name__] = _documented(where_there, kind)
+    body |= {INSTALLATION: runtime, "__deepcopy__": refuse_copy, "__reduce_ex__": refuse_copy}
     body |= {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(kind.__name__, (kind,), body)
 

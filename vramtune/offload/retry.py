@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from vramtune.offload.groups import num_writes
+
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY_SIGNS = (
@@ -20,13 +22,25 @@ NO_ENGINE = "unable to find an engine to execute this computation"
 """A convolution's message where every engine of cuDNN lacked memory for its workspace, or none supports the dtype."""
 
 
+NO_MORE_ROOM = "vramtune: no more weights can be taken off the GPU; only a larger budget or a smaller call helps."
+NOT_REPEATABLE = (
+    "vramtune: the call was not run again, because its callbacks, or inputs that it changed, would see that; the next call "
+    "has more room."
+)
+
+
 def with_room(
-    call: Callable[[], Any], make_room: Callable[[], bool], *, device: torch.device, name: str = "call"
+    call: Callable[[], Any],
+    make_room: Callable[[], bool],
+    *,
+    device: torch.device,
+    name: str = "call",
+    is_repeatable: Callable[[], bool] = lambda: True,
 ) -> Any:
     """Return what `call` returns; where device memory runs out, make room and call again.
 
-    The call must not have changed what it works on. When `make_room` can make no more, the last error is raised.
-    `name` stands for the call in the log.
+    When `make_room` can make no more, or the call cannot be repeated because it changed what it works on, the last error
+    is raised, with a note that says so; one that has such a note is raised at once. `name` stands for the call in the log.
     """
     attempt = 1
     while True:
@@ -34,18 +48,24 @@ def with_room(
             return call()
         except RuntimeError as error:
             lacks_engine = NO_ENGINE in str(error) and _has_refused(device)
-            if not lacks_engine and not is_out_of_memory(error):
+            is_final = NO_MORE_ROOM in getattr(error, "__notes__", ())
+            if is_final or (not lacks_engine and not is_out_of_memory(error)):
                 raise
             # The frames of the failed call hold its activations; they must be gone before it is tried again.
             traceback.clear_frames(error.__traceback__)
             failure = error.with_traceback(None)
         if not make_room():
-            failure.add_note(
-                "vramtune: no more weights can be taken off the GPU; only a larger budget or a smaller call helps."
-            )
+            failure.add_note(NO_MORE_ROOM)
+            raise failure
+        if not is_repeatable():
+            failure.add_note(NOT_REPEATABLE)
             raise failure
         attempt += 1
         logger.debug("%s ran out of memory: attempt %d with fewer weights", name, attempt)
+
+
+PLAIN = ("builtins", "torch", "numpy", "PIL")
+"""Packages whose values a call does not change, but for tensors and generators."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -56,6 +76,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _has_refused(device: torch.device) -> bool:
     """Whether PyTorch's allocator ever refused memory, also where a library went on without."""
     return bool(torch.accelerator.memory_stats(device).get("num_ooms", 0))
+
+
+def remember_inputs(inputs: Any) -> Callable[[], bool]:
+    """Note what a call works on, and return what says whether the call may be run again with it.
+
+    It may where all inputs are plain values and no tensor among them was written to since.
+    """
+    leaves = tree_leaves(inputs)
+    is_plain = all(
+        type(leaf).__module__.partition(".")[0] in PLAIN and not callable(leaf) and not hasattr(leaf, "__next__")
+        for leaf in leaves
+    )
+    versions = [(leaf, num_writes(leaf)) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return lambda: is_plain and all(num_writes(tensor) == version for tensor, version in versions)
 
 
 def remember_draws(device: torch.device, inputs: Any) -> Callable[[], None]:

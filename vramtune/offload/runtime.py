@@ -11,15 +11,17 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-from vramtune.contract import installation_of
+from vramtune.contract import installation_of, modules_of
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
-from vramtune.offload.hooks import hook_component, is_hooked, unhook_component
+from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
 from vramtune.offload.memory_limit import MemoryLimit
 from vramtune.offload.meter import Meter
 from vramtune.offload.pipeline_class import PipelineTakeover
+from vramtune.offload.retry import remember_draws, remember_inputs, with_room
 from vramtune.offload.stack import is_running
 from vramtune.schema import Measurement, Plan
 
@@ -89,8 +91,8 @@ class Runtime:
                 return
             for component in self._binding.components:
                 self._dismiss(component)
-                for held in (held for group in component.groups for held in group.held):
-                    held.go_home()
+                for group in component.groups:
+                    group.go_home()
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()
@@ -106,10 +108,22 @@ class Runtime:
             if is_running(_RUN, self=self):  # a method that calls another one
                 return method(*args, **kwargs)
             self._begin()
-            try:
+            inputs = args[1:], kwargs
+            self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
+            is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
+
+            def attempt() -> Any:
                 # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
                 with torch.no_grad(), self._limit:
-                    result = method(*args, **kwargs)
+                    return method(*args, **kwargs)
+
+            def make_room() -> bool:
+                self._meter.restart()
+                put_generators_back()
+                return self._conductor.make_room_here()
+
+            try:
+                result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
                 self._meter.finish()
             finally:
                 self._conductor.end_call()
@@ -123,6 +137,11 @@ class Runtime:
         if not self._is_clean:
             self._conductor.recover()
         self._is_clean = False
+        with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
+
+    def _take_in(self) -> None:
+        """Take over what came since the last call, and what someone took our hooks off."""
+        self._refuse_foreign_hooks()
         self._exchange_components()
         self._put_back()
 
@@ -134,6 +153,7 @@ class Runtime:
     def apply_again(self) -> None:
         """Put the plan back on components whose hooks someone took off to change them, as the LoRA loader does."""
         with self._lock:
+            self._refuse_foreign_hooks()
             self._conductor.end_call()
             self._put_back()
 
@@ -144,9 +164,18 @@ class Runtime:
         """Take over the components that were exchanged, put in or taken out since the last call."""
         for old, new in self._binding.exchanges():
             logger.debug("component %s was exchanged or put in since the last call", new.name)
+            more_bytes = new.unplanned.num_bytes - (old.unplanned.num_bytes if old is not None else 0)
             if old is not None:
                 self._dismiss(old)
+            if more_bytes > 0:
+                self._conductor.make_way(new.unplanned.num_bytes)
             self._put_in(old, new)
+
+    def _refuse_foreign_hooks(self) -> None:
+        present = {id(module) for module in modules_of(self._pipe).values()}
+        for component in self._binding.components:
+            if id(component.module) in present:
+                refuse_foreign_hook(component)
 
     def _put_back(self) -> None:
         """Take over the components that someone took our hooks off, or that were put in by half."""
