@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vramtune.catalog.entries import ENTRIES, Entry, find_entry
 from vramtune.errors import UnknownNameError, UsageError
-from vramtune.schema import is_folder, is_there, user_path
+from vramtune.paths import is_folder, is_there, user_path
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

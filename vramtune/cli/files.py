@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from vramtune.errors import FileError, UsageError
+from vramtune.paths import user_path
 from vramtune.printable import printable
-from vramtune.schema import user_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

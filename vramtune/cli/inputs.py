@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vramtune.cli.options import Settings
 from vramtune.errors import BudgetError, UsageError
-from vramtune.schema import is_folder, user_path
+from vramtune.paths import is_folder, user_path
 
 if TYPE_CHECKING:
     from vramtune.schema import Comparison, Device, Plan, Profile

@@ -7,17 +7,7 @@ Nothing here, and nothing that imports only this, needs torch.
 """
 
 from vramtune.schema.comparison import PLAN_MODE, Comparison, Frontier, FrontierPoint, ModeEstimate
-from vramtune.schema.files import (
-    SCHEMA_VERSION,
-    checked_path,
-    from_json,
-    is_folder,
-    is_there,
-    read_file,
-    to_json,
-    user_path,
-    write_file,
-)
+from vramtune.schema.files import SCHEMA_VERSION, checked_path, from_json, read_file, to_json, write_file
 from vramtune.schema.machine import Accelerator, Device, Driver, Holder, Host, Machine, Package, Source
 from vramtune.schema.measurement import MeasuredStage, Measurement
 from vramtune.schema.plan import (
@@ -94,11 +84,8 @@ __all__ = [
     "call_name",
     "checked_path",
     "from_json",
-    "is_folder",
-    "is_there",
     "placement_name",
     "read_file",
     "to_json",
-    "user_path",
     "write_file",
 ]

@@ -37,10 +37,10 @@ def from_json(kind: type[Noun], text: bytes | str) -> Noun:
         version = msgspec.json.decode(envelope["schema_version"], type=int)
         body = envelope["body"]
     except (msgspec.MsgspecError, UnicodeError, KeyError, RecursionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else _brief(error)
         raise FileError(f"Expected a vramtune {name}; this is not a vramtune file: {reason}.") from error
     if written != name:
-        raise FileError(f"Expected a vramtune {name}; this file holds a {written}.")
+        raise FileError(f"Expected a vramtune {name}; this file holds a {_brief(written)}.")
     if version != SCHEMA_VERSION:
         raise FileError(
             f"This {name} has schema version {version}; this vramtune reads version {SCHEMA_VERSION}. Make a new one."
@@ -50,8 +50,14 @@ def from_json(kind: type[Noun], text: bytes | str) -> Noun:
         if isinstance(noun, Saved):
             noun.check()
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FileError(f"This {name} is damaged: {error}.") from error
+        raise FileError(f"This {name} is damaged: {_brief(error)}.") from error
     return noun
+
+
+def _brief(quoted: object, *, longest: int = 300) -> str:
+    """What an error says, which may quote a whole file."""
+    words = str(quoted)
+    return words if len(words) <= longest else f"{words[:longest]}..."
 
 
 def _printable(value: Any) -> Any:
@@ -67,27 +73,9 @@ def _printable(value: Any) -> Any:
 
 def checked_path(path: object) -> Path:
     """A path as the user gave it; a `UsageError` for what is none."""
-    if not isinstance(path, str | Path) or not str(path):
+    if not isinstance(path, str | os.PathLike) or not isinstance(name := os.fspath(path), str) or not name:
         raise UsageError(f"A file is named by a str or a Path; got {path!r}.")
-    return Path(path)
-
-
-def user_path(path: str | Path) -> Path:
-    """The path with `~` as the user's own folder; as it is where there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
-def is_there(path: str | Path) -> bool:
-    """Whether a file or folder has that name; no name is too long to ask, or impossible."""
-    return os.path.exists(user_path(path))  # noqa: PTH110 - pathlib raises for names that are too long
-
-
-def is_folder(path: str | Path) -> bool:
-    """The same of a folder."""
-    return os.path.isdir(user_path(path))  # noqa: PTH112
+    return Path(name)
 
 
 def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:

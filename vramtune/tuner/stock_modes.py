@@ -331,6 +331,5 @@ def _block_chunks(component: Component, segments: tuple[Segment, ...]) -> list[_
 def _peak(activity: Activity, chunks: list[_Chunk]) -> int:
     """Weights and activations at the worst moment, with what the allocator reserves beyond."""
     beyond = activity.activation_bytes - max((s.activation_bytes for s in activity.segments), default=0)
-    return beyond + max(
-        max(chunk.weights.allocated_bytes + chunk.activation_bytes, chunk.after_activation_bytes) for chunk in chunks
-    )
+    moments = (max(c.weights.allocated_bytes + c.activation_bytes, c.after_activation_bytes) for c in chunks)
+    return beyond + max(moments, default=0)  # a call may use no layer

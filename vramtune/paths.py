@@ -1,0 +1,22 @@
+"""Names of files and folders as people type them: asking about one never fails, whatever it is."""
+
+import os
+from pathlib import Path
+
+
+def user_path(path: str | Path) -> Path:
+    """The path with `~` as the user's own folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a file or folder has that name; no name is too long to ask, or impossible."""
+    return os.path.exists(user_path(path))  # noqa: PTH110 - pathlib raises for names that are too long
+
+
+def is_folder(path: str | Path) -> bool:
+    """The same of a folder."""
+    return os.path.isdir(user_path(path))  # noqa: PTH112
