@@ -1,5 +1,7 @@
 """The pipelines of the catalog, each built once, when it is asked for."""
 
+import gc
+
 import pytest
 from diffusers import DiffusionPipeline
 
@@ -10,7 +12,10 @@ class Pipelines(dict[str, DiffusionPipeline]):
     """By the names of the catalog."""
 
     def __missing__(self, name: str) -> DiffusionPipeline:
-        return self.setdefault(name, BUILDERS[name]())
+        pipe = self.setdefault(name, BUILDERS[name]())
+        gc.collect()
+        gc.freeze()  # it lives as long as the session: a million objects that no collection need walk
+        return pipe
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,7 @@ def profile(pipeline_class: str, components: tuple[Component, ...], stages: tupl
         device=DEVICE,
         components=components,
         stages=stages,
+        offload_sequence=tuple(c.name for c in components if c.used_bytes),
         versions={"diffusers": "0.42.1"},
     )
 

@@ -138,7 +138,7 @@ def _casting(original: Callable[..., Any], calls: "ComponentCalls") -> Callable[
 # Modules
 
 
-class Visit:
+class GroupHook:
     """A forward hook that has the conductor visit a group when one of its modules starts."""
 
     def __init__(self, conductor: "Conductor", placement: BoundPlacement, group: Group) -> None:
@@ -146,14 +146,14 @@ class Visit:
         self._conductor, self._placement, self._group = conductor, placement, group
 
     def __call__(self, *_: Any) -> None:
-        """Visit the group."""
+        """Tell the conductor."""
         self._conductor.visit(self._placement, self._group)
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
         return InCopy, ()
 
 
-class VisitUnplanned:
+class UnplannedModuleHook:
     """A forward hook that tells the conductor of a module whose weights the plan does not use."""
 
     def __init__(self, conductor: "Conductor", component: BoundComponent) -> None:
@@ -183,21 +183,21 @@ def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> None:
     for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True):
         for module in placement.component.modules_of(planned):
             placement.component.hooked_modules.append(module)
-            module.register_forward_pre_hook(Visit(conductor, placement, group), prepend=True)
+            module.register_forward_pre_hook(GroupHook(conductor, placement, group), prepend=True)
 
 
 def hook_unplanned(component: BoundComponent, conductor: "Conductor") -> None:
     """Have the conductor know when a module starts whose weights the plan does not use."""
     for module in component.unplanned_modules():
         component.hooked_modules.append(module)
-        module.register_forward_pre_hook(VisitUnplanned(conductor, component))
+        module.register_forward_pre_hook(UnplannedModuleHook(conductor, component))
 
 
 def unhook_modules(component: BoundComponent) -> None:
     """Take these hooks off the component's modules."""
     for module in component.hooked_modules:
         hooks = module._forward_pre_hooks
-        ours = [key for key, hook in hooks.items() if isinstance(hook, Visit | VisitUnplanned)]
+        ours = [key for key, hook in hooks.items() if isinstance(hook, GroupHook | UnplannedModuleHook)]
         for key in ours:
             if hooks[key].component is component:  # type: ignore[attr-defined]
                 hooks.pop(key, None)
