@@ -30,7 +30,7 @@ fmt: setup
 test: setup  ## What needs no GPU and little time, on up to four cores.
 	$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-proofs: setup  ## What takes longer: every stock mode at every link, the notebooks, the example of the docs.
+proofs: setup  ## What takes longer: stock modes at every link, the search near its bound, bad inputs, soak, notebooks.
 	$(BIN)/pytest -m slow --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 bench: setup  ## Writes dated tables to benchmarks/results/.
@@ -47,7 +47,7 @@ browser: setup  ## The HTML report in a real browser; needs Chromium (apt instal
 	$(BIN)/pytest -m browser
 
 soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits; an error at every line of ours.
-	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest --timeout 7200 tests/offload/test_soak.py tests/offload/test_interrupts.py
+	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest -m "slow or not slow" --timeout 7200 tests/offload/test_soak.py tests/offload/test_interrupts.py
 
 pictures: setup  ## Remakes docs/img/.
 	$(BIN)/python -m docs.pictures

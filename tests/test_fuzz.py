@@ -21,6 +21,8 @@ from vramtune.reports.notebook import as_html, as_text
 from vramtune.schema import Plan, Profile, from_json, to_json
 from vramtune.units import MIB
 
+pytestmark = pytest.mark.slow
+
 COSTS = small()
 PLAN = vramtune.plan(COSTS, 250 * MIB / 2**30)
 NASTY = "\x1b]0;gone\x07\x1b[2J\x9b31m\u202e$\\frac{$"

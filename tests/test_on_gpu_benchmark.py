@@ -12,6 +12,8 @@ from vramtune import catalog
 from vramtune.catalog.pipelines import empty
 from vramtune.units import GIB
 
+pytestmark = pytest.mark.slow
+
 
 def run(monkeypatch, tmp_path, *arguments: str) -> tuple[list[dict], str]:
     """The rows and the table that the command writes."""

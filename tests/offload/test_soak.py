@@ -21,6 +21,7 @@ NAMES = ("sd15", "sdxl", "flux")
 FRACTIONS = (0.4, 0.5, 0.7, 0.9, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_garbage")
 @pytest.mark.timeout(60 + 3 * NUM_CALLS)
 def test_many_random_calls_are_right_and_leave_no_memory_behind(sim: ModuleType) -> None:

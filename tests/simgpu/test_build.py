@@ -63,6 +63,7 @@ def test_a_changed_source_is_another_library(monkeypatch: pytest.MonkeyPatch, tm
     assert build.fingerprint() != before
 
 
+@pytest.mark.slow
 def test_diffusers_sees_the_device_although_it_was_imported_first(sim: ModuleType) -> None:
     program = """
 import diffusers.pipelines.pipeline_utils as pipeline_utils

@@ -7,6 +7,8 @@ import pytest
 from tests import tiny_pipelines
 from tests.simgpu.prediction import RATES, both, counted_activation_bytes, deviation, predicted_activation_bytes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", tiny_pipelines.CALL)
 def test_stock_modes_take_what_the_predictor_says(sim, name):

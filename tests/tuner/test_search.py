@@ -117,6 +117,7 @@ class TestBudget:
         held = [level.held_bytes for level in timeline(given_profile, plan).memory]
         assert max(held) <= budget
 
+    @pytest.mark.slow
     @settings(max_examples=100, deadline=None)
     @given(with_or_without_exclusion(), fractions, fractions)
     def test_more_is_never_slower(self, given_profile: Profile, one: float, other: float) -> None:
@@ -354,6 +355,7 @@ def long_components(draw: st.DrawFn) -> tuple[list[int], list[float]]:
     return sizes, [weights[i % len(weights)] for i in range(num_groups)]
 
 
+@pytest.mark.slow
 class TestStreamingQuality:
     @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 5.0])
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])

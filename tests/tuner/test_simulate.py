@@ -105,6 +105,7 @@ class TestFrontier:
         with pytest.raises(BudgetError, match="takes a larger GPU"):
             trace_frontier(tiny)
 
+    @pytest.mark.slow
     @settings(max_examples=15, deadline=None)
     @given(with_or_without_exclusion())
     def test_more_memory_buys_time_at_every_point(self, given_profile: Profile) -> None:
