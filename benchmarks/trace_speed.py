@@ -6,6 +6,7 @@ Each run is a process of its own, so that neither finds what the other has remem
     python -m benchmarks.trace_speed ../older_checkout qwen-image # one model
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -31,9 +32,15 @@ print(time.process_time() - began)
 
 def main() -> None:
     """A line for each model."""
-    other = Path(sys.argv[1]).resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, metavar="CHECKOUT")
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    asked = parser.parse_args()
+    other = asked.checkout.resolve()
+    if not (other / "vramtune" / "__init__.py").is_file():  # the installed one would be measured against itself
+        parser.error(f"{other} is no checkout of vramtune")
     rows = []
-    for name in sys.argv[2:] or MODELS:
+    for name in asked.models:
         pairs = [(cpu_seconds(HERE, name), cpu_seconds(other, name)) for _ in range(PAIRS)]
         ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
         ratios = sorted(here / there for here, there in pairs)
