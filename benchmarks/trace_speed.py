@@ -2,7 +2,7 @@
 
 Each run is a process of its own, so that neither finds what the other has remembered. Both use this interpreter.
 
-    python -m benchmarks.trace_speed ../older_checkout            # SDXL, FLUX.1 and Wan 2.1, five pairs each
+    python -m benchmarks.trace_speed ../older_checkout            # SDXL, FLUX.1 and Wan 2.1, five pairs each; writes results/
     python -m benchmarks.trace_speed ../older_checkout qwen-image # one model
 """
 
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results_file import table
+from benchmarks.results_file import environment, table, write_result
 
 MODELS = ("sdxl", "flux.1-dev", "wan2.1-14b")
 PAIRS = 5
@@ -46,7 +46,29 @@ def main() -> None:
         ratios = sorted(here / there for here, there in pairs)
         spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         rows.append([name, f"{ours:.2f}", f"{theirs:.2f}", f"{statistics.median(ratios):.2f}", spread])
-    print("\n".join(table(["model", "here, CPU s", "there, CPU s", "ratio", "of single pairs"], rows)))
+    lines = table(["model", "here, CPU s", "there, CPU s", "ratio", "of single pairs"], rows)
+    print("\n".join(lines))
+    if tuple(asked.models) == MODELS:
+        write_result("trace_speed", report(lines, commit_of(HERE), commit_of(other)))
+
+
+def report(rows: list[str], here: str, there: str) -> list[str]:
+    """The result's text."""
+    return [
+        "# Traces, beside those of another commit",
+        "",
+        *environment("python -m benchmarks.trace_speed CHECKOUT"),
+        f"- Here: {here}; there: {there}. {PAIRS} pairs of processes in turn; medians, and the ratio of pairs.",
+        "- The processor time of `vramtune.profile` at the pipeline's default call; imports and building are not in it.",
+        "",
+        *rows,
+    ]
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit that is checked out."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def cpu_seconds(checkout: Path, name: str) -> float:
