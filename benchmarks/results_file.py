@@ -21,9 +21,14 @@ def environment(command: str, *, gpu: str = "no GPU used") -> list[str]:
     ]
 
 
+def result_path(name: str) -> Path:
+    """`results/<name>_<date>.md`."""
+    return RESULTS / f"{name}_{date.today().isoformat()}.md"
+
+
 def write_result(name: str, lines: list[str]) -> Path:
     """Write `results/<name>_<date>.md`."""
-    path = RESULTS / f"{name}_{date.today().isoformat()}.md"
+    path = result_path(name)
     path.write_text("\n".join(lines) + "\n")
     return path
 

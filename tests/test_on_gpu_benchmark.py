@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from benchmarks import on_gpu, results_file
 from tests import tiny_pipelines
@@ -21,7 +22,7 @@ def run(monkeypatch, tmp_path, *arguments: str) -> tuple[list[dict], str]:
     monkeypatch.setattr(sys, "argv", ["on_gpu", "--device", "sim", "--models", "tiny-flux", *arguments])
     on_gpu.main()
     (file,) = tmp_path.glob("on_gpu_*.json")
-    return json.loads(file.read_text()), file.with_suffix(".md").read_text()
+    return json.loads(file.read_text())["rows"], file.with_suffix(".md").read_text()
 
 
 @pytest.mark.usefixtures("no_garbage")
@@ -57,6 +58,22 @@ def test_out_of_memory_and_no_plan_are_results_and_the_cap_is_lifted(sim, monkey
     assert all(row["peak_bytes"] is row["seconds"] is None for row in rows)
     assert "| out of memory |" in text
     assert sim.mem_get_info()[1] == sim.DEFAULT_CAPACITY_BYTES
+
+
+@pytest.mark.usefixtures("no_garbage")
+def test_a_mode_that_fails_is_a_row_and_a_cut_run_goes_on_where_it_stopped(sim, monkeypatch, tmp_path) -> None:
+    def broken(*args, **kwargs) -> None:
+        raise ValueError("diffusers says | no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionPipeline, "enable_model_cpu_offload", broken)
+        rows, _ = run(monkeypatch, tmp_path, "--caps", "0.004", "--modes", "model")
+    assert [row["outcome"] for row in rows] == ["failed: ValueError: diffusers says / no"]
+    rows, text = run(monkeypatch, tmp_path, "--caps", "0.004", "--modes", "model", "sequential")
+    assert [row["outcome"] for row in rows] == ["failed: ValueError: diffusers says / no", "ran"]
+    assert "| sequential offload | 0.004 | ran |" in text
+    rows, _ = run(monkeypatch, tmp_path, "--caps", "0.004", "--modes", "model", "--again")
+    assert [row["outcome"] for row in rows] == ["ran"]
 
 
 def test_made_up_weights_keep_dtype_ties_and_positions() -> None:
