@@ -277,7 +277,8 @@ def switch_on(pipe: Any, mode: str, device: torch.device, cap_bytes: int, kwargs
         "sequential": partial(pipe.enable_sequential_cpu_offload, device=device),
         "tuned": partial(vramtune.autotune, pipe, cap_bytes / GIB, call_kwargs=kwargs, device=device, progress=False),
     }
-    return turn_on[mode]()
+    switched = turn_on[mode]()
+    return switched if mode == "tuned" else None
 
 
 def timed(pipe: Any, device: torch.device, kwargs: dict[str, Any]) -> float:
