@@ -177,7 +177,7 @@ def test_no_kernel_is_blamed_for_memory_that_could_not_be_locked() -> None:
     buffer = pinned_buffer(mmap.PAGESIZE, device)
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     assert int(runtime.cudaHostRegister(buffer.data_ptr(), mmap.PAGESIZE, 0)) != 0  # it is locked already
-    pinned._forget_failure(device)
+    pinned._clear_last_error(device)
     assert (torch.ones(1, device=device) + 1).item() == 2
 
 
