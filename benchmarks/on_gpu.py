@@ -50,6 +50,7 @@ MODES = {
 TINY = "tiny-"
 MODELS = (*catalog.names(), *(TINY + name for name in tiny_pipelines.CALL))
 NOISE_NUMBERS = 1 << 24
+CPU = torch.device("cpu")
 LEGEND = """
 Weights are random, so outputs mean nothing; shapes, dtypes and kernels are those of the real model. *Peak*: highest
 reserved bytes of PyTorch's allocator from switching the mode on to the end of the second call, and the CUDA context.
@@ -163,16 +164,16 @@ def build(model: str) -> Any:
     return pipe
 
 
-def materialise(module: nn.Module) -> None:
-    """Give a module of the catalog, which is on the meta device, memory and values on the CPU."""
-    module.to_empty(device="cpu")
+def materialise(module: nn.Module, device: torch.device = CPU) -> None:
+    """Give a module of the catalog, which is on the meta device, memory and values."""
+    module.to_empty(device=device)
     if isinstance(module, PreTrainedModel):
         module.tie_weights()  # `to_empty` unties T5's embeddings
     noise: dict[torch.dtype, torch.Tensor] = {}
     for parameter in module.parameters():
         dtype = parameter.dtype
         if dtype not in noise:
-            noise[dtype] = torch.empty(NOISE_NUMBERS).normal_(0, 0.02).to(dtype)
+            noise[dtype] = torch.empty(NOISE_NUMBERS, device=device).normal_(0, 0.02).to(dtype)
         for piece in torch.split(parameter.data.view(-1), NOISE_NUMBERS):  # drawing 17 billion numbers takes minutes
             piece.copy_(noise[dtype][: piece.numel()])
     for path, buffer in module.named_buffers():
