@@ -47,7 +47,7 @@ def test_the_arithmetic_rate_of_each_dtype_is_measured_within_two_percent(measur
     assert measured.flops_per_second[dtype] == pytest.approx(TRUTH["flops_per_second"], rel=0.02)
 
 
-@pytest.mark.parametrize("kind", ["matmul", "convolution", "attention", "pointwise", "memory"])
+@pytest.mark.parametrize("kind", ["matmul", "convolution", "narrow_attention", "attention", "wide_attention", "memory"])
 def test_every_kind_of_kernel_reaches_what_the_simulation_grants_it(measured: Device, kind: str) -> None:
     assert measured.efficiency_fraction[kind] == pytest.approx(1, rel=0.02)
 
@@ -58,6 +58,12 @@ def test_an_accelerator_without_context_and_workspaces_is_measured_to_have_none(
     assert measured.context_bytes == measured.workspace_bytes == 0
     assert measured.is_context_measured
     assert measured.source == "measured"
+
+
+def test_an_accelerator_whose_kernels_take_their_traffic_and_no_host_time_is_measured_so(measured: Device) -> None:
+    assert measured.elements_per_second == {}
+    assert measured.operation_seconds == 0
+    assert measured.flops_per_second["tensorfloat32"] == pytest.approx(measured.flops_per_second["float32"], rel=0.02)
 
 
 def test_the_rates_of_a_fast_accelerator_are_measured_within_two_percent(sim: ModuleType) -> None:
@@ -168,7 +174,7 @@ class Without(TorchDispatchMode):
 def test_a_dtype_that_the_device_lacks_counts_as_float32(slow: ModuleType) -> None:
     with Without(torch.bfloat16):
         device = sim_facts()
-    assert device.flops_per_second.keys() == {"float32", "float16"}
+    assert device.flops_per_second.keys() == {"float32", "float16", "tensorfloat32"}
     seconds = [work_seconds(Work("matmul", d, 10**9, 0), device) for d in ("bfloat16", "float32")]
     assert seconds[0] == seconds[1]
 
@@ -176,7 +182,7 @@ def test_a_dtype_that_the_device_lacks_counts_as_float32(slow: ModuleType) -> No
 def test_a_device_without_float32_cannot_be_measured(slow: ModuleType) -> None:
     with Without(torch.float32), pytest.raises(NotImplementedError, match="float32"):
         sim_facts()
-    assert sim_facts().flops_per_second.keys() == {"float32", "float16", "bfloat16"}
+    assert sim_facts().flops_per_second.keys() == {"float32", "float16", "bfloat16", "tensorfloat32"}
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "sim:2"])

@@ -45,7 +45,7 @@ def test_a_convolution_counts_every_output_element():
 def test_fused_attention_counts_both_of_its_products():
     query, key = torch.ones(2, 3, 10, 8), torch.ones(2, 3, 6, 8)
     (work,) = work_of(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, key))
-    assert (work.kind, work.flops) == ("attention", attention_flops(query, key, key))
+    assert (work.kind, work.flops) == ("narrow_attention", attention_flops(query, key, key))
     assert work.flops == 2 * 3 * (2 * 10 * 6 * 8) * 2
 
 

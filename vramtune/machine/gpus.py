@@ -19,6 +19,20 @@ from vramtune.units import GIB, MIB, format_bytes
 
 # Priors: what a data sheet does not say. A measurement replaces them.
 
+
+def _shares(*, matmul: float, convolution: float, attention: float, memory: float) -> dict[str, float]:
+    """Attention of narrow heads, wide ones and under a mask reaches 2/3, 1/5 and 1/2 of the usual share, as on an H100."""
+    return {
+        "matmul": matmul,
+        "convolution": convolution,
+        "attention": attention,
+        "narrow_attention": attention * 2 / 3,
+        "wide_attention": attention / 5,
+        "masked_attention": attention / 2,
+        "memory": memory,
+    }
+
+
 CONTEXT_BYTES = 500 * MIB
 """CUDA context with lazily loaded kernels: reports range from 200 to 550 MiB; a high guess is the safe one."""
 WORKSPACE_BYTES = {"Turing": 20 * MIB, "Ampere": 20 * MIB, "Ada": 20 * MIB, "Hopper": 32 * MIB, "Blackwell": 32 * MIB}
@@ -37,10 +51,72 @@ OVERLAP_FRACTION = 0.95
 """Share of the pinned rate left beside kernels, which read the same memory; no published figure."""
 COPY_LATENCY_SECONDS = 10e-6
 """Launch and set-up of one asynchronous copy; no published figure."""
-EFFICIENCY_FRACTION = {"matmul": 0.70, "convolution": 0.55, "attention": 0.55, "pointwise": 0.50, "memory": 0.80}
-"""Share of the dense peak on sizes of a thousand and more: cuBLAS 60-80%, cuDNN and FlashAttention-2 less."""
-LAUNCH_SECONDS = 4e-6
-"""Time from one launch to the next, 3 to 5 microseconds; no kernel takes less."""
+LAUNCH_SECONDS = 1.5e-6
+"""Time on the GPU of a kernel that does nothing: 1.2 to 1.6 microseconds (`calls_on_gpu`, H100)."""
+OPERATION_SECONDS = 22e-6
+"""Host time of a light eager operation and the Python around it (`roofline.host_seconds`): 21 microseconds beside an
+H100; of published rows, 33 an operation of any kind beside an RTX 4090, 38 beside an L40S, 55-59 on older hosts."""
+TENSORFLOAT32_FRACTION = 0.5
+"""Rate of TF32 as a share of float16's, by the data sheets of Ampere and later."""
+LAYOUT_PASSES = 2
+"""Contiguous images are read and written once more on each side of a convolution in 16 bits or TF32 (`calls_on_gpu`)."""
+STRIDED_ELEMENTS_PER_CLOCK = 1.15
+"""Of one multiprocessor, pointwise on broadcast or strided operands: 300e9 a second on an H100 (`calls_on_gpu`)."""
+GROUP_NORM_ELEMENTS_PER_CLOCK = 0.59
+"""Of one multiprocessor, group norm's statistics: 4.2 M elements of a group take 3.6 ms on an H100 (`calls_on_gpu`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What GPUs of one make have in common; shares are of the dense peak and of the bandwidth (`Device`)."""
+
+    float32_lanes: int
+    """Per multiprocessor."""
+    clock_hertz: float
+    """Usual boost clock."""
+    has_tensorfloat32: bool
+    efficiency_fraction: dict[str, float]
+
+
+ARCHITECTURES = {
+    "Turing": Architecture(
+        float32_lanes=64,
+        clock_hertz=1.7e9,
+        has_tensorfloat32=False,
+        efficiency_fraction=_shares(matmul=0.70, convolution=0.55, attention=0.55, memory=0.80),
+    ),
+    "Ampere": Architecture(
+        float32_lanes=128,
+        clock_hertz=1.7e9,
+        has_tensorfloat32=True,
+        efficiency_fraction=_shares(matmul=0.70, convolution=0.55, attention=0.55, memory=0.85),
+    ),
+    "Ampere, data centre": Architecture(
+        float32_lanes=64,
+        clock_hertz=1.41e9,
+        has_tensorfloat32=True,
+        efficiency_fraction=_shares(matmul=0.75, convolution=0.40, attention=0.55, memory=0.85),
+    ),
+    "Ada": Architecture(
+        float32_lanes=128,
+        clock_hertz=2.5e9,
+        has_tensorfloat32=True,
+        efficiency_fraction=_shares(matmul=0.85, convolution=0.70, attention=0.70, memory=0.90),
+    ),
+    "Hopper": Architecture(
+        float32_lanes=128,
+        clock_hertz=1.98e9,
+        has_tensorfloat32=True,
+        efficiency_fraction=_shares(matmul=0.80, convolution=0.50, attention=0.63, memory=0.90),
+    ),
+    "Blackwell": Architecture(
+        float32_lanes=128,
+        clock_hertz=2.5e9,
+        has_tensorfloat32=True,
+        efficiency_fraction=_shares(matmul=0.75, convolution=0.42, attention=0.60, memory=0.88),
+    ),
+}
+"""Hopper's shares are measured (`calls_on_gpu`, H100), the others fitted to published rows (`against_published`)."""
 
 MEMORY_TOLERANCE = 0.1
 """Share by which NVML's total may differ from the nominal size; it is up to 6.3% lower (ECC on L4, A10, L40S)."""
@@ -116,6 +192,8 @@ def _listed_gpu(row: dict[str, str]) -> ListedGpu:
 def _device(row: dict[str, str]) -> Device:
     pinned = PINNED_FRACTION * int(row["pcie_lanes"]) * LANE_BYTES_PER_SECOND[int(row["pcie_generation"])]
     float16, float32 = (float(row[f"{dtype}_tflops"]) * 1e12 for dtype in ("float16", "float32"))
+    make = ARCHITECTURES[row["architecture"] + (", data centre" if row["name"].startswith("A100") else "")]
+    multiprocessors = round(float32 / (2 * make.float32_lanes * make.clock_hertz))
     return Device(
         name=row["name"],
         total_bytes=int(row["memory_gib"]) * GIB,
@@ -132,10 +210,18 @@ def _device(row: dict[str, str]) -> Device:
             "float16": float16,
             # Turing's tensor cores have no bfloat16: it is emulated in float32
             "bfloat16": float32 if row["architecture"] == "Turing" else float16,
+            **({"tensorfloat32": TENSORFLOAT32_FRACTION * float16} if make.has_tensorfloat32 else {}),
         },
         memory_bytes_per_second=float(row["memory_gb_per_second"]) * 1e9,
-        efficiency_fraction=dict(EFFICIENCY_FRACTION),
+        efficiency_fraction=dict(make.efficiency_fraction),
         launch_seconds=LAUNCH_SECONDS,
+        multiprocessors=multiprocessors,
+        elements_per_second={
+            "strided": STRIDED_ELEMENTS_PER_CLOCK * make.clock_hertz,
+            "group_norm": GROUP_NORM_ELEMENTS_PER_CLOCK * make.clock_hertz,
+        },
+        layout_passes=LAYOUT_PASSES,
+        operation_seconds=OPERATION_SECONDS,
     )
 
 

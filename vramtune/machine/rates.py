@@ -14,6 +14,7 @@ from math import isqrt
 import torch
 from torch.nn import functional
 
+from vramtune.machine.gpus import LAYOUT_PASSES
 from vramtune.units import MIB
 
 ENOUGH_SECONDS = 1e-3
@@ -28,6 +29,18 @@ MOST_COPIED_BYTES = 64 * MIB
 """A copy starts beyond the near caches of the host's processor, because weights do not lie in them."""
 LEAST_BESIDE_BYTES = 4096
 """Least to copy beside matrix products; otherwise as much as should take half their time."""
+BUSY_SECONDS = 5e-3
+"""GPU time of what keeps it busy while the host issues what is to be timed without it."""
+NUM_QUEUED = 50
+"""Calls issued meanwhile; the host needs some 20 microseconds for one."""
+HEADS = (("narrow_attention", 64), ("attention", 128), ("wide_attention", 512))
+SLOW_RATIO = 1.5
+"""From here on an operation is seen to take longer than its traffic, or the host than the GPU."""
+LINEAR_SHARE = 1.0
+"""A light operation in a model, with the Python around it, beside a call of `nn.Linear`: 22 and 22.6 microseconds on
+the host of an H100 (`benchmarks/calls_on_gpu.py`)."""
+NUM_STREAMS, ENOUGH_OVERLAP = 3, 0.9
+"""Streams on which copies are tried, until one overlaps so far."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Trial = tuple[Callable[[], object], int]
@@ -51,6 +64,10 @@ class Rates:
     memory_bytes_per_second: float
     efficiency_fraction: dict[str, float]
     launch_seconds: float
+    multiprocessors: int
+    elements_per_second: dict[str, float]
+    layout_passes: int
+    operation_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,27 +87,40 @@ def measure_rates(device: torch.device) -> Rates:
     """Time copies, kernels, and both at once; `device` has an index. All memory is given back.
 
     The peak rate of a dtype is that of its matrix products under the settings in force (TF32); a dtype that the
-    device refuses is left out. Efficiencies are relative to the fastest dtype's peak. Pointwise operations cost
-    their traffic alone (`roofline.operation_flops`), and all traffic runs at the bandwidth of an addition.
+    device refuses is left out; `tensorfloat32` is what float32 convolutions make of it. Efficiencies are relative to
+    the fastest dtype's peak. Pointwise operations cost their traffic alone (`roofline.operation_flops`), and all
+    traffic runs at the bandwidth of an addition, but for the kinds whose elements were seen to take longer.
     """
     with torch.accelerator.device_index(device.index):
         most_bytes = min(MOST_BYTES, int(MOST_FRACTION * torch.accelerator.get_memory_info(device)[0]))
         best = partial(_best, device=device)
-        launch_seconds = best(_tiny_kernel, sizes=(1, 1), dtype=torch.float32).seconds
+        products = _products(most_bytes, device=device)
+        fastest = min(products, key=lambda dtype: products[dtype].seconds / products[dtype].amount)
+        busy = _long_work(products[fastest], device=device, dtype=fastest)
+        launch_seconds = _queued_seconds(_tiny_kernel(1, device=device, dtype=torch.float32)[0], busy, device=device)
+        operation_seconds = _operation_seconds(busy, device=device)
+        del busy  # its operands go before others are made
         latency_seconds = best(_pinned_copy, sizes=(1, 1), dtype=torch.uint8).seconds
         copied = min(LEAST_COPIED_BYTES, most_bytes), min(MOST_COPIED_BYTES, most_bytes)
         pinned, pageable, readback = (
             best(copy, sizes=copied, dtype=torch.uint8).per_second(latency_seconds)
             for copy in (_pinned_copy, _pageable_copy, _readback)
         )
-        products = _products(most_bytes, device=device)
         peaks = {dtype: timing.per_second(launch_seconds) for dtype, timing in products.items()}
-        fastest = max(peaks, key=peaks.__getitem__)
-        convolution = best(_convolution, sizes=(1, most_bytes // MIB), dtype=fastest)
-        attention = best(_attention, sizes=(512, most_bytes // 4096), dtype=fastest)
-        addition = best(_addition, sizes=(2**18, most_bytes // (3 * fastest.itemsize)), dtype=fastest)
+
+        def rate(make: Make, first: int, last: int, dtype: torch.dtype = fastest) -> float:
+            return best(make, sizes=(first, last), dtype=dtype).per_second(launch_seconds)
+
+        convolution = rate(_convolution, 1, most_bytes // MIB)
+        tensorfloat32 = (
+            rate(_convolution, 1, most_bytes // (2 * MIB), dtype=torch.float32) * peaks[fastest] / convolution
+        )
+        attention = {kind: rate(partial(_attention, width=width), 512, most_bytes // 4096) for kind, width in HEADS}
+        memory = rate(_addition, 2**18, most_bytes // (3 * fastest.itemsize))
         copied_bytes = min(copied[1], max(LEAST_BESIDE_BYTES, int(2 * products[fastest].seconds * pinned)))
         overlap = _overlap_fraction(products[fastest].size, copied_bytes, device=device, dtype=fastest)
+        multiprocessors = _multiprocessors(device)
+        elements = _element_rates(memory, launch_seconds, most_bytes, multiprocessors, device=device, dtype=fastest)
         _give_back(device)
     return Rates(
         pinned_copy_bytes_per_second=pinned,
@@ -98,16 +128,20 @@ def measure_rates(device: torch.device) -> Rates:
         readback_bytes_per_second=readback,
         overlap_fraction=overlap,
         copy_latency_seconds=latency_seconds,
-        flops_per_second={str(dtype).removeprefix("torch."): peak for dtype, peak in peaks.items()},
-        memory_bytes_per_second=addition.per_second(launch_seconds),
+        flops_per_second={str(dtype).removeprefix("torch."): peak for dtype, peak in peaks.items()}
+        | {"tensorfloat32": tensorfloat32},
+        memory_bytes_per_second=memory,
         efficiency_fraction={
             "matmul": 1.0,
-            "convolution": convolution.per_second(launch_seconds) / peaks[fastest],
-            "attention": attention.per_second(launch_seconds) / peaks[fastest],
-            "pointwise": 1.0,
+            "convolution": min(1.0, convolution / peaks[fastest]),
+            **{kind: min(1.0, value / peaks[fastest]) for kind, value in attention.items()},
             "memory": 1.0,
         },
         launch_seconds=launch_seconds,
+        multiprocessors=multiprocessors,
+        elements_per_second=elements,
+        layout_passes=LAYOUT_PASSES if device.type == "cuda" else 0,
+        operation_seconds=operation_seconds,
     )
 
 
@@ -124,27 +158,104 @@ def _products(most_bytes: int, *, device: torch.device) -> dict[torch.dtype, Tim
     return products
 
 
+def _multiprocessors(device: torch.device) -> int:
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(properties, "multi_processor_count", 1))
+
+
+def _element_rates(
+    memory: float,
+    launch_seconds: float,
+    most_bytes: int,
+    multiprocessors: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """By kind, what one multiprocessor gets through; kinds that their traffic accounts for are left out."""
+    rates = {}
+    for kind, make, share in (("strided", _broadcast, multiprocessors), ("group_norm", _group_norm, 1)):
+        timing = _best(make, sizes=(2**18, most_bytes // (3 * dtype.itemsize)), device=device, dtype=dtype)
+        seconds = timing.seconds - launch_seconds
+        traffic_seconds = timing.amount / memory
+        if seconds > SLOW_RATIO * traffic_seconds:
+            own_seconds = seconds - traffic_seconds if kind == "group_norm" else seconds
+            rates[kind] = timing.size / own_seconds / share
+    return rates
+
+
+def _operation_seconds(busy: Callable[[], object], *, device: torch.device) -> float:
+    """The host's time for a light operation; 0 where it is no slower than the GPU."""
+    linear = torch.nn.Linear(64, 64, device="meta").to_empty(device=device).requires_grad_(False)  # draws no numbers
+    x = torch.ones(64, 64, device=device)
+    queued_seconds = _queued_seconds(lambda: linear(x), busy, device=device)
+    issued_seconds = (
+        min(_elapsed(lambda: linear(x), num_calls=NUM_QUEUED, device=device)[0] for _ in range(2)) / NUM_QUEUED
+    )
+    return LINEAR_SHARE * issued_seconds if issued_seconds > SLOW_RATIO * queued_seconds else 0.0
+
+
+def _long_work(product: Timing, *, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Something that keeps the device busy for about `BUSY_SECONDS`, unless the host loses patience before."""
+    multiply, _ = _matmul(product.size, device=device, dtype=dtype)
+    multiply()
+    _, host_seconds = _elapsed(multiply, num_calls=1, device=device)
+    num_products = max(1, int(min(BUSY_SECONDS / product.seconds, 2 * PATIENCE_SECONDS / host_seconds)))
+
+    def work() -> None:
+        for _ in range(num_products):
+            multiply()
+
+    return work
+
+
+def _queued_seconds(call: Callable[[], object], busy: Callable[[], object], *, device: torch.device) -> float:
+    """The GPU's time of a call that waits in its queue when its turn comes, so that the host's does not show."""
+    start, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
+    call()
+    best_seconds = float("inf")
+    for _ in range(2):
+        busy()
+        start.record()
+        for _ in range(NUM_QUEUED):
+            call()
+        end.record()
+        end.synchronize()
+        best_seconds = min(best_seconds, start.elapsed_time(end) / 1e3 / NUM_QUEUED)
+    return best_seconds
+
+
 def _overlap_fraction(edge: int, copied_bytes: int, *, device: torch.device, dtype: torch.dtype) -> float:
-    """How long a pinned copy takes alone, as a share of how long it takes beside four matrix products; at most 1."""
+    """How long a pinned copy takes alone, as a share of how long it takes beside matrix products; at most 1.
+
+    The best of a few streams: one may share the compute stream's queue of the hardware, and wait for its kernels.
+    """
     multiply, _ = _matmul(edge, device=device, dtype=dtype)
     copy, _ = _pinned_copy(copied_bytes, device=device, dtype=torch.uint8)
-    main, side = torch.accelerator.current_stream(device), torch.Stream(device=device)
+    main = torch.accelerator.current_stream(device)
     start, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
 
-    def copy_seconds(num_products: int) -> float:
+    def copy_seconds(side: torch.Stream, num_products: int) -> float:
         side.wait_stream(main)
         for _ in range(num_products):
             multiply()
-        start.record(side)
         with side:
+            start.record(side)
             copy()
-        end.record(side)
+            end.record(side)
         torch.accelerator.synchronize(device)
         return start.elapsed_time(end) / 1e3
 
-    copy_seconds(0)  # the side stream's first use
-    alone, beside = (min(copy_seconds(num_products) for _ in range(3)) for num_products in (0, 4))
-    return min(1.0, alone / beside)
+    shares = []
+    for _ in range(NUM_STREAMS):
+        side = torch.Stream(device=device)
+        copy_seconds(side, 4)  # the stream's first use
+        alone, beside = (min(copy_seconds(side, num_products) for _ in range(3)) for num_products in (0, 4))
+        shares.append(min(1.0, alone / beside))
+        logger.debug("a copy of %d bytes: %.3g s alone, %.3g s beside matrix products", copied_bytes, alone, beside)
+        if shares[-1] >= ENOUGH_OVERLAP:
+            break
+    return max(shares)
 
 
 def _give_back(device: torch.device) -> None:
@@ -175,7 +286,7 @@ def _best(make: Make, *, sizes: tuple[int, int], device: torch.device, dtype: to
         batch_seconds, host_seconds = _elapsed(call, num_calls=num_calls, device=device)
         seconds = min(seconds, batch_seconds / num_calls)
         spent_seconds += host_seconds
-    logger.debug("%s of size %d, %s on %s: %.3g s", make.__name__.strip("_"), size, dtype, device, seconds)
+    logger.debug("%s of size %d, %s on %s: %.3g s", make, size, dtype, device, seconds)
     return Timing(size=size, amount=amount, seconds=seconds)
 
 
@@ -230,9 +341,9 @@ def _convolution(num_images: int, *, device: torch.device, dtype: torch.dtype) -
     return lambda: functional.conv2d(images, weight, padding=1), 2 * images.numel() * 256 * 9
 
 
-def _attention(num_tokens: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """8 heads of 64 channels: 4 KiB per token at 16 bits, with its result."""
-    query, key, value = (_random(1, 8, num_tokens, 64, device=device, dtype=dtype) for _ in range(3))
+def _attention(num_tokens: int, *, width: int = 64, device: torch.device, dtype: torch.dtype) -> Trial:
+    """512 channels in heads of that width: 4 KiB per token at 16 bits, with its result."""
+    query, key, value = (_random(1, 512 // width, num_tokens, width, device=device, dtype=dtype) for _ in range(3))
     # two matrix products per head, as `vramtune.profiler.roofline.attention_flops` counts them
     flops = 2 * 2 * query.numel() * num_tokens
     return lambda: functional.scaled_dot_product_attention(query, key, value), flops
@@ -241,6 +352,21 @@ def _attention(num_tokens: int, *, device: torch.device, dtype: torch.dtype) -> 
 def _addition(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
     left, right = (torch.ones(size, device=device, dtype=dtype) for _ in range(2))
     return lambda: left + right, 3 * left.nbytes
+
+
+def _broadcast(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
+    """A matrix of 1,024 columns times a row."""
+    matrix, row = (
+        torch.ones(size // 1024, 1024, device=device, dtype=dtype),
+        torch.ones(1024, device=device, dtype=dtype),
+    )
+    return lambda: matrix * row, 2 * matrix.nbytes + row.nbytes
+
+
+def _group_norm(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
+    """All in one group: one block of threads adds it up."""
+    image, weight = torch.ones(1, 4, size // 4, device=device, dtype=dtype), torch.ones(4, device=device, dtype=dtype)
+    return lambda: functional.group_norm(image, 1, weight, weight), 2 * image.nbytes + 2 * weight.nbytes
 
 
 def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

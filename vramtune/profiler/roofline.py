@@ -10,7 +10,17 @@ from torch.utils.flop_counter import flop_registry
 
 from vramtune.schema import Device
 
-Kind = Literal["matmul", "convolution", "attention", "pointwise"]
+Kind = Literal[
+    "matmul",
+    "convolution",
+    "attention",
+    "narrow_attention",
+    "wide_attention",
+    "masked_attention",
+    "pointwise",
+    "strided",
+    "group_norm",
+]
 
 
 class Work(NamedTuple):
@@ -21,24 +31,59 @@ class Work(NamedTuple):
     flops: int
     num_bytes: int
     num_kernels: int = 1
+    num_elements: int = 0
+    """Elements that go through the multiprocessors one by one, in kinds that have such a rate."""
+    num_blocks: int = 0
+    """Blocks of threads among which they are divided; 0 is more than there are multiprocessors."""
+    layout_bytes: int = 0
+    """Operands that a convolution's kernel wants in another order (channels last), each once."""
 
 
 _MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
 _CONVOLUTION = {"convolution", "_convolution", "cudnn_convolution", "convolution_overrideable"}
 _GATHER = {"embedding", "index", "gather", "index_select"}
 _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view"}
+NARROW_HEAD, WIDEST_FLASH_HEAD = 64, 256
+"""Width of heads up to which attention's kernels are slower, and over which PyTorch has no flash kernel."""
+HEAVY_OPERATIONS = 2.5
+"""Host time of a matrix product, convolution or attention, with the module and the views around it, in operations of
+other kinds: a fit over 21 calls of eight models (`benchmarks/calls_on_gpu.py`, H100), 55 beside 21 microseconds."""
 
 
 def work_seconds(work: Work, device: Device) -> float:
-    """Roofline: the slower of arithmetic and traffic, plus the launch.
+    """Roofline on the GPU: the slowest of arithmetic, traffic and elements one by one, plus the launch.
 
-    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency)) + kernels * launch`. A dtype
-    without a rate on the device is computed at the rate of float32.
+    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency), elements) + kernels * launch`. A
+    dtype without a rate on the device is computed at the rate of float32, a kind of attention without an efficiency at
+    that of `attention`. What comes one after the other is added: a convolution's operands are put into another order
+    by kernels of their own, and group norm goes through its elements for the statistics first.
     """
-    rate = device.flops_per_second.get(work.dtype, device.flops_per_second["float32"])
-    compute = work.flops / (rate * device.efficiency_fraction[work.kind])
+    compute = 0.0
+    if work.flops:
+        rate = device.flops_per_second.get(work.dtype, device.flops_per_second["float32"])
+        shares = device.efficiency_fraction
+        share = shares["attention"] if work.kind.endswith("attention") else shares[work.kind]
+        compute = work.flops / (rate * shares.get(work.kind, share))
     traffic = work.num_bytes / (device.memory_bytes_per_second * device.efficiency_fraction["memory"])
-    return max(compute, traffic) + work.num_kernels * device.launch_seconds
+    before = (
+        work.layout_bytes
+        * device.layout_passes
+        / (device.memory_bytes_per_second * device.efficiency_fraction["memory"])
+    )
+    launches = work.num_kernels * device.launch_seconds + before
+    if not work.num_elements or work.kind not in device.elements_per_second:
+        return max(compute, traffic) + launches
+    busy = min(work.num_blocks or device.multiprocessors, device.multiprocessors)
+    elements = work.num_elements / (busy * device.elements_per_second[work.kind])
+    if work.kind == "group_norm":
+        return elements + traffic + launches
+    return max(compute, traffic, elements) + launches
+
+
+def host_seconds(work: Work, device: Device) -> float:
+    """What the host takes to issue an operation: `operation_seconds`, of heavy ones more often."""
+    is_heavy = work.kind in ("matmul", "convolution", "group_norm") or work.kind.endswith("attention")
+    return device.operation_seconds * (HEAVY_OPERATIONS if is_heavy else 1)
 
 
 def operation_work(
@@ -55,7 +100,51 @@ def operation_work(
     dtype, flops = dtype_name(inputs or outputs), operation_flops(function, args, kind, outputs)
     if name == "constant_pad_nd":  # fills the result, then copies the input into it
         return Work(kind, dtype, flops, written + 2 * read, num_kernels=2)
-    return Work(kind, dtype, flops, read + written)
+    if kind == "attention":
+        is_masked = any(isinstance(argument, torch.Tensor) for argument in args[3:])
+        return Work(attention_kind(args[0].shape[-1], dtype, is_masked=is_masked), dtype, flops, read + written)
+    if name == "native_group_norm":
+        images, groups = args[3], args[6]
+        return Work("group_norm", dtype, 0, read + written, num_elements=args[0].numel(), num_blocks=images * groups)
+    if is_pointwise(function) and is_strided(inputs, outputs[0]):
+        return Work("strided", dtype, flops, read + written, num_elements=outputs[0].numel())
+    if dtype == "float32" and rounds_to_tensorfloat32(kind):
+        dtype = "tensorfloat32"
+    layout_bytes = 0
+    if kind == "convolution" and dtype != "float32" and inputs[0].is_contiguous():
+        layout_bytes = touched_bytes(inputs[0]) + written
+    return Work(kind, dtype, flops, read + written, layout_bytes=layout_bytes)
+
+
+def attention_kind(head_width: int, dtype: str, *, is_masked: bool) -> Kind:
+    """By what the kernel of 16-bit attention and its speed depend on: a mask, and the width of a head."""
+    if dtype == "float32":
+        return "attention"
+    if is_masked:
+        return "masked_attention"
+    if head_width <= NARROW_HEAD:
+        return "narrow_attention"
+    return "attention" if head_width <= WIDEST_FLASH_HEAD else "wide_attention"
+
+
+@cache
+def is_pointwise(function: Any) -> bool:
+    """Whether each element of the result comes from one of each operand: PyTorch's tag, and copies."""
+    return torch.Tag.pointwise in function.tags or function.overloadpacket.__name__ in ("copy_", "clone", "_to_copy")
+
+
+def is_strided(inputs: Sequence[torch.Tensor], output: torch.Tensor) -> bool:
+    """Whether a pointwise kernel goes element by element: an operand is broadcast, or lies otherwise than the result."""
+    return any(
+        tensor.numel() > 1 and (tensor.shape != output.shape or tensor.stride() != output.stride()) for tensor in inputs
+    )
+
+
+def rounds_to_tensorfloat32(kind: Kind) -> bool:
+    """Whether PyTorch's settings let a kind of float32 operation round its operands: convolutions by default."""
+    if kind == "convolution":
+        return torch.backends.cudnn.allow_tf32
+    return kind == "matmul" and torch.backends.cuda.matmul.allow_tf32
 
 
 @cache

@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 
 from vramtune.profiler.allocator import reserved_peak_bytes
 from vramtune.profiler.record import Recording
-from vramtune.profiler.roofline import Work, work_seconds
+from vramtune.profiler.roofline import Work, host_seconds, work_seconds
 from vramtune.profiler.trace import Trace
 from vramtune.profiler.tracker import Allocation, End, Entry
 from vramtune.schema import Activity, Component, Device, Segment, Stage, call_name
@@ -36,8 +36,13 @@ class Loop:
 class Stretch:
     """Seconds and peak of a part of a tape, added up while it is read."""
 
-    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    host_seconds: float = 0.0
     peak_bytes: int = 0
+
+    def seconds(self, *, waits_for_host: bool) -> float:
+        """The GPU's, or the host's where it is late with every launch."""
+        return self.host_seconds if waits_for_host else self.gpu_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +108,15 @@ class Estimator:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._seconds: dict[Work, float] = {}
+        self._seconds: dict[Work, tuple[float, float]] = {}
 
-    def seconds(self, work: Work) -> float:
-        """Roofline seconds."""
+    def add(self, stretch: Stretch, work: Work) -> None:
+        """Add an operation's seconds, on the GPU and on the host."""
         known = self._seconds.get(work)
         if known is None:
-            known = self._seconds[work] = work_seconds(work, self._device)
-        return known
+            known = self._seconds[work] = work_seconds(work, self._device), host_seconds(work, self._device)
+        stretch.gpu_seconds += known[0]
+        stretch.host_seconds += known[1]
 
     def activity(self, trace: Trace, component: Component) -> Activity:
         """One call, cut into segments."""
@@ -123,14 +129,31 @@ class Estimator:
         )
 
     def _segments(self, tape: Iterable[Entry], component: Component) -> list[Segment]:
+        """By layer. A call lasts as long as the slower of GPU and host, whose queue evens out what lies between."""
+        stretches = self._stretches(tape, component)
+        parts = [part for _, own, after in stretches for part in (own, after)]
+        late = sum(part.host_seconds for part in parts) > sum(part.gpu_seconds for part in parts)
+        return [
+            Segment(
+                layer=layer,
+                layer_seconds=own.seconds(waits_for_host=late),
+                layer_activation_bytes=own.peak_bytes,
+                after_seconds=after.seconds(waits_for_host=late),
+                after_activation_bytes=after.peak_bytes,
+            )
+            for layer, own, after in stretches
+        ]
+
+    def _stretches(self, tape: Iterable[Entry], component: Component) -> list[tuple[int, Stretch, Stretch]]:
+        """Layers, each with what happens in it and after it."""
         index = {layer.name: number for number, layer in enumerate(component.layers)}
-        segments: list[Segment] = []
+        stretches: list[tuple[int, Stretch, Stretch]] = []
         layer: int | None = None
         own, after = Stretch(), Stretch()
         now, live = own, 0  # what comes before the first layer goes to the first
         for entry in tape:
             if isinstance(entry, Work):
-                now.seconds += self.seconds(entry)
+                self.add(now, entry)
             elif isinstance(entry, Allocation):
                 live += entry.num_bytes
                 now.peak_bytes = max(now.peak_bytes, live)
@@ -139,22 +162,12 @@ class Estimator:
                     now = after = Stretch(peak_bytes=live)
             elif (begun := index.get(entry.layer)) is not None and (begun != layer or now is after):
                 if layer is not None:
-                    segments.append(_segment(layer, own, after))
+                    stretches.append((layer, own, after))
                     own, after = Stretch(peak_bytes=live), Stretch()
                 layer, now = begun, own
         if layer is not None:
-            segments.append(_segment(layer, own, after))
-        return segments
-
-
-def _segment(layer: int, own: Stretch, after: Stretch) -> Segment:
-    return Segment(
-        layer=layer,
-        layer_seconds=own.seconds,
-        layer_activation_bytes=own.peak_bytes,
-        after_seconds=after.seconds,
-        after_activation_bytes=after.peak_bytes,
-    )
+            stretches.append((layer, own, after))
+        return stretches
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -177,14 +190,14 @@ def pipeline_intervals(recording: Recording, estimator: Estimator) -> list[Inter
 
 def _pipeline_work(tape: Iterable[Entry], live: int, estimator: Estimator) -> tuple[int, float, int]:
     """Peak bytes, seconds, and live bytes at the end."""
-    peak, seconds = live, 0.0
+    peak, own = live, Stretch()
     for entry in tape:
         if isinstance(entry, Allocation):
             live += entry.num_bytes
             peak = max(peak, live)
         elif isinstance(entry, Work):
-            seconds += estimator.seconds(entry)
-    return peak, seconds, live
+            estimator.add(own, entry)
+    return peak, max(own.gpu_seconds, own.host_seconds), live
 
 
 # ---------------------------------------------------------------------------------------------------

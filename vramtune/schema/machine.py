@@ -1,9 +1,9 @@
 """A GPU as the planner sees it, and what `vramtune doctor` looks at on a machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from vramtune.schema.figures import Bytes, Fraction, PerSecond, Seconds
+from vramtune.schema.figures import Bytes, Count, Fraction, Index, PerSecond, Seconds
 
 Source = Literal["predicted", "measured"]
 
@@ -33,13 +33,24 @@ class Device:
     copy_latency_seconds: Seconds
     """Fixed cost of one copy."""
     flops_per_second: dict[str, PerSecond]
-    """Peak dense multiply-add rate by dtype: `float32`, `float16`, `bfloat16`."""
+    """Peak dense multiply-add rate by dtype: `float32`, `float16`, `bfloat16`; and `tensorfloat32`, in which cuDNN
+    convolves float32 by default, where the GPU has it."""
     memory_bytes_per_second: PerSecond
     efficiency_fraction: dict[str, Fraction]
     """Share of these two that kernels reach (0-1): of `flops_per_second` by kind of operation (`matmul`,
-    `convolution`, `attention`, `pointwise`), of the bandwidth as `memory`."""
+    `convolution`, `attention`, of heads up to 64 wide `narrow_attention`, over 256 wide `wide_attention`, under a
+    mask `masked_attention`), of the bandwidth as `memory`."""
     launch_seconds: Seconds
-    """Least time of one kernel."""
+    """Fixed time of one kernel on the GPU."""
+    multiprocessors: Count = 1
+    elements_per_second: dict[str, PerSecond] = field(default_factory=dict)
+    """Elements that one multiprocessor gets through, by kind: `group_norm` (a block of threads adds up a group alone)
+    and `strided` (pointwise on operands that are broadcast or not contiguous). A kind that is left out costs its
+    traffic alone."""
+    layout_passes: Index = 0
+    """How often a convolution's contiguous operands are read or written once more, to be in its kernel's order."""
+    operation_seconds: Seconds = 0.0
+    """What the host takes to issue an eager operation, with the Python around it (`roofline.host_seconds`)."""
     source: Source = "predicted"
 
 
