@@ -166,7 +166,11 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
 def compact(events: list[dict[str, Any]]) -> list[list[Any]]:
     """The allocator's events as [action, number of the address, bytes]."""
     numbers: dict[int, int] = {}
-    return [[each["action"], numbers.setdefault(each["addr"], len(numbers)), each["size"]] for each in events]
+    return [
+        [each["action"], numbers.setdefault(each["addr"], len(numbers)), each["size"]]
+        for each in events
+        if "addr" in each
+    ]
 
 
 def operations(profiled: Any) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ def operation_work(
     if name == "constant_pad_nd":  # fills the result, then copies the input into it
         return Work(kind, dtype, flops, written + 2 * read, num_kernels=2)
     if kind == "attention":
-        is_masked = any(isinstance(argument, torch.Tensor) for argument in args[3:])
+        is_masked = len(inputs) > len("qkv")
         return Work(attention_kind(args[0].shape[-1], dtype, is_masked=is_masked), dtype, flops, read + written)
     if name == "native_group_norm":
         images, groups = args[3], args[6]
