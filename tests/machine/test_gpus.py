@@ -60,7 +60,13 @@ def test_no_name_means_two_gpus() -> None:
 def test_the_facts_of_a_gpu_are_those_of_its_data_sheet() -> None:
     gpu = gpus.find_gpu("RTX 4090")
     assert gpu.total_bytes == 24 * GIB
-    assert gpu.flops_per_second == {"float32": 82.6e12, "float16": 165.2e12, "bfloat16": 165.2e12}
+    assert gpu.flops_per_second == {
+        "float32": 82.6e12,
+        "float16": 165.2e12,
+        "bfloat16": 165.2e12,
+        "tensorfloat32": 82.6e12,
+    }
+    assert gpu.multiprocessors == pytest.approx(128, rel=0.02)
     assert gpu.memory_bytes_per_second == 1008e9
     assert gpu.source == "predicted"
 

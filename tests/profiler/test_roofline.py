@@ -1,7 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vramtune.profiler.roofline import Work, attention_flops, work_seconds
+from vramtune.profiler.roofline import (
+    HEAVY_OPERATIONS,
+    Work,
+    attention_flops,
+    attention_kind,
+    host_seconds,
+    work_seconds,
+)
 from vramtune.profiler.tracker import Tracker
 
 
@@ -45,8 +54,78 @@ def test_a_convolution_counts_every_output_element():
 def test_fused_attention_counts_both_of_its_products():
     query, key = torch.ones(2, 3, 10, 8), torch.ones(2, 3, 6, 8)
     (work,) = work_of(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, key))
-    assert (work.kind, work.flops) == ("narrow_attention", attention_flops(query, key, key))
+    assert (work.kind, work.flops) == ("attention", attention_flops(query, key, key))
     assert work.flops == 2 * 3 * (2 * 10 * 6 * 8) * 2
+
+
+def test_the_kind_of_16_bit_attention_is_by_its_mask_and_the_width_of_its_heads():
+    assert attention_kind(64, "bfloat16", is_masked=False) == "narrow_attention"
+    assert attention_kind(128, "bfloat16", is_masked=False) == "attention"
+    assert attention_kind(512, "float16", is_masked=False) == "wide_attention"
+    assert attention_kind(64, "float16", is_masked=True) == "masked_attention"
+    assert attention_kind(512, "float32", is_masked=True) == "attention"
+
+
+def test_a_kind_of_attention_without_a_share_of_its_own_takes_attentions(device):
+    narrow = Work("narrow_attention", "float16", flops=10**12, num_bytes=0)
+    assert work_seconds(narrow, device) == work_seconds(narrow._replace(kind="attention"), device)
+
+
+def test_a_mask_makes_attention_masked():
+    query, mask = torch.ones(1, 2, 8, 64, dtype=torch.bfloat16), torch.ones(8, 8, dtype=torch.bool)
+    (*_, work) = work_of(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=mask))
+    assert work.kind == "masked_attention"
+
+
+def test_a_float32_convolution_is_one_in_tensorfloat32_where_pytorch_lets_it(monkeypatch):
+    image, kernel = torch.ones(1, 2, 8, 8), torch.ones(4, 2, 3, 3)
+    convolve = lambda: torch.nn.functional.conv2d(image, kernel)  # noqa: E731
+    assert work_of(convolve)[0].dtype == "tensorfloat32"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert work_of(convolve)[0].dtype == "float32"
+    assert work_of(lambda: torch.ones(2, 2) @ torch.ones(2, 2))[-1].dtype == "float32"  # PyTorch's default
+
+
+def test_a_convolution_adds_the_passes_that_bring_its_images_into_another_order(device):
+    image, kernel = torch.ones(1, 2, 8, 8, dtype=torch.float16), torch.ones(4, 2, 3, 3, dtype=torch.float16)
+    (work,) = work_of(lambda: torch.nn.functional.conv2d(image, kernel, padding=1))
+    assert work.layout_bytes == 2 * 64 * (2 + 4)
+    passes = 2 * work.layout_bytes / (250e9 * 0.8)
+    assert work_seconds(work, replace(device, layout_passes=2)) == pytest.approx(work_seconds(work, device) + passes)
+    last = image.to(memory_format=torch.channels_last)
+    assert work_of(lambda: torch.nn.functional.conv2d(last, kernel, padding=1))[0].layout_bytes == 0
+
+
+def test_group_norm_goes_through_the_elements_of_a_group_one_by_one(device):
+    image = torch.ones(2, 8, 4, 4)
+    (work,) = work_of(lambda: torch.nn.functional.group_norm(image, 4))
+    assert (work.kind, work.num_elements, work.num_blocks) == ("group_norm", 256, 8)
+    slow = replace(device, multiprocessors=20, elements_per_second={"group_norm": 1e6})
+    traffic = work_seconds(work, device)
+    assert work_seconds(work, slow) == pytest.approx(traffic + 256 / 8 / 1e6)
+    few = replace(slow, multiprocessors=2)
+    assert work_seconds(work, few) == pytest.approx(traffic + 256 / 2 / 1e6)
+
+
+def test_pointwise_on_broadcast_or_strided_operands_goes_element_by_element(device):
+    square, row = torch.ones(4, 4), torch.ones(4)
+    kinds = [
+        work.kind
+        for run in (lambda: square * square, lambda: square * row, lambda: square.t() + square, lambda: square * 2)
+        for work in work_of(run)
+    ]
+    assert kinds == ["pointwise", "strided", "strided", "pointwise"]
+    work = Work("strided", "float16", flops=0, num_bytes=1000, num_elements=10**6)
+    slow = replace(device, multiprocessors=10, elements_per_second={"strided": 1e6})
+    assert work_seconds(work, slow) == pytest.approx(0.1 + device.launch_seconds)
+
+
+def test_the_host_takes_longer_for_heavy_operations(device):
+    host = replace(device, operation_seconds=1e-5)
+    light, heavy = (Work(kind, "float16", 0, 0) for kind in ("pointwise", "narrow_attention"))
+    assert host_seconds(light, host) == 1e-5
+    assert host_seconds(heavy, host) == HEAVY_OPERATIONS * 1e-5
+    assert host_seconds(heavy, device) == 0
 
 
 def test_views_and_empty_memory_start_no_kernel():

@@ -35,7 +35,9 @@ NUM_QUEUED = 50
 """Calls issued meanwhile; the host needs some 20 microseconds for one."""
 HEADS = (("narrow_attention", 64), ("attention", 128), ("wide_attention", 512))
 SLOW_RATIO = 1.5
-"""From here on an operation is seen to take longer than its traffic, or the host than the GPU."""
+"""From here on an operation is seen to take longer than its traffic."""
+LATE_RATIO = 1.1
+"""From here on the host is seen to be later than the GPU, with kernels that do next to nothing."""
 LINEAR_SHARE = 1.0
 """A light operation in a model, with the Python around it, beside a call of `nn.Linear`: 22 and 22.6 microseconds on
 the host of an H100 (`benchmarks/calls_on_gpu.py`)."""
@@ -115,7 +117,7 @@ def measure_rates(device: torch.device) -> Rates:
         tensorfloat32 = (
             rate(_convolution, 1, most_bytes // (2 * MIB), dtype=torch.float32) * peaks[fastest] / convolution
         )
-        attention = {kind: rate(partial(_attention, width=width), 512, most_bytes // 4096) for kind, width in HEADS}
+        attention = {kind: rate(partial(_attention, width=width), 512, most_bytes // 5120) for kind, width in HEADS}
         memory = rate(_addition, 2**18, most_bytes // (3 * fastest.itemsize))
         copied_bytes = min(copied[1], max(LEAST_BESIDE_BYTES, int(2 * products[fastest].seconds * pinned)))
         overlap = _overlap_fraction(products[fastest].size, copied_bytes, device=device, dtype=fastest)
@@ -174,8 +176,11 @@ def _element_rates(
 ) -> dict[str, float]:
     """By kind, what one multiprocessor gets through; kinds that their traffic accounts for are left out."""
     rates = {}
-    for kind, make, share in (("strided", _broadcast, multiprocessors), ("group_norm", _group_norm, 1)):
-        timing = _best(make, sizes=(2**18, most_bytes // (3 * dtype.itemsize)), device=device, dtype=dtype)
+    for kind, make, share in (
+        ("strided", _strided, multiprocessors),
+        ("group_norm", _group_norm, min(32, multiprocessors)),
+    ):
+        timing = _best(make, sizes=(2**18, most_bytes // (4 * dtype.itemsize)), device=device, dtype=dtype)
         seconds = timing.seconds - launch_seconds
         traffic_seconds = timing.amount / memory
         if seconds > SLOW_RATIO * traffic_seconds:
@@ -186,13 +191,12 @@ def _element_rates(
 
 def _operation_seconds(busy: Callable[[], object], *, device: torch.device) -> float:
     """The host's time for a light operation; 0 where it is no slower than the GPU."""
-    linear = torch.nn.Linear(64, 64, device="meta").to_empty(device=device).requires_grad_(False)  # draws no numbers
-    x = torch.ones(64, 64, device=device)
+    linear = torch.nn.Linear(8, 8, device="meta").to_empty(device=device).requires_grad_(False)  # draws no numbers
+    x = torch.ones(8, 8, device=device)
     queued_seconds = _queued_seconds(lambda: linear(x), busy, device=device)
-    issued_seconds = (
-        min(_elapsed(lambda: linear(x), num_calls=NUM_QUEUED, device=device)[0] for _ in range(2)) / NUM_QUEUED
-    )
-    return LINEAR_SHARE * issued_seconds if issued_seconds > SLOW_RATIO * queued_seconds else 0.0
+    issued = (_elapsed(lambda: linear(x), num_calls=NUM_QUEUED, device=device)[0] for _ in range(4))
+    issued_seconds = min(issued) / NUM_QUEUED
+    return LINEAR_SHARE * issued_seconds if issued_seconds > LATE_RATIO * queued_seconds else 0.0
 
 
 def _long_work(product: Timing, *, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
@@ -342,8 +346,8 @@ def _convolution(num_images: int, *, device: torch.device, dtype: torch.dtype) -
 
 
 def _attention(num_tokens: int, *, width: int = 64, device: torch.device, dtype: torch.dtype) -> Trial:
-    """512 channels in heads of that width: 4 KiB per token at 16 bits, with its result."""
-    query, key, value = (_random(1, 512 // width, num_tokens, width, device=device, dtype=dtype) for _ in range(3))
+    """640 channels in heads of that width: 5 KiB per token at 16 bits, with its result."""
+    query, key, value = (_random(1, 640 // width, num_tokens, width, device=device, dtype=dtype) for _ in range(3))
     # two matrix products per head, as `vramtune.profiler.roofline.attention_flops` counts them
     flops = 2 * 2 * query.numel() * num_tokens
     return lambda: functional.scaled_dot_product_attention(query, key, value), flops
@@ -354,19 +358,16 @@ def _addition(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
     return lambda: left + right, 3 * left.nbytes
 
 
-def _broadcast(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """A matrix of 1,024 columns times a row."""
-    matrix, row = (
-        torch.ones(size // 1024, 1024, device=device, dtype=dtype),
-        torch.ones(1024, device=device, dtype=dtype),
-    )
-    return lambda: matrix * row, 2 * matrix.nbytes + row.nbytes
+def _strided(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
+    """Every second number, as rotary embeddings take them."""
+    pairs = torch.ones(size, 2, device=device, dtype=dtype)[:, 0]
+    return lambda: -pairs, 2 * size * dtype.itemsize
 
 
 def _group_norm(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """All in one group: one block of threads adds it up."""
-    image, weight = torch.ones(1, 4, size // 4, device=device, dtype=dtype), torch.ones(4, device=device, dtype=dtype)
-    return lambda: functional.group_norm(image, 1, weight, weight), 2 * image.nbytes + 2 * weight.nbytes
+    """An image in 32 groups, each of which one block of threads adds up."""
+    image, weight = (torch.ones(*shape, device=device, dtype=dtype) for shape in ((1, 32, size // 32), (32,)))
+    return lambda: functional.group_norm(image, 32, weight, weight), 2 * image.nbytes + 2 * weight.nbytes
 
 
 def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
