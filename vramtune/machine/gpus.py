@@ -58,8 +58,6 @@ OPERATION_SECONDS = 22e-6
 H100; of published rows, 33 an operation of any kind beside an RTX 4090, 38 beside an L40S, 55-59 on older hosts."""
 TENSORFLOAT32_FRACTION = 0.5
 """Rate of TF32 as a share of float16's, by the data sheets of Ampere and later."""
-LAYOUT_PASSES = 2
-"""Contiguous images are read and written once more on each side of a convolution in 16 bits or TF32 (`calls_on_gpu`)."""
 STRIDED_ELEMENTS_PER_CLOCK = 1.0
 """Of one multiprocessor, pointwise on broadcast or strided operands: 250e9 to 350e9 a second on an H100 (`calls_on_gpu`)."""
 GROUP_NORM_ELEMENTS_PER_CLOCK = 0.59
@@ -220,7 +218,6 @@ def _device(row: dict[str, str]) -> Device:
             "strided": STRIDED_ELEMENTS_PER_CLOCK * make.clock_hertz,
             "group_norm": GROUP_NORM_ELEMENTS_PER_CLOCK * make.clock_hertz,
         },
-        layout_passes=LAYOUT_PASSES,
         operation_seconds=OPERATION_SECONDS,
     )
 

@@ -80,6 +80,7 @@ def live_device(device: torch.device) -> Device:
         context_bytes=context_bytes,
         is_context_measured=probed.context_bytes is not None,
         workspace_bytes=probed.workspace_bytes,
+        kernels="cuda" if device.type == "cuda" else "cpu",
         source="measured",
         **asdict(probed.rates),
     )

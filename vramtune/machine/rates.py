@@ -14,7 +14,6 @@ from math import isqrt
 import torch
 from torch.nn import functional
 
-from vramtune.machine.gpus import LAYOUT_PASSES
 from vramtune.units import MIB
 
 ENOUGH_SECONDS = 1e-3
@@ -68,7 +67,6 @@ class Rates:
     launch_seconds: float
     multiprocessors: int
     elements_per_second: dict[str, float]
-    layout_passes: int
     operation_seconds: float
 
 
@@ -142,7 +140,6 @@ def measure_rates(device: torch.device) -> Rates:
         launch_seconds=launch_seconds,
         multiprocessors=multiprocessors,
         elements_per_second=elements,
-        layout_passes=LAYOUT_PASSES if device.type == "cuda" else 0,
         operation_seconds=operation_seconds,
     )
 

@@ -34,7 +34,6 @@ UNSET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 """Operations that take only the shape from their tensor: their result is known whatever that holds."""
 
-RMS_NORM: tuple[Any, ...] = (torch.rms_norm, torch.nn.functional.rms_norm)
 TO_ARRAY: tuple[Any, ...] = (torch.Tensor.numpy, torch.Tensor.__array__)
 
 
@@ -192,7 +191,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
 
 
 class Questions(TorchFunctionMode):
-    """Sees what no dispatch mode sees: questions for values (a tensor as an array, as data), and RMS norm before it is taken apart."""
+    """Answers the questions for values that no dispatch mode sees: a tensor as an array, tensors as a tensor's data."""
 
     def __init__(self, tracker: ComponentTracker) -> None:
         super().__init__()
@@ -205,24 +204,7 @@ class Questions(TorchFunctionMode):
                 return func(values.clone(), *args[1:], **kwargs)
         if func is torch.tensor and args and isinstance(args[0], list | tuple):
             args = (tree_map_only(FakeTensor, torch.Tensor.item, args[0]), *args[1:])
-        if func in RMS_NORM and not self._tracker.is_known(args[0]) and _is_fused(*args, **kwargs):
-            return _fused_rms_norm(*args, **kwargs)
         return func(*args, **kwargs)
-
-
-def _is_fused(
-    x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
-) -> bool:
-    """Whether CUDA norms it in one kernel (`rms_norm_symint` in `ATen/native/layer_norm.cpp`)."""
-    return weight is None or weight.dtype == x.dtype
-
-
-def _fused_rms_norm(
-    x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
-) -> torch.Tensor:
-    """The shape of it, and what it costs: on the CPU, where fakes are, PyTorch takes it apart into eight kernels."""
-    out: torch.Tensor = aten.native_layer_norm.default(x, normalized_shape, weight, None, eps or 0.0)[0]
-    return out
 
 
 class PipelineTracker(Tracker):  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from vramtune.profiler.inventory import weigh_component
 from vramtune.profiler.record import Call, Recording, record_runs
 from vramtune.profiler.stages import build_stages
 from vramtune.profiler.trace import Trace
-from vramtune.schema import Component, Device, Profile, Stage, Variant
+from vramtune.schema import Component, Device, Kernels, Profile, Stage, Variant
 from vramtune.units import MIB
 
 REAL_BYTES = (MIB, 64 * MIB)
@@ -77,7 +77,7 @@ def _costs(
 ) -> tuple[tuple[Component, ...], tuple[Stage, ...], tuple[Variant, ...]] | None:
     """What a call costs; with `steps`, drawn out from calls of so many, or None where these are not alike."""
     ways = [kwargs | {many_steps.STEPS: number} for number in steps] or [kwargs]
-    recordings = _recorded(pipe, method, ways, on_call)
+    recordings = _recorded(pipe, method, ways, on_call, device.kernels)
     if not recordings[0].calls:
         raise UsageError(f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan.")
     components = _weighed(recordings)
@@ -94,12 +94,14 @@ def _costs(
 
 
 def _recorded(
-    pipe: Pipeline, method: str, ways: Sequence[Mapping[str, object]], on_call: Callable[[str], None]
+    pipe: Pipeline, method: str, ways: Sequence[Mapping[str, object]], on_call: Callable[[str], None], kernels: Kernels
 ) -> list[Recording]:
     """Run it in these ways; a second time where the pipeline's own code reads what its components return."""
     for largest_real_bytes in REAL_BYTES:
         try:
-            return record_runs(pipe, ways, method=method, largest_real_bytes=largest_real_bytes, on_call=on_call)
+            return record_runs(
+                pipe, ways, method=method, largest_real_bytes=largest_real_bytes, on_call=on_call, kernels=kernels
+            )
         except VramtuneError:
             raise
         except Exception as error:

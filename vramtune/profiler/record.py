@@ -37,7 +37,7 @@ from vramtune.profiler.signature import describe
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of
 from vramtune.profiler.trace import ComponentMethod, Trace, trace_call, weights_of
 from vramtune.profiler.tracker import Entry, Weight
-from vramtune.schema import call_name
+from vramtune.schema import Kernels, call_name
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +77,16 @@ def record_calls(
     method: str = CALL,
     largest_real_bytes: int,
     on_call: Callable[[str], None],
+    kernels: Kernels = "cuda",
 ) -> Recording:
     """Run a method of a copy of the pipeline on fake weights; the pipeline itself is not touched.
 
     Components' outputs up to `largest_real_bytes` reach the pipeline's own code as real zeros, larger ones as
     fakes: neither materialised nor computed with.
     """
-    runs = record_runs(pipe, [call_kwargs], method=method, largest_real_bytes=largest_real_bytes, on_call=on_call)
+    runs = record_runs(
+        pipe, [call_kwargs], method=method, largest_real_bytes=largest_real_bytes, on_call=on_call, kernels=kernels
+    )
     return runs[0]
 
 
@@ -94,6 +97,7 @@ def record_runs(
     method: str = CALL,
     largest_real_bytes: int,
     on_call: Callable[[str], None],
+    kernels: Kernels = "cuda",
 ) -> list[Recording]:
     """The same of several calls of one copy: what is alike in them is traced once."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -108,7 +112,7 @@ def record_runs(
     ):
         copied = fake_copy(pipe, mode)
         components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
-        recorder = Recorder(mode, largest_real_bytes, on_call)
+        recorder = Recorder(mode, largest_real_bytes, on_call, kernels)
         recorder.answer_for(modules_of(copied))
         for call_kwargs in calls_kwargs:
             recorder.begin()
@@ -134,8 +138,10 @@ def recorded_component(component: nn.Module) -> RecordedComponent:
 class Recorder:
     """Answers for the components' methods while the pipeline runs."""
 
-    def __init__(self, mode: FakeTensorMode, largest_real_bytes: int, on_call: Callable[[str], None]) -> None:
-        self._mode, self._largest_real_bytes, self._on_call = mode, largest_real_bytes, on_call
+    def __init__(
+        self, mode: FakeTensorMode, largest_real_bytes: int, on_call: Callable[[str], None], kernels: Kernels = "cuda"
+    ) -> None:
+        self._mode, self._largest_real_bytes, self._on_call, self._kernels = mode, largest_real_bytes, on_call, kernels
         self.calls: list[Call]
         self.pipeline: PipelineTracker
         """Tracks the pipeline's own work."""
@@ -201,7 +207,7 @@ class Recorder:
         self._kept_alive += arguments.objects
         name, began = call_name(target.component, target.method), time.perf_counter()
         self._on_call(name)
-        trace = trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+        trace = trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known, kernels=self._kernels)
         self.pipeline.adopt(storage for reference in trace.left_behind if (storage := reference()) is not None)
         if known is not None and trace.tape == known.tape:
             return known  # the same again; it ran for what it leaves behind
@@ -224,7 +230,7 @@ class Recorder:
             return None
         target.module.enable_tiling()  # type: ignore[operator]
         try:
-            return trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known)
+            return trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known, kernels=self._kernels)
         except TraceError as error:
             logger.debug("%s cannot be tiled: %s", target.component, error)
             return None

@@ -45,6 +45,9 @@ _GATHER = {"embedding", "index", "gather", "index_select"}
 _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view"}
 NARROW_HEAD, WIDEST_FLASH_HEAD = 64, 256
 """Width of heads up to which attention's kernels are slower, and over which PyTorch has no flash kernel."""
+LAYOUT_PASSES = 2
+"""cuDNN reads and writes contiguous images once more on each side of a convolution in 16 bits or TF32, into the order
+that its kernels want (`benchmarks/calls_on_gpu.py`, H100)."""
 HEAVY_OPERATIONS = 2.5
 """Host time of a matrix product, convolution or attention, with the module and the views around it, in operations of
 other kinds: a fit over 21 calls of eight models (`benchmarks/calls_on_gpu.py`, H100), 55 beside 21 microseconds."""
@@ -64,12 +67,9 @@ def work_seconds(work: Work, device: Device) -> float:
         shares = device.efficiency_fraction
         share = shares["attention"] if work.kind.endswith("attention") else shares[work.kind]
         compute = work.flops / (rate * shares.get(work.kind, share))
-    traffic = work.num_bytes / (device.memory_bytes_per_second * device.efficiency_fraction["memory"])
-    before = (
-        work.layout_bytes
-        * device.layout_passes
-        / (device.memory_bytes_per_second * device.efficiency_fraction["memory"])
-    )
+    bandwidth = device.memory_bytes_per_second * device.efficiency_fraction["memory"]
+    traffic = work.num_bytes / bandwidth
+    before = LAYOUT_PASSES * work.layout_bytes / bandwidth if device.kernels == "cuda" else 0.0
     launches = work.num_kernels * device.launch_seconds + before
     if not work.num_elements or work.kind not in device.elements_per_second:
         return max(compute, traffic) + launches

@@ -15,11 +15,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramtune.errors import TraceError
+from vramtune.profiler.cuda_kernels import CudaKernels
 from vramtune.profiler.fakes import fake_like
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS, ComponentTracker, Questions
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of, tensors_reached
 from vramtune.profiler.tracker import Entry, Usage, Weight
+from vramtune.schema import Kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +57,12 @@ class Trace:
 
 
 def trace_call(
-    target: ComponentMethod, inputs: Any, mode: FakeTensorMode, *, is_known: Callable[[torch.Tensor], bool]
+    target: ComponentMethod,
+    inputs: Any,
+    mode: FakeTensorMode,
+    *,
+    is_known: Callable[[torch.Tensor], bool],
+    kernels: Kernels = "cuda",
 ) -> Trace:
     """Run the method on fakes of its inputs, an (args, kwargs) pair; the component has fake weights already.
 
@@ -86,6 +93,8 @@ def trace_call(
             entered.enter_context(memoised_children(target.module, tracker, mode))
             entered.enter_context(tracker)
             entered.enter_context(Questions(tracker))
+            if kernels == "cuda":
+                entered.enter_context(CudaKernels(tracker.is_known))
             outputs = target.run(*args, **kwargs)
     except Exception as error:
         raise _trace_error(target, error, paths) from error

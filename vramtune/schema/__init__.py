@@ -8,7 +8,7 @@ Nothing here, and nothing that imports only this, needs torch.
 
 from vramtune.schema.comparison import PLAN_MODE, Comparison, Frontier, FrontierPoint, ModeEstimate
 from vramtune.schema.files import SCHEMA_VERSION, checked_path, from_json, read_file, to_json, write_file
-from vramtune.schema.machine import Accelerator, Device, Driver, Holder, Host, Machine, Package, Source
+from vramtune.schema.machine import Accelerator, Device, Driver, Holder, Host, Kernels, Machine, Package, Source
 from vramtune.schema.measurement import MeasuredStage, Measurement
 from vramtune.schema.plan import (
     PERMISSIONS,
@@ -55,6 +55,7 @@ __all__ = [
     "FrontierPoint",
     "Holder",
     "Host",
+    "Kernels",
     "Layer",
     "Machine",
     "MeasuredStage",

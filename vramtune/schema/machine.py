@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vramtune.schema.figures import Bytes, Count, Fraction, Index, PerSecond, Seconds
+from vramtune.schema.figures import Bytes, Count, Fraction, PerSecond, Seconds
 
 Source = Literal["predicted", "measured"]
+Kernels = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +48,10 @@ class Device:
     """Elements that one multiprocessor gets through, by kind: `group_norm` (a block of threads adds up a group alone)
     and `strided` (pointwise on operands that are broadcast or not contiguous). A kind that is left out costs its
     traffic alone."""
-    layout_passes: Index = 0
-    """How often a convolution's contiguous operands are read or written once more, to be in its kernel's order."""
     operation_seconds: Seconds = 0.0
     """What the host takes to issue an eager operation, with the Python around it (`roofline.host_seconds`)."""
+    kernels: Kernels = "cuda"
+    """Whose kernels PyTorch runs there, which decides what they allocate: of another accelerator, the CPU's."""
     source: Source = "predicted"
 
 
