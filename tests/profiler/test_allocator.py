@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramtune.profiler.allocator import reserved_peak_bytes, rounded_bytes
+from vramtune.profiler.allocator import _peak_bytes, least_limit_bytes, reserved_peak_bytes, rounded_bytes
 from vramtune.units import MIB
 
 SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 2 * MIB), st.integers(1, 64 * MIB))
@@ -94,3 +94,18 @@ def test_after_all_is_freed_the_largest_request_is_served_from_the_cache(events)
 def test_reserved_memory_only_grows(events):
     reserved = [reserved_peak_bytes(events[:length]) for length in range(len(events) + 1)]
     assert reserved == sorted(reserved)
+
+
+@given(histories())
+def test_the_lowest_limit_lies_between_what_lives_and_what_an_unlimited_pool_reserves(events):
+    least = least_limit_bytes(events)
+    assert allocated_peak_bytes(events) <= least <= reserved_peak_bytes(events)
+    assert _peak_bytes(events, limit_bytes=least) == least
+
+
+def test_at_its_limit_the_allocator_gives_free_segments_back():
+    events = [(0, 30 * MIB), (0, -30 * MIB), (1, 40 * MIB)]
+    assert reserved_peak_bytes(events) == 70 * MIB
+    assert least_limit_bytes(events) == 40 * MIB
+    held = [(0, 30 * MIB), (1, 4 * MIB), (0, -30 * MIB), (2, 40 * MIB)]  # the small one has a segment of its own
+    assert least_limit_bytes(held) == 60 * MIB

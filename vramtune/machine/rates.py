@@ -33,6 +33,8 @@ BUSY_SECONDS = 5e-3
 NUM_QUEUED = 50
 """Calls issued meanwhile; the host needs some 20 microseconds for one."""
 HEADS = (("narrow_attention", 64), ("attention", 128), ("wide_attention", 512))
+MOST_TOKENS = 8192
+"""Attention over more is faster than what an image takes."""
 SLOW_RATIO = 1.5
 """From here on an operation is seen to take longer than its traffic."""
 LATE_RATIO = 1.1
@@ -115,7 +117,10 @@ def measure_rates(device: torch.device) -> Rates:
         tensorfloat32 = (
             rate(_convolution, 1, most_bytes // (2 * MIB), dtype=torch.float32) * peaks[fastest] / convolution
         )
-        attention = {kind: rate(partial(_attention, width=width), 512, most_bytes // 5120) for kind, width in HEADS}
+        attention = {
+            kind: rate(partial(_attention, width=width), 512, min(MOST_TOKENS, most_bytes // 5120))
+            for kind, width in HEADS
+        }
         memory = rate(_addition, 2**18, most_bytes // (3 * fastest.itemsize))
         copied_bytes = min(copied[1], max(LEAST_BESIDE_BYTES, int(2 * products[fastest].seconds * pinned)))
         overlap = _overlap_fraction(products[fastest].size, copied_bytes, device=device, dtype=fastest)

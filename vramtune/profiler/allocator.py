@@ -5,7 +5,7 @@ one stream, no expandable segments, no garbage collection, no largest split size
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vramtune.layout import ALIGNMENT_BYTES, round_up
@@ -16,6 +16,8 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 MEDIUM_REQUEST_BYTES = 10 * MIB
 MEDIUM_SEGMENT_BYTES = 20 * MIB
 LARGE_SEGMENT_ROUNDING_BYTES = 2 * MIB
+TOLERANCE_FRACTION = 0.005
+"""How near the lowest limit is found."""
 
 
 def rounded_bytes(num_bytes: int) -> int:
@@ -84,6 +86,13 @@ class Pool:
         block.num_bytes, block.after = num_bytes, rest
         self.put(rest)
 
+    def give_back(self) -> int:
+        """Remove the segments that are free as a whole, and say how many bytes they are."""
+        whole = [block for block in self.blocks.values() if block.before is None and block.after is None]
+        for block in whole:
+            self.withdraw(block)
+        return sum(block.num_bytes for block in whole)
+
     def release(self, block: Block) -> None:
         """Free a block and join it with free neighbours."""
         if block.before is not None and block.before.is_free:
@@ -110,10 +119,34 @@ def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
     An event is (key, bytes) for an allocation or (key, -bytes) for a free. Segments stay cached, so the last figure
     is the peak.
     """
+    reserved_bytes = _peak_bytes(events, limit_bytes=None)
+    assert reserved_bytes is not None
+    return reserved_bytes
+
+
+def least_limit_bytes(events: Sequence[tuple[int, int]]) -> int:
+    """The lowest limit under which the allocator gets through, to `TOLERANCE_FRACTION` or a large segment's rounding.
+
+    At its limit PyTorch gives all cached segments back that are free as a whole, and tries once more.
+    """
+    most = reserved_peak_bytes(events)
+    least = 0
+    while most - least > max(LARGE_SEGMENT_ROUNDING_BYTES, TOLERANCE_FRACTION * most):
+        tried = (least + most) // 2
+        found = _peak_bytes(events, limit_bytes=tried)
+        if found is None:
+            least = tried
+        else:
+            most = found
+    return most
+
+
+def _peak_bytes(events: Iterable[tuple[int, int]], *, limit_bytes: int | None) -> int | None:
+    """The most bytes that were reserved; None where a request does not fit under the limit."""
     small = Pool(least_rest_bytes=ALIGNMENT_BYTES)
     large = Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
     in_use: dict[int, tuple[Pool, Block]] = {}
-    reserved = next_address = 0
+    reserved = peak = next_address = 0
     for key, num_bytes in events:
         if num_bytes <= 0:
             pool, freed = in_use.pop(key)
@@ -124,9 +157,14 @@ def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
         block = pool.take(needed)
         if block is None:
             block = Block(address=next_address, num_bytes=segment_bytes(needed))
+            if limit_bytes is not None and reserved + block.num_bytes > limit_bytes:
+                reserved -= small.give_back() + large.give_back()
+                if reserved + block.num_bytes > limit_bytes:
+                    return None
             reserved += block.num_bytes
+            peak = max(peak, reserved)
             next_address += block.num_bytes
         block.is_free = False
         pool.split(block, needed)
         in_use[key] = pool, block
-    return reserved
+    return peak

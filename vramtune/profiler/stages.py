@@ -1,10 +1,10 @@
 """From the sequence of calls to stages: find loops, count equal calls, attach memory and seconds."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from vramtune.profiler.allocator import reserved_peak_bytes
+from vramtune.profiler.allocator import least_limit_bytes, reserved_peak_bytes
 from vramtune.profiler.record import Recording
 from vramtune.profiler.roofline import Work, host_seconds, work_seconds
 from vramtune.profiler.trace import Trace
@@ -66,7 +66,7 @@ def build_stages(
     activities = {trace: estimator.activity(trace, components[trace.component]) for trace in dict.fromkeys(traces)}
     stages: list[Stage] = []
     for loop in find_loops(traces):
-        stage = _stage(loop, traces, activities, intervals)
+        stage = _stage(loop, traces, activities, intervals, estimator)
         if stages and _can_merge(stages[-1], stage):
             stages[-1] = _merged(stages[-1], stage)
         else:
@@ -109,6 +109,7 @@ class Estimator:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._seconds: dict[Work, tuple[float, float]] = {}
+        self._least_bytes: dict[Trace, int] = {}
 
     def add(self, stretch: Stretch, work: Work) -> None:
         """Add an operation's seconds, on the GPU and on the host."""
@@ -125,8 +126,28 @@ class Estimator:
             method=trace.method,
             num_calls=1,
             segments=tuple(self._segments(trace.tape, component)),
-            activation_bytes=reserved_peak_bytes(e for e in trace.tape if isinstance(e, Allocation)),
+            activation_bytes=reserved_peak_bytes(self._allocations(trace.tape)),
         )
+
+    def once(self, activity: Activity, trace: Trace) -> Activity:
+        """As a call that is not repeated: PyTorch may give cached memory back in it rather than run out.
+
+        In a loop that would cost time in every iteration. Another accelerator than CUDA's is not supposed to.
+        """
+        if self._device.kernels != "cuda":
+            return activity
+        if trace not in self._least_bytes:
+            self._least_bytes[trace] = least_limit_bytes(list(self._allocations(trace.tape)))
+        return replace(activity, activation_bytes=self._least_bytes[trace])
+
+    def _allocations(self, tape: Iterable[Entry]) -> Iterator[Allocation]:
+        """With what cuDNN's convolutions hold while they run: their images in the order that its kernels want."""
+        for number, entry in enumerate(tape):
+            if isinstance(entry, Allocation):
+                yield entry
+            elif isinstance(entry, Work) and entry.layout_bytes and self._device.kernels == "cuda":
+                yield Allocation(-number - 1, entry.layout_bytes)
+                yield Allocation(-number - 1, -entry.layout_bytes)
 
     def _segments(self, tape: Iterable[Entry], component: Component) -> list[Segment]:
         """By layer. A call lasts as long as the slower of GPU and host, whose queue evens out what lies between."""
@@ -205,10 +226,17 @@ def _pipeline_work(tape: Iterable[Entry], live: int, estimator: Estimator) -> tu
 
 
 def _stage(
-    loop: Loop, traces: Sequence[Trace], activities: Mapping[Trace, Activity], intervals: Sequence[Interval]
+    loop: Loop,
+    traces: Sequence[Trace],
+    activities: Mapping[Trace, Activity],
+    intervals: Sequence[Interval],
+    estimator: Estimator,
 ) -> Stage:
     iteration = traces[loop.start : loop.start + loop.period]
-    active = tuple(replace(activities[trace], num_calls=len(list(run))) for trace, run in groupby(iteration))
+    runs = [(trace, len(list(run))) for trace, run in groupby(iteration)]
+    active = tuple(replace(activities[trace], num_calls=num_calls) for trace, num_calls in runs)
+    if loop.num_iterations == 1:
+        active = tuple(estimator.once(activity, trace) for activity, (trace, _) in zip(active, runs, strict=True))
     around = intervals[loop.start : loop.stop]
     activation_bytes = max(activity.activation_bytes for activity in active)
     held_bytes = max(interval.held_bytes for interval in around)
