@@ -32,7 +32,7 @@ DEVICE = torch.device("cuda")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, choices=catalog.names(), metavar="MODEL")
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
     rows = [row for model in parser.parse_args().models for row in decoded(model)]
     name = torch.cuda.get_device_name()
     lines = [
