@@ -150,7 +150,6 @@ def test_a_component_put_in_after_install_is_on_the_device_only_while_it_runs(
         assert states.device.type == "sim"
         assert torch.equal(states.cpu(), expected)
         del states
-        pipe.maybe_free_model_hooks()
         assert held_bytes() == rest
     assert {p.device.type for p in added.parameters()} == {"cpu"}
     assert "forward" not in vars(added)

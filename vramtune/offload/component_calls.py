@@ -14,7 +14,7 @@ from vramtune.offload.conductor import Conductor
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.meter import Meter
 from vramtune.offload.retry import remember_draws, with_room
-from vramtune.offload.stack import is_running
+from vramtune.offload.stack import is_pipeline_running, is_running
 from vramtune.schema import call_name
 
 
@@ -39,10 +39,7 @@ class ComponentCalls:
             put_generators_back()
             return self._conductor.make_room(component, method)
 
-        with self._lock:  # a second thread waits until the pipeline's call of the first is over
-            if is_running(_RUN, self=self, component=component):  # a method that calls another one of its component
-                return original(*args, **kwargs)
-            put_generators_back = remember_draws(self.device, (args, kwargs))
+        def call() -> Any:
             try:
                 with _casts_not_cached():
                     name = call_name(component.name, method)
@@ -50,11 +47,18 @@ class ComponentCalls:
             finally:
                 self._conductor.leave(component)
 
+        with self._lock:  # a second thread waits until the pipeline's call of the first is over
+            if is_running(_RUN, self=self, component=component):  # a method that calls another one of its component
+                return original(*args, **kwargs)
+            put_generators_back = remember_draws(self.device, (args, kwargs))
+            # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
+            return self._conductor.run(call, is_whole=not is_pipeline_running())
+
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""
         with self._lock:
             if not is_running(_RUN, self=self, component=component):
-                self._conductor.enter(component, None)
+                self._conductor.run(lambda: self._conductor.enter(component, None), is_whole=False)
 
     def prepare_cast(self) -> None:
         """Make room for a cast of a component, as pipelines do between two calls, and let it happen on the masters."""
