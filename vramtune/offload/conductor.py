@@ -88,10 +88,10 @@ class Conductor:
     def enter(self, component: BoundComponent, method: str | None) -> None:
         """Go to where a component's method runs (None: any of them), and have its root on the device."""
         position = self._position_for(component, method)
-        is_written = any(group.is_written for group in component.groups)
-        if position != self._position or self._traffic is None or is_written:
+        is_changed = any(g.is_written or g.is_edited or g.is_replaced for g in component.groups)
+        if position != self._position or self._traffic is None or is_changed:
             self._move_to(position)
-        if is_written:
+        if is_changed:
             for group in component.groups:
                 group.note_writes()
         assert self._traffic is not None
