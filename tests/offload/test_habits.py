@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.offload.state import output, state_of, tensors
-from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes, tuned, weight_bytes
+from tests.offload.state import output, same, state_of, tensors, values
+from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes, smallest_gib, tuned, weight_bytes
+from vramtune import autotune
 from vramtune.contract import modules_of
 from vramtune.errors import UsageError
 from vramtune.offload.install import install
@@ -38,6 +39,29 @@ def test_parameters_never_become_inference_tensors(
     with torch.inference_mode(around == "remove"):
         runtime.remove()
     none_is_inference(pipe, 0, None, {})
+
+
+def test_all_of_a_tuned_life_may_be_in_inference_mode(
+    sim: ModuleType, no_garbage: None, expected: dict[str, torch.Tensor]
+) -> None:
+    """`autotune`, which measures and profiles first, the calls, and `remove`; whole, and with all streamed that can be."""
+    pipe = tiny_pipelines.build("flux")
+    state, weights = state_of(pipe), values(pipe)
+    settings = tiny_pipelines.CALL["flux"] | {"num_inference_steps": 2}
+    vram_gb = None
+    for _ in range(2):
+        with torch.inference_mode():
+            tuned = autotune(pipe, vram_gb=vram_gb, device="sim", call_kwargs=settings, progress=False)
+            none_is_inference(pipe, 0, None, {})
+            image = tiny_pipelines.run(pipe, "flux", callback_on_step_end=none_is_inference)
+            assert torch.equal(image.cpu(), expected["flux"])
+            pipe.vae.decode(torch.ones(1, 1, 16, 16, device="sim"))
+            none_is_inference(pipe, 0, None, {})
+            tuned.remove()
+        vram_gb = smallest_gib(tuned.profile)
+        none_is_inference(pipe, 0, None, {})
+        assert same(values(pipe), weights)
+        assert state_of(pipe)["weights"] == state["weights"]
 
 
 def none_is_inference(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
