@@ -17,6 +17,8 @@ from vramtune import autotune
 from vramtune.contract import modules_of
 from vramtune.errors import UsageError
 from vramtune.offload.install import install
+from vramtune.tuner.search import choose_plan
+from vramtune.units import GIB
 
 # ---------------------------------------------------------------------------------------------------
 # Inference mode
@@ -48,20 +50,21 @@ def test_all_of_a_tuned_life_may_be_in_inference_mode(
     pipe = tiny_pipelines.build("flux")
     state, weights = state_of(pipe), values(pipe)
     settings = tiny_pipelines.CALL["flux"] | {"num_inference_steps": 2}
-    vram_gb = None
-    for _ in range(2):
-        with torch.inference_mode():
-            tuned = autotune(pipe, vram_gb=vram_gb, device="sim", call_kwargs=settings, progress=False)
+    with torch.inference_mode():
+        tuned = autotune(pipe, device="sim", call_kwargs=settings, progress=False)
+        least = choose_plan(tuned.profile, int(smallest_gib(tuned.profile) * GIB))
+        for _ in range(2):
             none_is_inference(pipe, 0, None, {})
             image = tiny_pipelines.run(pipe, "flux", callback_on_step_end=none_is_inference)
             assert torch.equal(image.cpu(), expected["flux"])
             pipe.vae.decode(torch.ones(1, 1, 16, 16, device="sim"))
             none_is_inference(pipe, 0, None, {})
             tuned.remove()
-        vram_gb = smallest_gib(tuned.profile)
-        none_is_inference(pipe, 0, None, {})
-        assert same(values(pipe), weights)
-        assert state_of(pipe)["weights"] == state["weights"]
+            none_is_inference(pipe, 0, None, {})
+            assert same(values(pipe), weights)
+            assert state_of(pipe)["weights"] == state["weights"]
+            tuned = install(pipe, least, device="sim")
+        tuned.remove()
 
 
 def none_is_inference(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -237,8 +237,10 @@ class Conductor:
     def _refit(self) -> None:
         """Keep fewer groups where they take more than the plan, less the overrun, has for them."""
         placements = self.binding.placements
+        staying_bytes = sum(c.unplanned.num_bytes for c in self._adopted if c.is_excluded)
         for stage, planned in enumerate(self.plan.stages):
-            given_up = fit(placements, stage, planned_bytes(self.plan, stage) - self.overrun_bytes[stage])
+            less_bytes = self.overrun_bytes[stage] + staying_bytes
+            given_up = fit(placements, stage, planned_bytes(self.plan, stage) - less_bytes)
             if given_up:
                 logger.debug("stage %s: weights give up %d bytes", planned.name, given_up)
         if given_up := fit_residents(placements, self._resident_limit_bytes):
