@@ -96,6 +96,8 @@ def test_after_an_interrupted_call_the_next_is_right_or_the_pipeline_as_it_was(
             assert held_bytes() - held == resident_bytes(runtime.plan), point
         else:
             runtime.remove()
+        assert torch.is_autocast_cache_enabled(), point
+        if then == "remove":
             assert state_of(pipe) == state, point
             assert same(values(pipe), weights), point
             assert held_bytes() == held, point
@@ -116,4 +118,5 @@ def test_after_an_interrupted_call_of_components_by_hand_the_next_is_right(
     for point, error in chosen(points_of(call)):
         assert interrupt(call, point, error), point
         assert torch.equal(output(pipe, NAME), expected[NAME]), point
+        assert torch.is_autocast_cache_enabled(), point
         assert held_bytes() - held == resident_bytes(runtime.plan), point
