@@ -4,7 +4,7 @@ Read from diffusers 0.42 and accelerate 1.15. When a release changes one of thes
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -145,8 +145,8 @@ def refuse_tuned(pipe: Pipeline) -> None:
         _refuse_planned(name, component)
 
 
-def _refuse_planned(name: str, component: nn.Module) -> None:
-    if any(isinstance(offload_hook(module), PlanHook) for module in component.modules()):
+def _refuse_planned(name: str, component: nn.Module, own: Collection[nn.Module] = ()) -> None:
+    if any(isinstance(offload_hook(module), PlanHook) and module not in own for module in component.modules()):
         raise UsageError(
             f"Component {name!r} is under the plan of another pipeline that has it too. Call remove() on what autotune or "
             "install returned for that one first; the plan of one pipeline serves all that share its components."
@@ -204,10 +204,10 @@ def refuse_placed(pipe: Pipeline) -> None:
         _refuse_hooks(name, component, own)
 
 
-def refuse_incoming(name: str, component: nn.Module) -> None:
-    """Raise a `UsageError` for a component that cannot come under a plan."""
-    _refuse_planned(name, component)
-    _refuse_hooks(name, component, own=[])
+def refuse_incoming(name: str, component: nn.Module, known: Collection[nn.Module]) -> None:
+    """Raise a `UsageError` for a component that cannot come under a plan; it may have ones in it that are: `known`."""
+    _refuse_planned(name, component, known)
+    _refuse_hooks(name, component, [offload_hook(module) for module in known])
     refuse_unmovable(name, component)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from torch import nn
 
 from tests import tiny_pipelines
-from tests.offload.state import output, state_of, tensors
-from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes, tuned, weight_bytes
+from tests.offload.state import output, same, state_of, tensors, values
+from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes, smallest_gib, tuned, weight_bytes
+from vramtune import autotune
 from vramtune.contract import modules_of
 from vramtune.errors import UsageError
 from vramtune.offload.install import install
+from vramtune.tuner.search import choose_plan
+from vramtune.units import GIB
 
 # ---------------------------------------------------------------------------------------------------
 # Inference mode
@@ -37,6 +41,30 @@ def test_parameters_never_become_inference_tensors(
     with torch.inference_mode(around == "remove"):
         runtime.remove()
     none_is_inference(pipe, 0, None, {})
+
+
+def test_all_of_a_tuned_life_may_be_in_inference_mode(
+    sim: ModuleType, no_garbage: None, expected: dict[str, torch.Tensor]
+) -> None:
+    """`autotune`, which measures and profiles first, the calls, and `remove`; whole, and with all streamed that can be."""
+    pipe = tiny_pipelines.build("flux")
+    state, weights = state_of(pipe), values(pipe)
+    settings = tiny_pipelines.CALL["flux"] | {"num_inference_steps": 2}
+    with torch.inference_mode():
+        tuned = autotune(pipe, device="sim", call_kwargs=settings, progress=False)
+        least = choose_plan(tuned.profile, int(smallest_gib(tuned.profile) * GIB))
+        for _ in range(2):
+            none_is_inference(pipe, 0, None, {})
+            image = tiny_pipelines.run(pipe, "flux", callback_on_step_end=none_is_inference)
+            assert torch.equal(image.cpu(), expected["flux"])
+            pipe.vae.decode(torch.ones(1, 1, 16, 16, device="sim"))
+            none_is_inference(pipe, 0, None, {})
+            tuned.remove()
+            none_is_inference(pipe, 0, None, {})
+            assert same(values(pipe), weights)
+            assert state_of(pipe)["weights"] == state["weights"]
+            tuned = install(pipe, least, device="sim")
+        tuned.remove()
 
 
 def none_is_inference(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +133,116 @@ def test_stock_offload_of_a_pipeline_that_shares_components_is_noticed_at_the_ne
     runtime.remove()
     assert state_of(first)["modules"] == modules
     assert {tensor.device.type for _, tensor in tensors(first)} == {"cpu"}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Components called by hand
+
+
+def by_hand(pipe: Any) -> dict[str, Callable[[], Any]]:
+    """Calls of components of FLUX.1, each by a name."""
+    tokens = torch.ones(1, 4, dtype=torch.int64, device="sim")
+    image, states = (torch.ones(shape, device="sim") for shape in ((1, 3, 32, 32), (1, 4, 32)))
+    return {
+        "clip": lambda: pipe.text_encoder(tokens).pooler_output,
+        "t5": lambda: pipe.text_encoder_2(tokens)[0],
+        "vae": lambda: pipe.vae(image).sample,
+        "vae.encode": lambda: pipe.vae.encode(image).latent_dist.mode(),
+        "vae.decode": lambda: pipe.vae.decode(torch.ones(1, 1, 16, 16, device="sim")).sample,
+        "prompt": lambda: pipe.encode_prompt("a cat", None, max_sequence_length=48)[0],
+        "transformer": lambda: (
+            pipe.transformer(
+                hidden_states=torch.ones(1, 16, 4, device="sim"),
+                encoder_hidden_states=states,
+                pooled_projections=torch.ones(1, 32, device="sim"),
+                timestep=torch.ones(1, device="sim"),
+                img_ids=torch.zeros(16, 3, device="sim"),
+                txt_ids=torch.zeros(4, 3, device="sim"),
+            ).sample
+        ),
+    }
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.7])
+def test_a_component_called_by_hand_leaves_nothing_behind(
+    sim: ModuleType, no_garbage: None, expected: dict[str, torch.Tensor], fraction: float
+) -> None:
+    untuned = by_hand(tiny_pipelines.build("flux").to("sim"))
+    with torch.no_grad():
+        wanted = {name: call().cpu() for name, call in untuned.items()}
+    del untuned
+    start = held_bytes()
+    with tuned("flux", fraction) as (pipe, runtime), torch.no_grad():
+        assert held_bytes() - start == resident_bytes(runtime.plan)
+        calls = by_hand(pipe)
+        rest = held_bytes()
+        for _ in range(2):
+            for name, call in calls.items():
+                assert torch.equal(call().cpu(), wanted[name]), name
+                assert held_bytes() == rest, name
+                assert sorted(devices_of_weights(pipe)) == sorted(devices_at_rest(runtime)), name
+            assert torch.equal(output(pipe, "flux"), expected["flux"])
+            assert held_bytes() == rest
+        del calls, call
+    assert held_bytes() == start
+
+
+def devices_of_weights(pipe: Any) -> list[str]:
+    return [parameter.device.type for module in modules_of(pipe).values() for parameter in module.parameters()]
+
+
+def devices_at_rest(runtime: Any) -> list[str]:
+    groups = {group: component for component in runtime._binding.components for group in component.groups}
+    staying = {group for component in groups.values() for group in component.resident_groups}
+    return [
+        "sim" if group in staying else "cpu"
+        for group in groups
+        for held in group.held
+        if isinstance(held.tensor, nn.Parameter)
+    ]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError, ValueError])
+def test_a_component_called_by_hand_that_fails_leaves_nothing_behind(
+    sim: ModuleType, no_garbage: None, expected: dict[str, torch.Tensor], error: type[BaseException]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    start = held_bytes()
+    with tuned("flux", 0.5) as (pipe, runtime):
+        handle = pipe.text_encoder_2.encoder.block[1].register_forward_pre_hook(fail)
+        with pytest.raises(error), torch.no_grad():
+            by_hand(pipe)["t5"]()
+        handle.remove()
+        assert held_bytes() - start <= resident_bytes(runtime.plan)
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+
+
+def test_a_pipeline_that_shares_components_keeps_weights_from_step_to_step(sim: ModuleType, no_garbage: None) -> None:
+    """Its components are not called by hand, though no plan is on it."""
+
+    def count(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+        held.append(held_bytes())
+        return kwargs
+
+    held: list[int] = []
+    with tuned("flux", 0.7) as (pipe, runtime):
+        output(sharing(pipe), "flux", callback_on_step_end=count)
+        assert min(held) > resident_bytes(runtime.plan)
+
+
+def test_a_weight_written_in_a_callback_of_a_pipeline_that_shares_it_counts_from_the_next_step_on(
+    sim: ModuleType, no_garbage: None
+) -> None:
+    def write(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+        for parameter in pipe.transformer.parameters():
+            parameter.mul_(1.25)
+        return kwargs
+
+    expected = output(tiny_pipelines.build("flux").to("sim"), "flux", callback_on_step_end=write)
+    with tuned("flux", 0.4, copy_to_compute=5) as (pipe, _):
+        assert torch.equal(output(sharing(pipe), "flux", callback_on_step_end=write), expected)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from tests import tiny_pipelines
 from tests.offload.interrupts import Point, interrupt, points_of
 from tests.offload.state import output, same, state_of, values
+from tests.offload.test_habits import by_hand
 from tests.offload.tuned_pipelines import held_bytes, planned, profiled, resident_bytes
 from vramtune.offload.install import install
 from vramtune.offload.runtime import Runtime
@@ -84,6 +85,8 @@ def test_after_an_interrupted_call_the_next_is_right_or_the_pipeline_as_it_was(
 ) -> None:
     state, weights, held = state_of(pipe), values(pipe), held_bytes()
     runtime = installed(pipe)
+    if then == "call":
+        output(pipe, NAME)  # so that the points are those of a call after another
     for point, error in chosen(points_of(lambda: output(pipe, NAME))):
         if not runtime.is_installed:
             runtime = installed(pipe)
@@ -93,7 +96,27 @@ def test_after_an_interrupted_call_the_next_is_right_or_the_pipeline_as_it_was(
             assert held_bytes() - held == resident_bytes(runtime.plan), point
         else:
             runtime.remove()
+        assert torch.is_autocast_cache_enabled(), point
+        if then == "remove":
             assert state_of(pipe) == state, point
             assert same(values(pipe), weights), point
             assert held_bytes() == held, point
     runtime.remove()
+
+
+def test_after_an_interrupted_call_of_components_by_hand_the_next_is_right(
+    sim: ModuleType, pipe: Any, expected: dict[str, torch.Tensor]
+) -> None:
+    @torch.no_grad()
+    def call() -> None:
+        for each in by_hand(pipe).values():
+            each()
+
+    held = held_bytes()
+    runtime = installed(pipe)
+    call()
+    for point, error in chosen(points_of(call)):
+        assert interrupt(call, point, error), point
+        assert torch.equal(output(pipe, NAME), expected[NAME]), point
+        assert torch.is_autocast_cache_enabled(), point
+        assert held_bytes() - held == resident_bytes(runtime.plan), point

@@ -185,11 +185,12 @@ class Binding:
         known = {component.module for component in self.components}
         for name, incoming in present.items():
             if incoming not in known:
-                refuse_incoming(name, incoming)
+                refuse_incoming(name, incoming, known)
         for old in list(self.components):
             module = present.get(old.name)
             others = [component for component in self.components if component is not old]
-            if module is None or module in {other.module for other in others}:  # gone, or another one's second name
+            # Gone, another one's second name, or partly the old one (which it wraps, say), to be let go of before: below.
+            if module is None or module in {other.module for other in others} or _overlap(module, old.module):
                 if not old.is_vacant:
                     yield old, _vacant(old.name, self.plan)
             elif module is not old.module:
@@ -240,6 +241,11 @@ class Binding:
         component.module, component.is_excluded = module, is_excluded
         component.collect()
         return component
+
+
+def _overlap(module: nn.Module, old: nn.Module) -> bool:
+    """Whether these are two modules with one inside both."""
+    return module is not old and not set(module.modules()).isdisjoint(old.modules())
 
 
 def _vacant(name: str, plan: Plan) -> BoundComponent:

@@ -1,8 +1,8 @@
 """What the methods of components become: inputs and weights on the device, and run again where memory runs out."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from vramtune.offload.conductor import Conductor
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.meter import Meter
 from vramtune.offload.retry import remember_draws, with_room
-from vramtune.offload.stack import is_running
+from vramtune.offload.stack import is_pipeline_running, is_running
 from vramtune.schema import call_name
 
 
@@ -24,6 +24,7 @@ class ComponentCalls:
     def __init__(self, conductor: Conductor, meter: Meter, lock: threading.RLock) -> None:
         self.device = conductor.device
         self._conductor, self._meter, self._lock = conductor, meter, lock
+        self._casts_not_cached = CastsNotCached()
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method."""
@@ -39,22 +40,29 @@ class ComponentCalls:
             put_generators_back()
             return self._conductor.make_room(component, method)
 
-        with self._lock:  # a second thread waits until the pipeline's call of the first is over
-            if is_running(_RUN, self=self, component=component):  # a method that calls another one of its component
-                return original(*args, **kwargs)
-            put_generators_back = remember_draws(self.device, (args, kwargs))
+        def call() -> Any:
             try:
-                with _casts_not_cached():
+                with nullcontext() if is_inner else self._casts_not_cached:
                     name = call_name(component.name, method)
                     return with_room(attempt, make_room, device=self.device, name=name)
             finally:
                 self._conductor.leave(component)
 
+        with self._lock:  # a second thread waits until the pipeline's call of the first is over
+            if is_running(_RUN, self=self, component=component):  # a method that calls another one of its component
+                return original(*args, **kwargs)
+            is_inner = is_running(_RUN, self=self)
+            if not is_inner:
+                self._casts_not_cached.restore()
+            put_generators_back = remember_draws(self.device, (args, kwargs))
+            # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
+            return self._conductor.run(call, is_whole=not is_pipeline_running())
+
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""
         with self._lock:
             if not is_running(_RUN, self=self, component=component):
-                self._conductor.enter(component, None)
+                self._conductor.run(lambda: self._conductor.enter(component, None), is_whole=False)
 
     def prepare_cast(self) -> None:
         """Make room for a cast of a component, as pipelines do between two calls, and let it happen on the masters."""
@@ -66,6 +74,7 @@ class ComponentCalls:
         """Give a component its methods and weights back."""
         with self._lock:
             component.is_at_work = False
+            self._casts_not_cached.restore()
             restore_methods(component)
             self._conductor.release(component)
 
@@ -80,12 +89,25 @@ class ComponentCalls:
 _RUN = ComponentCalls.run.__code__
 
 
-@contextmanager
-def _casts_not_cached() -> Iterator[None]:
-    """Switch autocast's cache off: a cast copy of every float32 weight would stay on the device till autocast ends."""
-    was_enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(was_enabled)
+class CastsNotCached:
+    """Switches autocast's cache off: a cast copy of every float32 weight would stay on the device till autocast ends.
+
+    What an interrupt kept from being switched on again is so by `restore`.
+    """
+
+    def __init__(self) -> None:
+        self._is_switched_off = False
+
+    def __enter__(self) -> None:
+        if torch.is_autocast_cache_enabled():
+            self._is_switched_off = True
+            torch.set_autocast_cache_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Switch it on again if this switched it off."""
+        if self._is_switched_off:
+            torch.set_autocast_cache_enabled(True)
+            self._is_switched_off = False

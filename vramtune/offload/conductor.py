@@ -5,9 +5,9 @@ does not know (another method, weights that it found unused) is loaded whole for
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,10 +21,11 @@ from vramtune.offload.binding import (
     planned_bytes,
     resident_bytes,
 )
-from vramtune.offload.groups import Group, views
+from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.meter import Meter
-from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
+from vramtune.offload.stack import is_running
+from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import call_name
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Conductor:
         """Bytes that each stage's weights have less than planned, as out-of-memory errors taught."""
         self._resident_limit_bytes = self.plan.budget_bytes
         """Bytes that resident groups may have; fewer where what no plan knows needed them."""
-        self.is_watched = False
-        """Whether callbacks may edit weights between two calls of components: no copy is in flight then."""
+        self.is_watched = True
+        """Whether someone may edit weights between two calls of components, as callbacks do: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter)
         self._position: Position | None = None
         self._traffic: Traffic | None = None
@@ -58,17 +59,39 @@ class Conductor:
         self._copies: dict[Group, Copy] = {}
         self._adopted: set[BoundComponent] = set()
         """Components that were adopted and not released since."""
+        self._is_clean = True
+        """Whether the last call ended as calls do."""
 
     # ------------------------------------------------------------------------------------------------
     # Called as the pipeline runs
 
+    def run(self, call: Callable[[], Any], *, is_whole: bool = True) -> Any:
+        """Run a call; at its end, however it comes, all but the resident groups are freed, unless it is not a whole one.
+
+        What an interrupt left half done in an earlier call is made up for first. A call within another is part of it.
+        """
+        if is_running(_RUN, self=self):
+            return call()
+        self._meter.discard()
+        self.is_watched = True
+        if not self._is_clean:
+            self.recover()
+        self._is_clean = False
+        try:
+            result = call()
+        finally:
+            if is_whole:
+                self.end_call()
+        self._is_clean = True
+        return result
+
     def enter(self, component: BoundComponent, method: str | None) -> None:
         """Go to where a component's method runs (None: any of them), and have its root on the device."""
         position = self._position_for(component, method)
-        is_written = any(group.is_written for group in component.groups)
-        if position != self._position or self._traffic is None or is_written:
+        is_changed = any(g.is_written or g.is_edited or g.is_replaced for g in component.groups)
+        if position != self._position or self._traffic is None or is_changed:
             self._move_to(position)
-        if is_written:
+        if is_changed:
             for group in component.groups:
                 group.note_writes()
         assert self._traffic is not None
@@ -114,7 +137,7 @@ class Conductor:
         """Pause, and begin with the first stage next time."""
         self.pause()
         self._position = None
-        for component in self.binding.components:
+        for component in self._adopted:
             self._settle_edits(component)
 
     def recover(self) -> None:
@@ -214,8 +237,10 @@ class Conductor:
     def _refit(self) -> None:
         """Keep fewer groups where they take more than the plan, less the overrun, has for them."""
         placements = self.binding.placements
+        staying_bytes = sum(c.unplanned.num_bytes for c in self._adopted if c.is_excluded)
         for stage, planned in enumerate(self.plan.stages):
-            given_up = fit(placements, stage, planned_bytes(self.plan, stage) - self.overrun_bytes[stage])
+            less_bytes = self.overrun_bytes[stage] + staying_bytes
+            given_up = fit(placements, stage, planned_bytes(self.plan, stage) - less_bytes)
             if given_up:
                 logger.debug("stage %s: weights give up %d bytes", planned.name, given_up)
         if given_up := fit_residents(placements, self._resident_limit_bytes):
@@ -300,7 +325,7 @@ class Conductor:
         """Take memory for what is absent, then start the copies."""
         for keeper, groups in kept.items():
             for together in _together(keeper, [group for group in groups if group not in self._copies]):
-                self._copies.update(_allocate(together, self.device))
+                self._copies.update(allocate(together, self.device))
         self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
         self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
@@ -343,6 +368,9 @@ class Conductor:
         self._copies.pop(group, None)
 
 
+_RUN = Conductor.run.__code__
+
+
 def _counts(placement: BoundPlacement, position: Position) -> tuple[int, int]:
     """Numbers of groups kept and of slots at a position."""
     if position.stage is not None:
@@ -362,15 +390,3 @@ def _together(keeper: BoundPlacement | BoundComponent, groups: list[Group]) -> I
     for start, stop in pairwise(borders):
         if together := [group for group in keeper.groups[start:stop] if group in groups]:
             yield together
-
-
-def _allocate(groups: list[Group], device: torch.device) -> dict[Group, Copy]:
-    """Copies of these groups, still empty, in one piece of device memory."""
-    with torch.inference_mode(False):
-        flat = torch.empty(sum(group.num_bytes for group in groups), dtype=torch.uint8, device=device)
-    copies, start = {}, 0
-    for group in groups:
-        stop = start + group.num_bytes
-        copies[group] = Copy(flat[start:stop], views(flat, start, group.extents))
-        start = stop
-    return copies

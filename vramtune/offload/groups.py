@@ -275,6 +275,7 @@ def dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:
     return torch.empty(tensor.shape, device="meta").stride()
 
 
+@torch.inference_mode(False)  # or parameters that point at them would become inference tensors
 def views(flat: torch.Tensor, start: int, extents: Iterable[Extent]) -> list[torch.Tensor]:
     """The tensors of a group whose bytes begin at `start` of a flat buffer."""
     typed: dict[torch.dtype, torch.Tensor] = {}

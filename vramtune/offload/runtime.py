@@ -7,6 +7,7 @@ the last one came, and a call first makes up for what the one before it left hal
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,8 +40,6 @@ class Runtime:
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
         self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock)
-        self._is_clean = True
-        """Whether the last call ended as calls do."""
         self._is_removed = False
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
@@ -107,41 +106,33 @@ class Runtime:
         with self._lock:
             if is_running(_RUN, self=self):  # a method that calls another one
                 return method(*args, **kwargs)
-            self._begin()
-            inputs = args[1:], kwargs
-            self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
-            is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
+            self._limit.end()
+            self._refuse_foreign_hooks()
+            return self._conductor.run(partial(self._call, method, args, kwargs))
 
-            def attempt() -> Any:
-                # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
-                with torch.no_grad(), self._limit:
-                    return method(*args, **kwargs)
-
-            def make_room() -> bool:
-                self._meter.restart()
-                put_generators_back()
-                return self._conductor.make_room_here()
-
-            try:
-                result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
-                self._meter.finish()
-            finally:
-                self._conductor.end_call()
-            self._is_clean = True
-            return result
-
-    def _begin(self) -> None:
-        """Have every component as the plan wants it, also after a call or a loader that failed."""
-        self._meter.discard()
-        self._limit.end()
-        if not self._is_clean:
-            self._conductor.recover()
-        self._is_clean = False
+    def _call(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
         with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
+        inputs = args[1:], kwargs
+        self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
+        is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
+
+        def attempt() -> Any:
+            # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
+            with torch.no_grad(), self._limit:
+                return method(*args, **kwargs)
+
+        def make_room() -> bool:
+            self._meter.restart()
+            put_generators_back()
+            return self._conductor.make_room_here()
+
+        result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
+        self._meter.finish()
+        return result
 
     def _take_in(self) -> None:
         """Take over what came since the last call, and what someone took our hooks off."""
-        self._refuse_foreign_hooks()
         self._exchange_components()
         self._put_back()
 

@@ -95,6 +95,18 @@ class Copy:
     """Whether the compute stream may read it."""
 
 
+def allocate(groups: list[Group], device: torch.device) -> dict[Group, Copy]:
+    """Copies of these groups, still empty, in one piece of device memory."""
+    with torch.inference_mode(False):
+        flat = torch.empty(sum(group.num_bytes for group in groups), dtype=torch.uint8, device=device)
+    copies, start = {}, 0
+    for group in groups:
+        stop = start + group.num_bytes
+        copies[group] = Copy(flat[start:stop], views(flat, start, group.extents))
+        start = stop
+    return copies
+
+
 @dataclass(slots=True, eq=False)
 class Place:
     """A group's copy in a ring, from the moment it is asked for until it is overwritten."""
