@@ -47,11 +47,10 @@ def test_rates_are_measured_and_those_of_pinned_copies_are_the_slower_ones(reque
 
 @pytest.mark.usefixtures("refused")
 def test_a_tuned_pipeline_warns_once_and_gives_the_same_bits() -> None:
-    expected, plan = whole(NAME).output, planned(NAME, 0)
+    expected, plan, pipe = whole(NAME).output, planned(NAME, 0), build(NAME)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        with install(build(NAME), plan, device="cuda") as runtime:
-            pipe = runtime._pipe
+        with install(pipe, plan, device="cuda"):
             for _ in range(2):
                 assert torch.equal(run(pipe, NAME), expected)
     texts = [str(warning.message) for warning in caught]
@@ -64,12 +63,17 @@ def test_where_some_memory_may_be_locked_the_rest_is_ordinary_and_the_bits_are_t
     expected, plan = whole(NAME).output, planned(NAME, 0)
     torch._C._host_emptyCache()
     card().pinned_limit_bytes = counters().pinned_bytes + 20 * MIB
-    with pytest.warns(UserWarning, match="refused to page-lock"), install(build(NAME), plan, device="cuda") as runtime:
+    pipe = build(NAME)
+    with pytest.warns(UserWarning, match="refused to page-lock"):
+        runtime = install(pipe, plan, device="cuda")
+    with runtime:
         assert counters().pinned_bytes > 0
-        assert torch.equal(run(runtime._pipe, NAME), expected)
+        assert torch.equal(run(pipe, NAME), expected)
 
 
 @pytest.mark.usefixtures("refused")
 def test_no_kernel_after_a_refusal_is_blamed_for_it() -> None:
-    with pytest.warns(UserWarning, match="refused to page-lock"), install(build(NAME), planned(NAME, 0), device="cuda"):
-        assert (torch.ones(1, device="cuda") + 1).cpu() == 2  # to ask for `.item()` PyTorch itself locks memory
+    with pytest.warns(UserWarning, match="refused to page-lock"):
+        runtime = install(build(NAME), planned(NAME, 0), device="cuda")
+    assert (torch.ones(1, device="cuda") + 1).cpu() == 2  # to ask for `.item()` PyTorch itself locks memory
+    runtime.remove()
