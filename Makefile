@@ -1,9 +1,10 @@
-# Everything runs in .venv, made from pyproject.toml and constraints.txt.
+# Everything runs in .venv, made from pyproject.toml and constraints.txt; what needs PyTorch's CUDA build in .venv-nullcuda.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+NULLCUDA := .venv-nullcuda
 
-.PHONY: setup demo check fmt test proofs classes browser soak bench pictures notebooks gpu
+.PHONY: setup demo check fmt test proofs classes browser soak bench pictures notebooks gpu nullcuda
 
 setup: $(READY)
 
@@ -58,3 +59,17 @@ notebooks: setup  ## Runs the notebooks again and keeps their outputs.
 gpu: setup  ## The tests that need a CUDA GPU, which fail without one, then real models on it.
 	$(BIN)/pytest -m gpu
 	$(BIN)/python -m benchmarks.on_gpu
+
+nullcuda: $(NULLCUDA)/.ready  ## PyTorch's real CUDA code without a GPU (tests/nullcuda): its own tests, and those that need a GPU.
+	$(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
+		--numprocesses=logical --maxprocesses=4 --dist=worksteal tests/nullcuda tests/test_on_gpu.py
+
+# Without dependencies, or pip would fetch NVIDIA's libraries with PyTorch, and another PyTorch with the rest.
+$(NULLCUDA)/.ready: constraints.txt pyproject.toml tests/nullcuda/torch.txt tests/nullcuda/headers.txt
+	$(PYTHON) -m venv $(NULLCUDA)
+	$(NULLCUDA)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	grep --invert-match '^torch==' constraints.txt > $(NULLCUDA)/others.txt
+	$(NULLCUDA)/bin/python -m pip install --quiet --no-deps --requirement $(NULLCUDA)/others.txt
+	$(NULLCUDA)/bin/python -m pip install --quiet --no-deps --requirement tests/nullcuda/torch.txt --editable .
+	$(NULLCUDA)/bin/python -m pip install --quiet --no-deps --upgrade --target $(NULLCUDA)/cuda --requirement tests/nullcuda/headers.txt
+	touch $(NULLCUDA)/.ready

@@ -59,8 +59,9 @@ def build(name: str) -> DiffusionPipeline:
 
 def run(pipe: DiffusionPipeline, name: str, **call_kwargs: Any) -> torch.Tensor:
     """One call of two steps with a fixed seed, as a tensor."""
-    settings = {"num_inference_steps": 2, "output_type": "pt", **CALL[name], **call_kwargs}
-    return pipe("a photo of a cat", generator=torch.Generator("cpu").manual_seed(0), **settings)[0]
+    generator = torch.Generator("cpu").manual_seed(0)
+    settings = {"num_inference_steps": 2, "output_type": "pt", "generator": generator, **CALL[name], **call_kwargs}
+    return pipe("a photo of a cat", **settings)[0]
 
 
 def clip_tokenizer() -> CLIPTokenizer:

@@ -46,3 +46,10 @@ def test_a_memory_limit_that_is_lower_already_stays(sim: ModuleType, limits: lis
     with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
         assert limits[-1] == 0.25
     assert limits[-1] == 0.25
+
+
+def test_a_memory_limit_above_the_device_is_none_and_is_put_back_as_none(sim: ModuleType, limits: list[float]) -> None:
+    limits.append(2.25e9)  # what `cudaMallocAsync` tells where there is no limit; it takes no more than 1
+    with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
+        assert limits[-1] == 0.5
+    assert limits[-1] == 1

@@ -318,9 +318,18 @@ def _tiny_kernel(size: int, *, device: torch.device, dtype: torch.dtype) -> Tria
 
 
 def _pinned_copy(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    host = torch.ones(size, device="cpu", dtype=dtype, pin_memory=True)
+    host = _locked_if_possible(torch.ones(size, device="cpu", dtype=dtype))
     there = torch.empty(size, device=device, dtype=dtype)
     return lambda: there.copy_(host, non_blocking=True), host.nbytes
+
+
+def _locked_if_possible(host: torch.Tensor) -> torch.Tensor:
+    """The same in page-locked memory; where the system refuses that, weights will lie in ordinary memory too."""
+    try:
+        return host.pin_memory()
+    except RuntimeError as error:
+        logger.debug("page-locked memory is refused, so copies are measured from ordinary memory: %s", error)
+        return host
 
 
 def _pageable_copy(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:

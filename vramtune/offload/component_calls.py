@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ class ComponentCalls:
         with self._lock:
             if not is_running(_RUN, self=self):
                 self._conductor.pause()
+
+    def finish_cast(self, component: BoundComponent) -> None:
+        """Take over what was cast; what was not would otherwise hold the memory that it shared with the rest."""
+        with self._lock:
+            if component.is_at_work and not is_running(_RUN, self=self):
+                take_over, make_way = partial(self._conductor.refresh, component), self._conductor.make_way
+                with_room(take_over, make_way, device=self.device, name=f"taking {component.name}'s cast over")
 
     def detach(self, component: BoundComponent) -> None:
         """Give a component its methods and weights back."""

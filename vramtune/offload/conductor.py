@@ -24,6 +24,7 @@ from vramtune.offload.binding import (
 from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.meter import Meter
+from vramtune.offload.pieces import flats, pieces
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import call_name
@@ -202,7 +203,7 @@ class Conductor:
         self._refit()
         return held_bytes(placements, stage) < held
 
-    def _refresh(self, component: BoundComponent) -> None:
+    def refresh(self, component: BoundComponent) -> None:
         """Take over what was edited in a component since we last looked."""
         if not component.is_collected or any(group.is_replaced for group in component.groups):
             for group in component.groups:
@@ -217,19 +218,34 @@ class Conductor:
             self._lane.finish()  # masters are about to be written
             for group in edited:
                 self._drop(group)
-                self._settle(group, component)
+                group.is_settled = False
+            self._settle(component)
             self._refit()
 
-    def _settle(self, group: Group, component: BoundComponent) -> None:
-        if group in component.resident_groups:
-            group.settle_on_device(self.device)
-        else:
-            group.settle_on_host(self.device)
+    def _settle(self, component: BoundComponent) -> None:
+        """Put the groups of a component where they stay, if they are not there.
+
+        Where one leaves a piece of device memory, the others in it are taken off too, or it would stay allocated.
+        """
+        resident = component.resident_groups
+        displaced = [g for g in component.groups if not g.is_settled or (g.piece != 0) != (g in resident)]
+        left = {group.piece for group in displaced} - {0}
+        displaced += [group for group in component.groups if group.piece in left and group not in displaced]
+        for group in displaced:
+            if group not in resident or (group.is_settled and group.piece):
+                group.settle_on_host(self.device)
+        staying = [group for group in displaced if group in resident]
+        for group in staying:
+            group.is_settled = False
+            group.update_layout()
+        for together in pieces(staying):
+            for group, flat in flats(together, self.device):
+                group.settle_on_device(flat)
 
     def _settle_edits(self, component: BoundComponent) -> None:
         """Give what someone put on the device during the call its master on the host."""
         if any(group.is_replaced for group in component.groups):
-            self._refresh(component)
+            self.refresh(component)
         for group in component.groups:
             if group.master is not None and any(h.is_edited and not h.tensor.is_cpu for h in group.held):
                 group.settle_on_host(self.device)
@@ -246,10 +262,7 @@ class Conductor:
         if given_up := fit_residents(placements, self._resident_limit_bytes):
             logger.debug("resident weights give up %d bytes", given_up)
         for component in self._adopted:
-            resident = component.resident_groups
-            for group in component.groups:
-                if not group.is_settled or (group.master is None and group not in resident):
-                    self._settle(group, component)
+            self._settle(component)
             for placement in component.placements:
                 if placement.num_resident < len(placement.groups) and not placement.is_hooked:
                     hook_groups(placement, self)
@@ -289,7 +302,7 @@ class Conductor:
         self._close()
         components = {placement.component for placement in self._active(position)}
         for component in components | ({position.component} if position.component else set()):
-            self._refresh(component)
+            self.refresh(component)
         kept = self._kept(position)
         self._evict({group for groups in kept.values() for group in groups})
         self._position = position

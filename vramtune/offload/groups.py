@@ -108,6 +108,8 @@ class Group:
     """Flat host buffer, or None while the group lives on the device for good."""
     master_views: list[torch.Tensor] = field(default_factory=list)
     """Views of the master, one for each tensor."""
+    piece: int = 0
+    """Address of the piece of device memory in which the group stays, maybe with others; 0 if it does not."""
     computed: list[ComputedWeight] = field(default_factory=list)
     uses_copy: bool = False
     """Whether the tensors point at a copy on the device."""
@@ -178,7 +180,8 @@ class Group:
         for held, view in zip(self.held, master_views, strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        self.master, self.master_views, self.uses_copy, self.is_settled = flat, master_views, False, True
+        self.master, self.master_views, self.piece = flat, master_views, 0
+        self.uses_copy, self.is_settled = False, True
 
     def _may_overwrite_master(self) -> bool:
         """Whether the tensors, as laid out now, fill the master, and none of them is somewhere else in it.
@@ -194,18 +197,17 @@ class Group:
         )
 
     @torch.inference_mode(False)
-    def settle_on_device(self, device: torch.device) -> None:
-        """Move the tensors to the device to stay, in one new piece of memory; give up the master, if there is one.
+    def settle_on_device(self, flat: torch.Tensor) -> None:
+        """Move the tensors, as they were laid out last, to flat memory of the device to stay; give up the master.
 
         Tensors that are there already move too: an old piece stays allocated for as long as one of them is in it.
         """
         self.is_settled = False
-        self.update_layout()
-        flat = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
         for held, view in zip(self.held, views(flat, 0, self.extents), strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        self.master, self.master_views, self.uses_copy, self.is_settled = None, [], False, True
+        self.master, self.master_views, self.piece = None, [], flat.untyped_storage().data_ptr()
+        self.uses_copy, self.is_settled = False, True
 
     def use_master(self) -> None:
         """Point the tensors at the master again; what someone else rebound meanwhile stays as it is.
@@ -232,7 +234,7 @@ class Group:
         self.is_settled = False
         for held in self.held:
             held.make_own()
-        self.master, self.master_views = None, []
+        self.master, self.master_views, self.piece = None, [], 0
 
 
 def num_writes(tensor: torch.Tensor) -> int:

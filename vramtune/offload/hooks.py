@@ -62,13 +62,13 @@ class CopyRefusal:
 
 
 def hook_component(component: BoundComponent, calls: "ComponentCalls") -> None:
-    """Add accelerate's hook, and have `calls` run the component's methods and know of casts before they happen."""
+    """Add accelerate's hook, and have `calls` run the component's methods and know of casts before and after."""
     module = component.module
     add_hook_to_module(module, ComponentHook(component, calls))
     for entry, (owner, method) in entries(module).items():
         if entry in METHODS or entry in component.entries:
             _replace(component, owner, method, _running(component, entry, getattr(owner, method), calls))
-    _replace(component, module, "to", _casting(module.to, calls))
+    _replace(component, module, "to", _casting(component, module.to, calls))
     for method in ("__deepcopy__", "__reduce_ex__"):
         _replace(component, module, method, CopyRefusal(component.name))
 
@@ -125,11 +125,13 @@ def _running(
     return running
 
 
-def _casting(original: Callable[..., Any], calls: "ComponentCalls") -> Callable[..., Any]:
+def _casting(component: BoundComponent, original: Callable[..., Any], calls: "ComponentCalls") -> Callable[..., Any]:
     @wraps(original)
     def casting(*args: Any, **kwargs: Any) -> Any:
         calls.prepare_cast()
-        return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        calls.finish_cast(component)
+        return result
 
     return casting
 

@@ -24,7 +24,8 @@ class MemoryLimit:
 
     def __enter__(self) -> None:
         if self._before is None and hasattr(self._module, "get_per_process_memory_fraction"):
-            before = self._module.get_per_process_memory_fraction(self._device)
+            # `cudaMallocAsync` without a limit tells a fraction far above 1, and takes none above 1 back
+            before = min(self._module.get_per_process_memory_fraction(self._device), 1.0)
             _, total_bytes = torch.accelerator.get_memory_info(self._device)
             fraction = min(before, max(self._num_bytes, 0) / total_bytes)
             self._before = before

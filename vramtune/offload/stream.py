@@ -16,6 +16,7 @@ import torch
 from vramtune.layout import next_place
 from vramtune.offload.groups import Group, views
 from vramtune.offload.meter import Meter
+from vramtune.offload.pieces import flats
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +98,7 @@ class Copy:
 
 def allocate(groups: list[Group], device: torch.device) -> dict[Group, Copy]:
     """Copies of these groups, still empty, in one piece of device memory."""
-    with torch.inference_mode(False):
-        flat = torch.empty(sum(group.num_bytes for group in groups), dtype=torch.uint8, device=device)
-    copies, start = {}, 0
-    for group in groups:
-        stop = start + group.num_bytes
-        copies[group] = Copy(flat[start:stop], views(flat, start, group.extents))
-        start = stop
-    return copies
+    return {group: Copy(flat, views(flat, 0, group.extents)) for group, flat in flats(groups, device)}
 
 
 @dataclass(slots=True, eq=False)

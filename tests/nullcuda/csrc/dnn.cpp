@@ -1,0 +1,158 @@
+// cuDNN's backend: descriptors remember what is set; every graph has one engine, whose workspace is a setting.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "card.h"
+
+namespace {
+struct Content;
+using Shared = std::shared_ptr<Content>;
+struct Value { std::vector<char> bytes; std::vector<Shared> parts; int64_t count = 0; };
+struct Content { std::map<int, Value> values; };
+struct Descriptor { Shared content = std::make_shared<Content>(); };
+struct Handle { void *stream = nullptr; };
+
+constexpr int DESCRIPTOR_TYPE = 15;
+enum Name {  // CUDNN_ATTR_
+    HEUR_GRAPH = 201, HEUR_RESULTS = 202, CONFIG_ENGINE = 300, CONFIG_WORKSPACE = 303, PLAN_CONFIG = 401,
+    PLAN_WORKSPACE = 402, PLAN_JSON = 405, CONV_W = 703, CONV_X = 704, CONV_Y = 705, GRAPH_OPERATIONS = 801,
+    GRAPH_ENGINES = 802, TENSOR_TYPE = 901, TENSOR_DIMS = 902, ENGINE_GRAPH = 1300, ENGINE_INDEX = 1301
+};
+size_t attribute_bytes(int type) {  // of CUDNN_TYPE_
+    switch (type) {
+        case 0: case 3: case 5: case 6: case 25: return 8;  // handle, int64, double, pointer
+        case 2: case 24: return 1;
+        case 26: return 16;
+        default: return 4;
+    }
+}
+double item_bytes(const Shared &tensor) {
+    auto &type = tensor->values[TENSOR_TYPE].bytes;
+    switch (type.empty() ? -1 : type[0]) {  // CUDNN_DATA_
+        case 1: return 8;
+        case 0: case 4: return 4;
+        case 2: case 9: return 2;
+        default: return 1;
+    }
+}
+Shared part(Shared content, std::initializer_list<int> path) {  // the first one at each step, or null
+    for (int name : path) {
+        if (!content || content->values[name].parts.empty()) return nullptr;
+        content = content->values[name].parts[0];
+    }
+    return content;
+}
+std::vector<int64_t> dims(const Shared &tensor) {
+    auto &value = tensor->values[TENSOR_DIMS];
+    auto *first = reinterpret_cast<const int64_t *>(value.bytes.data());
+    return {first, first + value.count};
+}
+double elements(const Shared &tensor) {
+    double product = 1;
+    for (auto dim : dims(tensor)) product *= dim;
+    return product;
+}
+struct Work { double flops = 0, bytes = 0; };
+Work weigh(const Shared &graph) {
+    Shared w = part(graph, {GRAPH_OPERATIONS, CONV_W}), x = part(graph, {GRAPH_OPERATIONS, CONV_X}),
+           y = part(graph, {GRAPH_OPERATIONS, CONV_Y});
+    if (!w || !x || !y) return {};
+    auto shape = dims(y);
+    double channels = shape.size() > 1 && shape[1] ? shape[1] : 1;
+    return {2 * elements(y) * elements(w) / channels, (elements(w) + elements(x) + elements(y)) * item_bytes(x)};
+}
+// NULLCUDA_WORKSPACE is a number of bytes, or "nhwc": all three tensors in another layout, as tensor cores need them.
+int64_t workspace_bytes(const Shared &graph) {
+    const char *text = getenv("NULLCUDA_WORKSPACE");
+    if (!text) return 0;
+    return strcmp(text, "nhwc") ? static_cast<int64_t>(strtod(text, nullptr)) : static_cast<int64_t>(weigh(graph).bytes);
+}
+Shared graph_of(const Shared &config) { return part(config, {CONFIG_ENGINE, ENGINE_GRAPH}); }
+
+void put(const Shared &content, int name, int64_t number) {
+    auto &value = content->values[name];
+    value.bytes.resize(sizeof number), value.count = 1;
+    memcpy(value.bytes.data(), &number, sizeof number);
+}
+void put(const Shared &content, int name, const Shared &only) {
+    content->values[name].parts = {only}, content->values[name].count = 1;
+}
+// What is not set but follows: the one engine, its configuration, its workspace, the plan as text.
+void work_out(const Shared &content, int name) {
+    if (name == HEUR_RESULTS) {
+        auto engine = std::make_shared<Content>(), config = std::make_shared<Content>();
+        engine->values[ENGINE_GRAPH] = content->values[HEUR_GRAPH];
+        put(engine, ENGINE_INDEX, 0);
+        put(config, CONFIG_ENGINE, engine);
+        put(content, name, config);
+    } else if (name == GRAPH_ENGINES) {
+        put(content, name, 1);
+    } else if (name == CONFIG_WORKSPACE) {
+        put(content, name, workspace_bytes(graph_of(content)));
+    } else if (name == PLAN_WORKSPACE) {
+        put(content, name, workspace_bytes(graph_of(part(content, {PLAN_CONFIG}))));
+    } else if (name == PLAN_JSON) {
+        std::string text = "{\"engine\": 0}";
+        auto &value = content->values[name];
+        value.bytes.assign(text.c_str(), text.c_str() + text.size() + 1);
+        value.count = value.bytes.size();
+    }
+}
+}  // namespace
+
+EXPORT size_t cudnnGetVersion() { return 92400; }
+EXPORT size_t cudnnGetCudartVersion() { return 13000; }
+EXPORT int cudnnGetProperty(int which, int *value) { return *value = which == 0 ? 9 : which == 1 ? 24 : 0, 0; }
+EXPORT const char *cudnnGetErrorString(int) { return "an error of the null cuDNN"; }
+EXPORT void cudnnGetLastErrorString(char *text, size_t bytes) { if (bytes) *text = 0; }
+EXPORT int cudnnCreate(void **handle) {
+    nullcuda_make_context();
+    return *handle = new Handle, 0;
+}
+EXPORT int cudnnDestroy(void *handle) { return delete static_cast<Handle *>(handle), 0; }
+EXPORT int cudnnSetStream(void *handle, void *stream) { return static_cast<Handle *>(handle)->stream = stream, 0; }
+EXPORT int cudnnGetStream(void *handle, void **stream) { return *stream = static_cast<Handle *>(handle)->stream, 0; }
+
+EXPORT int cudnnBackendCreateDescriptor(int, void **made) { return *made = new Descriptor, 0; }
+EXPORT int cudnnBackendDestroyDescriptor(void *descriptor) { return delete static_cast<Descriptor *>(descriptor), 0; }
+EXPORT int cudnnBackendFinalize(void *) { return 0; }
+EXPORT int cudnnBackendSetAttribute(void *descriptor, int name, int type, int64_t count, const void *items) {
+    auto &value = static_cast<Descriptor *>(descriptor)->content->values[name];
+    value = {};
+    value.count = count;
+    if (type == DESCRIPTOR_TYPE) {
+        for (int64_t i = 0; i < count; ++i)
+            if (auto *each = static_cast<Descriptor *const *>(items)[i]) value.parts.push_back(each->content);
+    } else if (items) {
+        auto *first = static_cast<const char *>(items);
+        value.bytes.assign(first, first + count * attribute_bytes(type));
+    }
+    return 0;
+}
+EXPORT int cudnnBackendGetAttribute(void *descriptor, int name, int type, int64_t room, int64_t *count, void *items) {
+    auto content = static_cast<Descriptor *>(descriptor)->content;
+    work_out(content, name);
+    auto &value = content->values[name];
+    if (count) *count = value.count;
+    if (!items || room == 0) return 0;
+    int64_t given = std::min(value.count, room);
+    if (type == DESCRIPTOR_TYPE) {
+        auto **targets = static_cast<Descriptor **>(items);
+        for (int64_t i = 0; i < given && i < int64_t(value.parts.size()); ++i)
+            if (targets[i]) targets[i]->content = value.parts[i];
+        if (count) *count = given;
+    } else {
+        memcpy(items, value.bytes.data(), std::min(value.bytes.size(), given * attribute_bytes(type)));
+    }
+    return 0;
+}
+EXPORT int cudnnBackendExecute(void *handle, void *plan, void *) {
+    auto work = weigh(graph_of(part(static_cast<Descriptor *>(plan)->content, {PLAN_CONFIG})));
+    nullcuda_work(static_cast<Handle *>(handle)->stream, work.flops, work.bytes);
+    return 0;
+}

@@ -1,0 +1,102 @@
+"""Every tiny pipeline under its plan on PyTorch's own CUDA code: the same bits, within the budget, nothing left behind."""
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests import tiny_pipelines
+from tests.nullcuda.card import counters, reset
+from tests.nullcuda.tuned_pipelines import NAMES, build, context_bytes, counted, planned, run, whole
+from tests.nullcuda.values import Values
+from vramtune.contract import modules_of
+from vramtune.offload.install import install
+
+SMALL_ARGUMENTS_BYTES = 512
+"""Highest bytes of arguments that a pipeline leaves on the host (LTX a mask), which hooks bring to the device."""
+
+
+@pytest.fixture
+def expandable_segments() -> Iterator[None]:
+    """PyTorch's other way to take memory of the driver; the setting may change while it runs."""
+    torch.cuda.empty_cache()
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untuned_pipeline_gives_the_cpus_bits(name: str) -> None:
+    assert torch.equal(whole(name).output, run(build(name), name))
+
+
+@pytest.mark.parametrize("fraction", [0, 0.5, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tuned_pipeline_gives_the_same_bits_within_its_budget_and_leaves_nothing(name: str, fraction: float) -> None:
+    prove(name, fraction)
+
+
+@pytest.mark.usefixtures("expandable_segments")
+@pytest.mark.parametrize("fraction", [0, 0.5, 1])
+@pytest.mark.parametrize("name", ["sdxl", "wan", "larger flux"])
+def test_with_expandable_segments_too(name: str, fraction: float) -> None:
+    prove(name, fraction)
+
+
+def prove(name: str, fraction: float) -> None:
+    """Two calls under a plan, compared with the untuned pipeline, and what is left of them."""
+    expected, plan, pipe = whole(name), planned(name, fraction), build(name)
+    used_bytes, pinned_bytes = counters().used_bytes, counters().pinned_bytes
+    reset()
+    runtime = install(pipe, plan, device="cuda", context_bytes=context_bytes())
+    assert torch.equal(run(pipe, name), expected.output)
+    assert counters().used_peak_bytes <= plan.budget_bytes
+    call = counted(pipe, name)
+    measured = runtime.measured
+    assert measured is not None
+    assert torch.equal(call.output, expected.output)
+    assert call.peak_bytes <= plan.budget_bytes
+    assert measured.num_out_of_memory == 0
+    assert call.from_card_bytes == expected.from_card_bytes
+    assert call.pageable_bytes <= expected.pageable_bytes + SMALL_ARGUMENTS_BYTES
+    assert 0 <= call.to_card_bytes - expected.to_card_bytes - measured.moved_bytes <= SMALL_ARGUMENTS_BYTES
+    runtime.remove()
+    assert {t.device.type for module in modules_of(pipe).values() for t in module.state_dict().values()} == {"cpu"}
+    del pipe, runtime  # the scheduler has a tensor of its own on the card
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert counters().used_bytes == used_bytes
+    assert counters().pinned_bytes == pinned_bytes
+    assert torch.cuda.get_per_process_memory_fraction() == 1
+
+
+def test_a_call_on_a_side_stream_gives_the_same_bits() -> None:
+    pipe = build("larger flux")
+    with install(pipe, planned("larger flux", 0.5), device="cuda"), torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(2):
+            assert torch.equal(run(pipe, "larger flux"), whole("larger flux").output)
+
+
+def test_two_threads_call_one_after_the_other_and_get_the_same_bits() -> None:
+    outputs: list[torch.Tensor] = []
+    pipe = build("larger flux")
+
+    def call() -> None:
+        with Values():  # a mode holds for its thread alone
+            outputs.append(run(pipe, "larger flux"))
+
+    with install(pipe, planned("larger flux", 0.5), device="cuda"):
+        threads = [threading.Thread(target=call) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [torch.equal(output, whole("larger flux").output) for output in outputs] == [True, True]
+
+
+def test_the_contract_suites_pipelines_are_all_here() -> None:
+    assert set(tiny_pipelines.CALL) < set(NAMES)
