@@ -72,7 +72,7 @@ def test_a_tuned_pipeline_without_its_profile_says_how_to_give_it(runtime, tmp_p
 
 
 def test_a_gpu_may_be_a_device_of_ones_own(profile) -> None:
-    device = replace(profile.device, name="my card", flops_per_second={"float32": 1e12})
+    device = replace(profile.device, name="my card", flops_per_second={"float32": 1e9})
     costs = vramtune.profile(
         tiny_pipelines.build("flux"), call_kwargs=tiny_pipelines.CALL["flux"], gpu=device, progress=False
     )
