@@ -35,8 +35,10 @@ class Work(NamedTuple):
     """Elements that go through the multiprocessors one by one, in kinds that have such a rate."""
     num_blocks: int = 0
     """Blocks of threads among which they are divided; 0 is more than there are multiprocessors."""
-    layout_bytes: int = 0
-    """Operands that a convolution's kernel wants in another order (channels last), each once."""
+    layout_in_bytes: int = 0
+    """Images that a convolution's kernel wants in another order (channels last)."""
+    layout_out_bytes: int = 0
+    """Its result in that order."""
 
 
 _MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
@@ -69,7 +71,9 @@ def work_seconds(work: Work, device: Device) -> float:
         compute = work.flops / (rate * shares.get(work.kind, share))
     bandwidth = device.memory_bytes_per_second * device.efficiency_fraction["memory"]
     traffic = work.num_bytes / bandwidth
-    before = LAYOUT_PASSES * work.layout_bytes / bandwidth if device.kernels == "cuda" else 0.0
+    before = (
+        LAYOUT_PASSES * (work.layout_in_bytes + work.layout_out_bytes) / bandwidth if device.kernels == "cuda" else 0.0
+    )
     launches = work.num_kernels * device.launch_seconds + before
     if not work.num_elements or work.kind not in device.elements_per_second:
         return max(compute, traffic) + launches
@@ -110,10 +114,10 @@ def operation_work(
         return Work("strided", dtype, flops, read + written, num_elements=outputs[0].numel())
     if dtype == "float32" and rounds_to_tensorfloat32(kind):
         dtype = "tensorfloat32"
-    layout_bytes = 0
+    work = Work(kind, dtype, flops, read + written)
     if kind == "convolution" and dtype != "float32" and inputs[0].is_contiguous():
-        layout_bytes = touched_bytes(inputs[0]) + written
-    return Work(kind, dtype, flops, read + written, layout_bytes=layout_bytes)
+        return work._replace(layout_in_bytes=touched_bytes(inputs[0]), layout_out_bytes=written)
+    return work
 
 
 def attention_kind(head_width: int, dtype: str, *, is_masked: bool) -> Kind:
