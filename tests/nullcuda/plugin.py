@@ -30,17 +30,12 @@ def measured() -> Device:
 
 @pytest.fixture(autouse=True)
 def null_card(measured: Device) -> Iterator[None]:
-    """Values, and the card as every test finds it: its settings, and of its memory what the first product takes."""
+    """Values, and the card as every test finds it: its settings, and in its memory the libraries' workspace."""
     before = {name: getattr(card(), name) for name, _ in card()._fields_}
-    tiny = torch.ones(1, 1, device="cuda")
-    tiny @ tiny
-    del tiny
-    torch.cuda.empty_cache()
     reset()
     with Values():
         yield
     for name, setting in before.items():
         setattr(card(), name, setting)
     gc.collect()
-    torch._C._cuda_clearCublasWorkspaces()  # each stream and each thread that multiplied has one
     torch.cuda.empty_cache()
