@@ -54,6 +54,7 @@ def sim_device() -> Device:
     rates = sim.rates()
     capacity = sim.DEFAULT_CAPACITY_BYTES
     return Device(
+        kernels="cpu",
         name="sim",
         total_bytes=capacity,
         usable_bytes=capacity,
