@@ -7,7 +7,6 @@ Needs no GPU. Seconds: the fastest of a few, from an idle GPU. Allocated: the mo
 """
 
 import argparse
-import re
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +69,7 @@ def call_seconds(profile: Profile, call: str) -> float | None:
     component, _, method = call.partition(".")
     for stage in profile.stages:
         for activity in stage.activities:
-            if (activity.component, re.sub(r"^$", "forward", activity.method)) == (component, method):
+            if (activity.component, activity.method) == (component, method):
                 return sum(segment.layer_seconds + segment.after_seconds for segment in activity.segments)
     return None
 

@@ -41,11 +41,9 @@ MOST_EVENTS = 400_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=catalog.names(), metavar="MODEL")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the command")
     parser.add_argument("--steps", type=int, default=2)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    device, name = torch.device("cuda"), torch.cuda.get_device_name()
     path = result_path("calls_" + re.sub(r"\W+", "_", name).lower()).with_suffix(".jsonl.gz")
     done = {line["model"] for line in lines_of(path)}
     for model in options.models:
@@ -60,8 +58,7 @@ def main() -> None:
             outcome = f"failed: {type(error).__name__}: {error}".splitlines()[0][:160]
             append(path, {"model": model, "call": None, "outcome": outcome})
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         print(f"{model}: {outcome}, {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
 
 
@@ -82,19 +79,19 @@ def measure(model: str, device: torch.device, steps: int, path: Path) -> None:
     entry = next(entry for entry in catalog.models() if entry.name == model)
     pipe = catalog.load(model)
     weight_bytes = sum(p.nbytes for part in modules_of(pipe).values() for p in part.parameters())
-    if device.type == "cuda" and weight_bytes > torch.cuda.mem_get_info()[0] - 4 * GIB:
+    if weight_bytes > torch.cuda.mem_get_info()[0] - 4 * GIB:
         raise RuntimeError(f"{weight_bytes / GIB:.1f} GiB of weights are more than is free")
     for part in modules_of(pipe).values():
         materialise(part, device)
     pipe.set_progress_bar_config(disable=True)
-    watch(pipe, device, lambda call: append(path, {"model": model, **call}))
+    watch(pipe, lambda call: append(path, {"model": model, **call}))
     kwargs = {"prompt": "a photo of a cat", **entry.call_kwargs, **entry.images(), "output_type": "pt"}
     if "sigmas" not in kwargs and "timesteps" not in kwargs:
         kwargs["num_inference_steps"] = steps
     pipe(**kwargs, generator=torch.Generator("cpu").manual_seed(0))
 
 
-def watch(pipe: Any, device: torch.device, found: Callable[[dict[str, Any]], None]) -> None:
+def watch(pipe: Any, found: Callable[[dict[str, Any]], None]) -> None:
     """Have every entry of the components measure what it does the first time, and answer with that from then on."""
     inside: list[str] = []
 
@@ -109,7 +106,7 @@ def watch(pipe: Any, device: torch.device, found: Callable[[dict[str, Any]], Non
             if shapes not in answers:
                 inside.append(name)
                 try:
-                    answers[shapes], call = measured(lambda: original(*args, **kwargs), device)
+                    answers[shapes], call = measured(lambda: original(*args, **kwargs))
                 finally:
                     inside.pop()
                 found({"call": name, "inputs": shapes, **call})
@@ -122,11 +119,8 @@ def watch(pipe: Any, device: torch.device, found: Callable[[dict[str, Any]], Non
             vars(owner)[method] = watching(f"{component}.{entry}", getattr(owner, method))
 
 
-def measured(call: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, Any]]:
+def measured(call: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     """What a call returns, and what it takes: seconds, bytes, allocator events, operations by shape."""
-    if device.type != "cuda":
-        call()
-        return call(), {"seconds": [0.0]}
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()

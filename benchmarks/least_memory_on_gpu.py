@@ -12,6 +12,7 @@ import argparse
 import gc
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,15 @@ DEVICE = torch.device("cuda")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
-    rows = [row for model in parser.parse_args().models for row in decoded(model)]
+    rows: list[list[str]] = []
+    for model in parser.parse_args().models:
+        rows += decoded(model)
+        path = write(rows)
+    print(path.read_text(), path, sep="\n")
+
+
+def write(rows: list[list[str]]) -> Path:
+    """The table so far, so that a run that is cut keeps what it measured."""
     name = torch.cuda.get_device_name()
     lines = [
         f"# In how little memory a VAE decodes, measured on {name}",
@@ -45,7 +54,7 @@ def main() -> None:
         "",
         *table(HEADER, rows),
     ]
-    print(*lines, write_result("least_memory_" + re.sub(r"\W+", "_", name).lower(), lines), sep="\n")
+    return write_result("least_memory_" + re.sub(r"\W+", "_", name).lower(), lines)
 
 
 def decoded(model: str) -> list[list[str]]:

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,10 @@ class Result:
     """What the file holds."""
 
     device: Device
-    """The card with the rates that the probe measured."""
+    """The card with the rates that the probe measured, in the last run."""
     rows: list[Row]
+    commands: list[str] = field(default_factory=list)
+    """What made it, in order: runs may have had different machines with such a card."""
 
 
 def main() -> None:
@@ -103,33 +105,37 @@ def main() -> None:
     options = parsed()
     facts = live_device(options.device)
     name = "on_gpu_" + re.sub(r"\W+", "_", facts.name).strip("_").lower()
-    rows = [] if options.again else earlier(name)
+    result = Result(device=facts, rows=[]) if options.again else earlier(name, facts)
+    result.commands.append(f"python -m benchmarks.on_gpu {' '.join(sys.argv[1:])}".strip())
+    rows = result.rows
     for model in options.models:
         for row in measured(model, options, done={(row.model, row.cap_gib, row.mode) for row in rows}):
             rows.append(row)
-            path = write(name, rows, facts, options)
-    path = write(name, rows, facts, options)
+            write(name, result, options)
+    path = write(name, result, options)
     print(path.read_text(), path, sep="\n")
 
 
-def earlier(name: str) -> list[Row]:
+def earlier(name: str, facts: Device) -> Result:
     """What a run before this one measured today."""
     path = result_path(name).with_suffix(".json")
-    return msgspec.json.decode(path.read_bytes(), type=Result).rows if path.exists() else []
+    before = msgspec.json.decode(path.read_bytes(), type=Result) if path.exists() else Result(device=facts, rows=[])
+    return replace(before, device=facts)
 
 
-def write(name: str, rows: list[Row], facts: Device, options: argparse.Namespace) -> Path:
+def write(name: str, result: Result, options: argparse.Namespace) -> Path:
     """The table of all rows so far, and the same as JSON."""
+    rows, facts = result.rows, result.device
     lines = [
         f"# Offload modes under a memory cap on {facts.name}, measured",
         "",
-        *environment(f"python -m benchmarks.on_gpu {' '.join(sys.argv[1:])}".strip(), gpu=facts.name),
+        *environment("`, then `".join(result.commands), gpu=facts.name),
         f"- {options.steps} steps, the pipelines' default sizes; context {facts.context_bytes / GIB:.2f} GiB.",
         LEGEND,
         *(line for model in dict.fromkeys(row.model for row in rows) for line in section(model, rows)),
     ]
     path = write_result(name, lines)
-    path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(Result(device=facts, rows=rows))))
+    path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(result)))
     return path
 
 

@@ -114,7 +114,7 @@ ARCHITECTURES = {
         efficiency_fraction=_shares(matmul=0.75, convolution=0.42, attention=0.60, memory=0.88),
     ),
 }
-"""Hopper's shares are measured (`calls_on_gpu`, H100), the others fitted to published rows (`against_published`)."""
+"""Hopper's shares are fitted to measured calls (`calls_on_gpu`, H100); the others are assumed."""
 
 MEMORY_TOLERANCE = 0.1
 """Share by which NVML's total may differ from the nominal size; it is up to 6.3% lower (ECC on L4, A10, L40S)."""

@@ -39,9 +39,6 @@ SLOW_RATIO = 1.5
 """From here on an operation is seen to take longer than its traffic."""
 LATE_RATIO = 1.1
 """From here on the host is seen to be later than the GPU, with kernels that do next to nothing."""
-LINEAR_SHARE = 1.0
-"""A light operation in a model, with the Python around it, beside a call of `nn.Linear`: 22 and 22.6 microseconds on
-the host of an H100 (`benchmarks/calls_on_gpu.py`)."""
 NUM_STREAMS, ENOUGH_OVERLAP = 3, 0.9
 """Streams on which copies are tried, until one overlaps so far."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -113,9 +110,9 @@ def measure_rates(device: torch.device) -> Rates:
         def rate(make: Make, first: int, last: int, dtype: torch.dtype = fastest) -> float:
             return best(make, sizes=(first, last), dtype=dtype).per_second(launch_seconds)
 
-        convolution = rate(_convolution, 1, most_bytes // MIB)
-        tensorfloat32 = (
-            rate(_convolution, 1, most_bytes // (2 * MIB), dtype=torch.float32) * peaks[fastest] / convolution
+        convolution, float32_convolution = (
+            rate(_convolution, 1, most_bytes // size, dtype)
+            for size, dtype in ((MIB, fastest), (2 * MIB, torch.float32))
         )
         attention = {
             kind: rate(partial(_attention, width=width), 512, min(MOST_TOKENS, most_bytes // 5120))
@@ -124,8 +121,7 @@ def measure_rates(device: torch.device) -> Rates:
         memory = rate(_addition, 2**18, most_bytes // (3 * fastest.itemsize))
         copied_bytes = min(copied[1], max(LEAST_BESIDE_BYTES, int(2 * products[fastest].seconds * pinned)))
         overlap = _overlap_fraction(products[fastest].size, copied_bytes, device=device, dtype=fastest)
-        multiprocessors = _multiprocessors(device)
-        elements = _element_rates(memory, launch_seconds, most_bytes, multiprocessors, device=device, dtype=fastest)
+        elements = _element_rates(memory, launch_seconds, most_bytes, device=device, dtype=fastest)
         _give_back(device)
     return Rates(
         pinned_copy_bytes_per_second=pinned,
@@ -134,7 +130,7 @@ def measure_rates(device: torch.device) -> Rates:
         overlap_fraction=overlap,
         copy_latency_seconds=latency_seconds,
         flops_per_second={str(dtype).removeprefix("torch."): peak for dtype, peak in peaks.items()}
-        | {"tensorfloat32": tensorfloat32},
+        | {"tensorfloat32": float32_convolution * peaks[fastest] / convolution},
         memory_bytes_per_second=memory,
         efficiency_fraction={
             "matmul": 1.0,
@@ -143,7 +139,7 @@ def measure_rates(device: torch.device) -> Rates:
             "memory": 1.0,
         },
         launch_seconds=launch_seconds,
-        multiprocessors=multiprocessors,
+        multiprocessors=_multiprocessors(device),
         elements_per_second=elements,
         operation_seconds=operation_seconds,
     )
@@ -168,16 +164,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _element_rates(
-    memory: float,
-    launch_seconds: float,
-    most_bytes: int,
-    multiprocessors: int,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    memory: float, launch_seconds: float, most_bytes: int, *, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
     """By kind, what one multiprocessor gets through; kinds that their traffic accounts for are left out."""
-    rates = {}
+    rates, multiprocessors = {}, _multiprocessors(device)
     for kind, make, share in (
         ("strided", _strided, multiprocessors),
         ("group_norm", _group_norm, min(32, multiprocessors)),
@@ -192,13 +182,17 @@ def _element_rates(
 
 
 def _operation_seconds(busy: Callable[[], object], *, device: torch.device) -> float:
-    """The host's time for a light operation; 0 where it is no slower than the GPU."""
+    """The host's time for a light operation and the Python around it; 0 where it is no slower than the GPU.
+
+    A call of `nn.Linear` takes as long: 22.6 microseconds by itself on the host of an H100, where light operations of
+    models take 22 (`benchmarks/calls_on_gpu.py`).
+    """
     linear = torch.nn.Linear(8, 8, device="meta").to_empty(device=device).requires_grad_(False)  # draws no numbers
     x = torch.ones(8, 8, device=device)
     queued_seconds = _queued_seconds(lambda: linear(x), busy, device=device)
     issued = (_elapsed(lambda: linear(x), num_calls=NUM_QUEUED, device=device)[0] for _ in range(4))
     issued_seconds = min(issued) / NUM_QUEUED
-    return LINEAR_SHARE * issued_seconds if issued_seconds > LATE_RATIO * queued_seconds else 0.0
+    return issued_seconds if issued_seconds > LATE_RATIO * queued_seconds else 0.0
 
 
 def _long_work(product: Timing, *, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:

@@ -5,8 +5,7 @@ does not know (another method, weights that it found unused) is loaded whole for
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from vramtune.offload.binding import (
 from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.meter import Meter
-from vramtune.offload.pieces import flats, pieces
+from vramtune.offload.pieces import flats, pieces, together
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import call_name
@@ -238,8 +237,8 @@ class Conductor:
         for group in staying:
             group.is_settled = False
             group.update_layout()
-        for together in pieces(staying):
-            for group, flat in flats(together, self.device):
+        for sharing in pieces(staying):
+            for group, flat in flats(sharing, self.device):
                 group.settle_on_device(flat)
 
     def _settle_edits(self, component: BoundComponent) -> None:
@@ -337,8 +336,8 @@ class Conductor:
     def _open(self, position: Position, kept: dict[BoundPlacement | BoundComponent, list[Group]]) -> None:
         """Take memory for what is absent, then start the copies."""
         for keeper, groups in kept.items():
-            for together in _together(keeper, [group for group in groups if group not in self._copies]):
-                self._copies.update(allocate(together, self.device))
+            for sharing in together(keeper, [group for group in groups if group not in self._copies]):
+                self._copies.update(allocate(sharing, self.device))
         self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
         self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
@@ -392,14 +391,3 @@ def _counts(placement: BoundPlacement, position: Position) -> tuple[int, int]:
         return placement.num_resident, 1
     running = [stage for stage, active in enumerate(placement.planned.active) if active]
     return min(placement.kept[s] for s in running), min(placement.num_slots[s] for s in running)
-
-
-def _together(keeper: BoundPlacement | BoundComponent, groups: list[Group]) -> Iterator[list[Group]]:
-    """Groups that come and go together, so that they can share one piece of memory."""
-    if isinstance(keeper, BoundComponent):
-        yield from ([group] for group in groups)
-        return
-    borders = sorted({0, 1, len(keeper.groups), *keeper.kept})
-    for start, stop in pairwise(borders):
-        if together := [group for group in keeper.groups[start:stop] if group in groups]:
-            yield together

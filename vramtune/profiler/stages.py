@@ -134,7 +134,7 @@ class Estimator:
 
         It gives cached memory back, and cuDNN falls back to kernels that need a copy of the images alone: in a loop both
         would cost time at every iteration. Four VAEs decoded in this much on an H200, and not in 9 to 13% less
-        (`benchmarks/least_memory_on_gpu.py`, H200). Another accelerator than CUDA's is not supposed to.
+        (`benchmarks/results/least_memory_nvidia_h200_*.json`). Another accelerator than CUDA's is not supposed to.
         """
         if self._device.kernels != "cuda":
             return activity
