@@ -1,7 +1,8 @@
 """What tests ask of a pipeline of the catalog."""
 
 import torch
-from diffusers import DiffusionPipeline
+
+from vramtune.contract import Pipeline
 
 
 def stored(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -9,5 +10,5 @@ def stored(module: torch.nn.Module) -> list[torch.Tensor]:
     return list({id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values())
 
 
-def modules(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+def modules(pipe: Pipeline) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}

@@ -3,15 +3,15 @@
 import gc
 
 import pytest
-from diffusers import DiffusionPipeline
 
 from vramtune.catalog.pipelines import BUILDERS
+from vramtune.contract import Pipeline
 
 
-class Pipelines(dict[str, DiffusionPipeline]):
+class Pipelines(dict[str, Pipeline]):
     """By the names of the catalog."""
 
-    def __missing__(self, name: str) -> DiffusionPipeline:
+    def __missing__(self, name: str) -> Pipeline:
         pipe = self.setdefault(name, BUILDERS[name]())
         gc.collect()
         gc.freeze()  # it lives as long as the session: a million objects that no collection need walk
@@ -19,5 +19,5 @@ class Pipelines(dict[str, DiffusionPipeline]):
 
 
 @pytest.fixture(scope="session")
-def pipelines() -> dict[str, DiffusionPipeline]:
+def pipelines() -> dict[str, Pipeline]:
     return Pipelines()

@@ -33,6 +33,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("wan2.1-14B", "wan2.1-14b"),
         ("sd3.5-large", "sd3.5-large"),
         ("sd3.5 medium", "sd3.5-medium"),
+        ("SD3 medium", "sd3-medium"),
         ("FLUX.2-klein-4B", "flux.2-klein-4b"),
         ("flux2 klein 9b", "flux.2-klein-9b"),
         ("FLUX.1-schnell", "flux.1-schnell"),
@@ -49,6 +50,12 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("PixArt-Sigma", "pixart-sigma"),
         ("Ideogram 4", "ideogram-4"),
         ("Krea-2-Turbo", "krea-2"),
+        ("FLUX.3 klein", "flux.3-klein"),
+        ("HunyuanDiT", "hunyuan-dit"),
+        ("LTX 13B", "ltx-13b"),
+        ("CogVideoX-5b", "cogvideox-5b"),
+        ("Latte-1", "latte"),
+        ("MiniMax-H3", "minimax-h3"),
     ],
 )
 def test_a_name_is_matched_whatever_its_case_and_punctuation(built: list[str], asked: str, meant: str) -> None:

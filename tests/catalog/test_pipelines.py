@@ -1,10 +1,7 @@
 """The pipelines of the catalog: what they are made of, and the tokenizers made in code."""
 
-import inspect
-
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from transformers import CLIPTokenizer, T5Tokenizer
 
@@ -12,12 +9,13 @@ from tests.catalog.built import modules, stored
 from vramtune import catalog
 from vramtune.catalog.pipelines import BUILDERS
 from vramtune.catalog.tokenizers import QwenProcessor
+from vramtune.contract import CALL, Pipeline, call_parameters
 
 PROMPT = "a red fox in the snow"
 
 
 @pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
-def test_the_entry_says_what_is_built(pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry) -> None:
+def test_the_entry_says_what_is_built(pipelines: dict[str, Pipeline], entry: catalog.Entry) -> None:
     pipe = pipelines[entry.name]
     tensors = [tensor for module in modules(pipe).values() for tensor in stored(module)]
     assert sum(tensor.numel() for tensor in tensors) == entry.num_parameters
@@ -25,7 +23,7 @@ def test_the_entry_says_what_is_built(pipelines: dict[str, DiffusionPipeline], e
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_nothing_is_allocated_and_nothing_trains(pipelines: dict[str, DiffusionPipeline], name: str) -> None:
+def test_nothing_is_allocated_and_nothing_trains(pipelines: dict[str, Pipeline], name: str) -> None:
     for module in modules(pipelines[name]).values():
         assert all(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
         assert not module.training
@@ -36,7 +34,7 @@ KEPT_IN_FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm
 
 
 @pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
-def test_dtypes_are_those_the_entry_says(pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry) -> None:
+def test_dtypes_are_those_the_entry_says(pipelines: dict[str, Pipeline], entry: catalog.Entry) -> None:
     """Such as "bfloat16, vae float32"."""
     usual, *others = entry.dtype.split(", ")
     named = dict(other.split(" ") for other in others)
@@ -44,7 +42,7 @@ def test_dtypes_are_those_the_entry_says(pipelines: dict[str, DiffusionPipeline]
         assert str(module.dtype) == f"torch.{named.get(component, usual)}", component
 
 
-def test_what_a_class_keeps_in_float32_stays_so(pipelines: dict[str, DiffusionPipeline]) -> None:
+def test_what_a_class_keeps_in_float32_stays_so(pipelines: dict[str, Pipeline]) -> None:
     for name in ("wan2.1-14b", "wan2.2-i2v-a14b"):
         dtypes = {path: tensor.dtype for path, tensor in pipelines[name].transformer.state_dict().items()}
         kept = {path for path, dtype in dtypes.items() if dtype == torch.float32}
@@ -52,17 +50,18 @@ def test_what_a_class_keeps_in_float32_stays_so(pipelines: dict[str, DiffusionPi
         assert all(set(KEPT_IN_FLOAT32) & set(path.split(".")) for path in kept)
 
 
-def test_t5_s_embeddings_count_once(pipelines: dict[str, DiffusionPipeline]) -> None:
+def test_t5_s_embeddings_count_once(pipelines: dict[str, Pipeline]) -> None:
     for name, component in (("flux.1-dev", "text_encoder_2"), ("wan2.1-14b", "text_encoder")):
         encoder = getattr(pipelines[name], component)
         assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_tokenizers_give_what_the_encoders_take(pipelines: dict[str, DiffusionPipeline], name: str) -> None:
+def test_tokenizers_give_what_the_encoders_take(pipelines: dict[str, Pipeline], name: str) -> None:
     pipe = pipelines[name]
-    for component, tokenizer in pipe.components.items():
+    for component, part in pipe.components.items():
         if component.startswith("tokenizer"):
+            tokenizer = getattr(part, "tokenizer", part)  # of a processor
             config = getattr(pipe, component.replace("tokenizer", "text_encoder")).config.get_text_config()
             ids = tokenizer(PROMPT, padding="max_length", truncation=True, max_length=77).input_ids
             assert len(ids) == 77
@@ -73,7 +72,7 @@ def test_tokenizers_give_what_the_encoders_take(pipelines: dict[str, DiffusionPi
                 assert ids.count(tokenizer.eos_token_id) >= 1
 
 
-def test_word_tokenizers_count_as_diffusers_says(pipelines: dict[str, DiffusionPipeline]) -> None:
+def test_word_tokenizers_count_as_diffusers_says(pipelines: dict[str, Pipeline]) -> None:
     """What pipelines cut off in front of the prompt is as long as they say: they counted the real tokens."""
     for name in ("qwen-image", "qwen-image-edit-2511"):
         pipe = pipelines[name]
@@ -98,9 +97,10 @@ def test_the_processor_makes_room_for_images() -> None:
     assert inputs["pixel_values"].shape[0] == 200
     assert (inputs["input_ids"] == pad).sum() == 200 / 4  # two by two patches are one token
     assert (processor(text=["a b"], return_tensors="pt")["input_ids"] == pad).sum() == 0
+    assert processor.create_mm_token_type_ids([[1000, pad], [1000]]) == [[0, 1], [0]]
 
 
-def test_the_settings_that_the_calls_depend_on(pipelines: dict[str, DiffusionPipeline]) -> None:
+def test_the_settings_that_the_calls_depend_on(pipelines: dict[str, Pipeline]) -> None:
     assert pipelines["sdxl"].vae.config.force_upcast
     assert pipelines["sdxl"].vae.config.scaling_factor == 0.13025
     assert pipelines["sd3.5-large"].transformer.config.num_layers == 38
@@ -116,13 +116,17 @@ def test_the_settings_that_the_calls_depend_on(pipelines: dict[str, DiffusionPip
     assert pipelines["wan2.2-t2v-a14b"].config.boundary_ratio == 0.875
     assert pipelines["wan2.2-ti2v-5b"].config.expand_timesteps
     assert pipelines["wan2.2-ti2v-5b"].vae_scale_factor_spatial == 16
+    assert pipelines["sd3-medium"].transformer.config.qk_norm is None
+    assert pipelines["flux.3-klein"].transformer.config.flow_map
+    assert not pipelines["hunyuan-dit"].transformer.config.use_style_cond_and_image_meta_size
+    assert pipelines["cogvideox-5b"].transformer.config.use_rotary_positional_embeddings
+    assert pipelines["ltx-13b"].vae.config.timestep_conditioning
+    assert pipelines["ltx-13b"].vae_spatial_compression_ratio == 32
     assert pipelines["hunyuanvideo-1.5"].guider.guidance_scale == 6.0
 
 
 @pytest.mark.parametrize("entry", catalog.models(), ids=lambda entry: entry.name)
-def test_the_call_of_an_entry_is_one_its_pipeline_takes(
-    pipelines: dict[str, DiffusionPipeline], entry: catalog.Entry
-) -> None:
-    accepted = inspect.signature(type(pipelines[entry.name]).__call__).parameters
+def test_the_call_of_an_entry_is_one_its_pipeline_takes(pipelines: dict[str, Pipeline], entry: catalog.Entry) -> None:
+    accepted = call_parameters(pipelines[entry.name], CALL)
     assert entry.call_kwargs.keys() <= accepted.keys()
     assert entry.image_size is None or "image" in accepted

@@ -8,7 +8,7 @@ from vramtune.errors import UnknownNameError, UsageError
 from vramtune.paths import is_folder, is_there, user_path
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
 
 __all__ = ["Entry", "find", "load", "models", "names"]
 
@@ -26,7 +26,7 @@ def models() -> tuple[Entry, ...]:
     return ENTRIES
 
 
-def load(model: str) -> "DiffusionPipeline":
+def load(model: str) -> "DiffusionPipeline | ModularPipeline":
     """A complete pipeline whose parameters are on the meta device: they have shapes and dtypes, but no values.
 
     `model` is a name of `names()` (case and punctuation do not matter), a folder written by `save_pretrained`

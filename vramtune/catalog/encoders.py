@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -112,6 +114,22 @@ def umt5_xxl(dtype: torch.dtype) -> UMT5EncoderModel:
     return empty(lambda: UMT5EncoderModel(UMT5Config(vocab_size=256384, **_T5_XXL)), dtype=dtype)
 
 
+def mt5_xl(dtype: torch.dtype) -> T5EncoderModel:
+    """https://huggingface.co/google/mt5-xl: the encoder."""
+    config = T5Config(
+        vocab_size=250112, d_model=2048, d_kv=64, d_ff=5120, num_layers=24, num_heads=32, feed_forward_proj="gated-gelu"
+    )
+    return empty(lambda: T5EncoderModel(config), dtype=dtype)
+
+
+def bert_large(dtype: torch.dtype) -> BertModel:
+    """https://huggingface.co/hfl/chinese-roberta-wwm-ext-large with the vocabulary of HunyuanDiT."""
+    config = BertConfig(
+        vocab_size=47020, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+    )
+    return empty(lambda: BertModel(config), dtype=dtype)
+
+
 def byt5_glyph(dtype: torch.dtype) -> T5EncoderModel:
     """google/byt5-small with the colors and fonts of Glyph-SDXL-v2 as tokens: 1510 of them.
 
@@ -163,20 +181,29 @@ def _qwen3_8b_sizes() -> dict[str, Any]:
     return _qwen3_sizes(hidden_size=4096, intermediate_size=12288)
 
 
-def _qwen3_sizes(**widths: int) -> dict[str, Any]:
+def _qwen3_sizes(**sizes: int) -> dict[str, Any]:
     return {
         "vocab_size": 151936,
         "num_hidden_layers": 36,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "head_dim": 128,
-        **widths,
+        **sizes,
     }
 
 
 def qwen3_vl_4b(dtype: torch.dtype) -> Qwen3VLModel:
     """https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct without its head, which is the embedding."""
-    config = _qwen3_vl(
+    return empty(lambda: Qwen3VLModel(_qwen3_vl_4b()), dtype=dtype)
+
+
+def qwen3_vl_4b_causal(dtype: torch.dtype) -> Qwen3VLForConditionalGeneration:
+    """https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct."""
+    return empty(lambda: Qwen3VLForConditionalGeneration(_qwen3_vl_4b()), dtype=dtype)
+
+
+def _qwen3_vl_4b() -> Qwen3VLConfig:
+    return _qwen3_vl(
         _qwen3_4b_sizes(),
         tied=True,
         depth=24,
@@ -185,7 +212,14 @@ def qwen3_vl_4b(dtype: torch.dtype) -> Qwen3VLModel:
         out_hidden_size=2560,
         deepstack_visual_indexes=[5, 11, 17],
     )
-    return empty(lambda: Qwen3VLModel(config), dtype=dtype)
+
+
+_QWEN3_VL_TOWER: dict[str, Any] = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
 
 
 def qwen3_vl_8b(dtype: torch.dtype) -> Qwen3VLModel:
@@ -198,16 +232,15 @@ def qwen3_vl_8b_causal(dtype: torch.dtype) -> Qwen3VLForConditionalGeneration:
     return empty(lambda: Qwen3VLForConditionalGeneration(_qwen3_vl_8b()), dtype=dtype)
 
 
+def qwen3_vl_32b_causal(dtype: torch.dtype) -> Qwen3VLForConditionalGeneration:
+    """https://huggingface.co/Qwen/Qwen3-VL-32B-Instruct."""
+    sizes = _qwen3_sizes(hidden_size=5120, intermediate_size=25600, num_hidden_layers=64, num_attention_heads=64)
+    config = _qwen3_vl(sizes, tied=False, out_hidden_size=5120, **_QWEN3_VL_TOWER)
+    return empty(lambda: Qwen3VLForConditionalGeneration(config), dtype=dtype)
+
+
 def _qwen3_vl_8b() -> Qwen3VLConfig:
-    return _qwen3_vl(
-        _qwen3_8b_sizes(),
-        tied=False,
-        depth=27,
-        hidden_size=1152,
-        intermediate_size=4304,
-        out_hidden_size=4096,
-        deepstack_visual_indexes=[8, 16, 24],
-    )
+    return _qwen3_vl(_qwen3_8b_sizes(), tied=False, out_hidden_size=4096, **_QWEN3_VL_TOWER)
 
 
 def _qwen3_vl(sizes: dict[str, Any], *, tied: bool, **vision: object) -> Qwen3VLConfig:

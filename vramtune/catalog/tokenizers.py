@@ -61,6 +61,13 @@ def byt5_tokenizer() -> ByT5Tokenizer:
     return ByT5Tokenizer()
 
 
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    """https://huggingface.co/hfl/chinese-roberta-wwm-ext-large; HunyuanDiT pads to 77."""
+    return _word_tokenizer(
+        {"[PAD]": 0, "[CLS]": 101, "[SEP]": 102}, pad_token="[PAD]", eos_token="[SEP]", model_max_length=77
+    )
+
+
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
     """Of Qwen 2.5 and 3, with and without vision: https://huggingface.co/Qwen/Qwen3-4B."""
     return _word_tokenizer(
@@ -139,6 +146,11 @@ class QwenProcessor:
     def apply_chat_template(self, messages: list[dict[str, Any]], **settings: Any) -> Any:
         """Of one conversation, as a batch of one."""
         return self.tokenizer.apply_chat_template([messages], **settings)
+
+    def create_mm_token_type_ids(self, input_ids: list[list[int]]) -> list[list[int]]:
+        """1 for an image's token, 0 for text."""
+        image = self.tokenizer.convert_tokens_to_ids(self.IMAGE)
+        return [[int(token == image) for token in tokens] for tokens in input_ids]
 
     def _with_room(self, text: str, num_tokens: Any) -> str:
         before, *after = text.split(self.IMAGE)

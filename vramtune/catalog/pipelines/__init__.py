@@ -8,17 +8,17 @@ the timesteps, not the number of steps.
 from collections.abc import Callable
 from importlib import import_module
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from vramtune.catalog.empty import empty
 
 __all__ = ["BUILDERS", "empty"]
 
 
-def _later(family: str, name: str) -> Callable[[], DiffusionPipeline]:
+def _later(family: str, name: str) -> Callable[[], DiffusionPipeline | ModularPipeline]:
     """The function of that name; its family's module, and so diffusers' classes, are imported when it is called."""
 
-    def build() -> DiffusionPipeline:
+    def build() -> DiffusionPipeline | ModularPipeline:
         return getattr(import_module(f"{__name__}.{family}"), name)()
 
     return build
@@ -27,6 +27,7 @@ def _later(family: str, name: str) -> Callable[[], DiffusionPipeline]:
 BUILDERS = {
     "sd15": _later("stable_diffusion", "sd15"),
     "sdxl": _later("stable_diffusion", "sdxl"),
+    "sd3-medium": _later("stable_diffusion", "sd3_medium"),
     "sd3.5-medium": _later("stable_diffusion", "sd35_medium"),
     "sd3.5-large": _later("stable_diffusion", "sd35_large"),
     "flux.1-dev": _later("flux", "flux1_dev"),
@@ -35,6 +36,7 @@ BUILDERS = {
     "flux.2-dev": _later("flux", "flux2_dev"),
     "flux.2-klein-4b": _later("flux", "flux2_klein_4b"),
     "flux.2-klein-9b": _later("flux", "flux2_klein_9b"),
+    "flux.3-klein": _later("flux", "flux3_klein"),
     "chroma1-hd": _later("flux", "chroma1_hd"),
     "z-image-turbo": _later("z_image", "z_image_turbo"),
     "qwen-image": _later("qwen", "qwen_image"),
@@ -42,6 +44,7 @@ BUILDERS = {
     "qwen-image-2.1": _later("qwen", "qwen_image_21"),
     "krea-2": _later("krea", "krea2_turbo"),
     "ideogram-4": _later("ideogram", "ideogram4"),
+    "hunyuan-dit": _later("hunyuan", "hunyuan_dit"),
     "hidream-i1-full": _later("hidream", "hidream_i1_full"),
     "pixart-sigma": _later("pixart", "pixart_sigma"),
     "wan2.1-14b": _later("wan", "wan21_14b"),
@@ -52,6 +55,11 @@ BUILDERS = {
     "hunyuanvideo": _later("hunyuan", "hunyuan_video"),
     "hunyuanvideo-1.5": _later("hunyuan", "hunyuan_video_15"),
     "ltx-video": _later("ltx", "ltx_video"),
+    "ltx-13b": _later("ltx", "ltx_13b"),
     "ltx-2.3": _later("ltx", "ltx_23"),
     "ltx-2.5": _later("ltx", "ltx_25"),
+    "cogvideox-2b": _later("cogvideox", "cogvideox_2b"),
+    "cogvideox-5b": _later("cogvideox", "cogvideox_5b"),
+    "latte": _later("latte", "latte1"),
+    "minimax-h3": _later("minimax", "minimax_h3"),
 }

@@ -1,4 +1,4 @@
-"""FLUX.1, FLUX.2, and Chroma, which is FLUX.1 made smaller."""
+"""FLUX.1, FLUX.2, FLUX.3, and Chroma, which is FLUX.1 made smaller."""
 
 import warnings
 from typing import Any
@@ -12,15 +12,25 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    Flux3DistilledModularPipeline,
+    Flux3Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
 )
+from diffusers.modular_pipelines import Flux3DistilledAutoBlocks
 
 from vramtune.catalog.empty import empty
-from vramtune.catalog.encoders import clip_l, mistral_small_24b, qwen3_4b_causal, qwen3_8b_causal, t5_xxl
+from vramtune.catalog.encoders import (
+    clip_l,
+    mistral_small_24b,
+    qwen3_4b_causal,
+    qwen3_8b_causal,
+    qwen3_vl_4b_causal,
+    t5_xxl,
+)
 from vramtune.catalog.pipelines.parts import flux1_vae, flux_scheduler
-from vramtune.catalog.tokenizers import clip_tokenizer, mistral_tokenizer, qwen_tokenizer, t5_tokenizer
+from vramtune.catalog.tokenizers import QwenProcessor, clip_tokenizer, mistral_tokenizer, qwen_tokenizer, t5_tokenizer
 
 DTYPE = torch.bfloat16
 
@@ -102,3 +112,17 @@ def _klein(text_encoder: torch.nn.Module, **config: int) -> Flux2KleinPipeline:
         transformer=empty(lambda: Flux2Transformer2DModel(guidance_embeds=False, **config), dtype=DTYPE),
         is_distilled=True,
     )
+
+
+def flux3_klein() -> Flux3DistilledModularPipeline:
+    """FLUX.3 Image [klein], a modular pipeline, distilled to 16 steps; the model that rewrites prompts is left out."""
+    blocks = Flux3DistilledAutoBlocks()
+    del blocks.sub_blocks["prompt_upsampler"]
+    pipe = blocks.init_pipeline()
+    pipe.update_components(
+        transformer=empty(lambda: Flux3Transformer2DModel(flow_map=True), dtype=DTYPE),
+        vae=empty(AutoencoderKLFlux2, dtype=DTYPE),
+        text_encoder=qwen3_vl_4b_causal(DTYPE),
+    )
+    pipe.tokenizer = QwenProcessor(patch_size=16, max_pixels=16 * 16 * 4 * 16384)
+    return pipe

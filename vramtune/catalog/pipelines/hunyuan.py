@@ -1,11 +1,14 @@
-"""HunyuanVideo and HunyuanVideo 1.5."""
+"""HunyuanDiT, HunyuanVideo and HunyuanVideo 1.5."""
 
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
     ClassifierFreeGuidance,
+    DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanDiT2DModel,
+    HunyuanDiTPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
@@ -13,8 +16,52 @@ from diffusers import (
 )
 
 from vramtune.catalog.empty import empty
-from vramtune.catalog.encoders import byt5_glyph, clip_l, llava_llama3_8b, qwen25_vl_7b_text
-from vramtune.catalog.tokenizers import byt5_tokenizer, clip_tokenizer, llama3_tokenizer, qwen_tokenizer
+from vramtune.catalog.encoders import bert_large, byt5_glyph, clip_l, llava_llama3_8b, mt5_xl, qwen25_vl_7b_text
+from vramtune.catalog.pipelines.parts import sd_vae
+from vramtune.catalog.tokenizers import (
+    bert_tokenizer,
+    byt5_tokenizer,
+    clip_tokenizer,
+    llama3_tokenizer,
+    qwen_tokenizer,
+    t5_tokenizer,
+)
+
+
+def hunyuan_dit() -> HunyuanDiTPipeline:
+    """HunyuanDiT 1.2: 40 blocks, the later ones joined to the earlier; SDXL's VAE; without its safety checker."""
+    dtype = torch.float16
+    return HunyuanDiTPipeline(
+        vae=sd_vae(dtype, sample_size=512, scaling_factor=0.13025),
+        text_encoder=bert_large(dtype),
+        tokenizer=bert_tokenizer(),
+        transformer=empty(_hunyuan_dit_transformer, dtype=dtype),
+        scheduler=DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.018,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            prediction_type="v_prediction",
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=mt5_xl(dtype),
+        tokenizer_2=t5_tokenizer(),
+    )
+
+
+def _hunyuan_dit_transformer() -> HunyuanDiT2DModel:
+    return HunyuanDiT2DModel(
+        in_channels=4,
+        patch_size=2,
+        sample_size=128,
+        hidden_size=1408,
+        num_layers=40,
+        mlp_ratio=4.3637,
+        use_style_cond_and_image_meta_size=False,
+    )
 
 
 def hunyuan_video() -> HunyuanVideoPipeline:

@@ -1,9 +1,15 @@
 """What pipelines of several families are made of."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from vramtune.catalog.empty import empty
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def sd_vae(dtype: torch.dtype, *, sample_size: int, scaling_factor: float, **config: object) -> AutoencoderKL:
@@ -43,3 +49,10 @@ def _image_vae(dtype: torch.dtype, **config: object) -> AutoencoderKL:
 def flux_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """Of FLUX.1 [dev], whose settings FLUX.2 was released with too."""
     return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+
+
+def with_computed_filters(make: Callable[[], Module]) -> Module:
+    """A module of sound, whose hundreds of filters are computed, in a part of the time that meta tensors take for them."""
+    with torch.device("cpu"), init_empty_weights():
+        module = make()
+    return module.to("meta")

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5, XL and 3.5."""
+"""Stable Diffusion 1.5, XL, 3 and 3.5."""
 
 import torch
 from diffusers import (
@@ -66,27 +66,33 @@ def _sdxl_unet() -> UNet2DConditionModel:
     )
 
 
+def sd3_medium() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3 Medium: 24 layers."""
+    return _sd3(torch.float16, num_layers=24, pos_embed_max_size=192)
+
+
 def sd35_medium() -> StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 Medium: 24 layers, the first 13 with a second attention."""
-    return _sd3(num_layers=24, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)))
+    return _sd3(
+        torch.bfloat16,
+        num_layers=24,
+        pos_embed_max_size=384,
+        qk_norm="rms_norm",
+        dual_attention_layers=tuple(range(13)),
+    )
 
 
 def sd35_large() -> StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 Large: 38 layers."""
-    return _sd3(num_layers=38, pos_embed_max_size=192)
+    return _sd3(torch.bfloat16, num_layers=38, pos_embed_max_size=192, qk_norm="rms_norm")
 
 
-def _sd3(*, num_layers: int, **config: object) -> StableDiffusion3Pipeline:
+def _sd3(dtype: torch.dtype, *, num_layers: int, **config: object) -> StableDiffusion3Pipeline:
     """As many heads of 64 channels as layers."""
-    dtype = torch.bfloat16
     return StableDiffusion3Pipeline(
         transformer=empty(
             lambda: SD3Transformer2DModel(
-                num_layers=num_layers,
-                num_attention_heads=num_layers,
-                caption_projection_dim=64 * num_layers,
-                qk_norm="rms_norm",
-                **config,
+                num_layers=num_layers, num_attention_heads=num_layers, caption_projection_dim=64 * num_layers, **config
             ),
             dtype=dtype,
         ),
