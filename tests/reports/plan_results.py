@@ -73,6 +73,7 @@ def estimate(
         first_call_seconds=seconds,
         bound_seconds=bound_seconds,
         moved_bytes=0,
+        **examples.likely(seconds, peak_bytes),
         stages=(stage,),
     )
 

@@ -4,17 +4,18 @@
 instead: `float16_tflops` (dense, accumulating in float32) is multiprocessors x boost clock x FLOP per clock, 512
 on GeForce cards, which agrees with the NVIDIA whitepapers (RTX 2080 Ti, 3090, 4090, 5090) within 0.3%;
 `usable_gib` is the lowest "total capacity" in PyTorch's out-of-memory messages on Linux for cards of that size.
-`memory_gib` is the nominal size. `aliases` say which GPU a short name means: H100 is the 80 GB SXM one.
+`sustained_fraction` is the share of that rate that the card's power limit leaves, where this is less than all: fitted
+to several published calls each (`benchmarks/against_published.py`). `memory_gib` is the nominal size. `aliases` say which GPU a short name means: H100 is the 80 GB SXM one.
 """
 
 import csv
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
 from vramtune.errors import UnknownNameError, UsageError
-from vramtune.schema import Device
+from vramtune.schema import Device, Spread, Spreads
 from vramtune.units import GIB, MIB, format_bytes
 
 # Priors: what a data sheet does not say. A measurement replaces them.
@@ -34,7 +35,9 @@ def _shares(*, matmul: float, convolution: float, attention: float, memory: floa
 
 
 CONTEXT_BYTES = 500 * MIB
-"""CUDA context with lazily loaded kernels: reports range from 200 to 550 MiB; a high guess is the safe one."""
+"""CUDA context with lazily loaded kernels: reports range from 200 to 550 MiB; a high guess is the safe one..."""
+CONTEXT_BYTES_BY_ARCHITECTURE = {"Hopper": 740 * MIB}
+"""...where it was not seen: 693 MiB on an H100 (`facts_*`), 757 on an H200 (`on_gpu_*`; CUDA 13)."""
 WORKSPACE_BYTES = {"Turing": 20 * MIB, "Ampere": 20 * MIB, "Ada": 20 * MIB, "Hopper": 32 * MIB, "Blackwell": 32 * MIB}
 """cuBLAS workspace: 8.1 MiB, which opens a 20 MiB segment of PyTorch's allocator; 32 MiB from Hopper on."""
 LANE_BYTES_PER_SECOND = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
@@ -56,6 +59,24 @@ LAUNCH_SECONDS = 1.5e-6
 OPERATION_SECONDS = 22e-6
 """Host time of a light eager operation and the Python around it (`roofline.host_seconds`): 21 microseconds beside an
 H100; of published rows, 33 an operation of any kind beside an RTX 4090, 38 beside an L40S, 55-59 on older hosts."""
+SPREADS = Spreads(
+    gpu=Spread(low=0.83, high=1.25),
+    host=Spread(low=0.7, high=1.6),
+    copies=Spread(low=0.9, high=1.4),
+    pageable_copies=Spread(low=0.4, high=3.0),
+    activations=Spread(low=0.9, high=1.1),
+    context=Spread(low=0.6, high=1.2),
+)
+"""Between what published calls lie, as shares of what is predicted for them (`benchmarks/against_published.py`): hosts
+differ from 15 to 59 microseconds an operation, and copies back into ordinary memory from 0.46 to 8.9 GB/s."""
+MEASURED_SPREADS = replace(
+    SPREADS,
+    gpu=Spread(low=0.85, high=1.25),
+    host=Spread(low=0.75, high=1.4),
+    copies=Spread(low=0.95, high=1.1),
+    pageable_copies=Spread(low=0.6, high=1.6),
+)
+"""The same where rates were measured: what calls took on an H200 beside what was predicted (`on_gpu_*`)."""
 TENSORFLOAT32_FRACTION = 0.5
 """Rate of TF32 as a share of float16's, by the data sheets of Ampere and later."""
 STRIDED_ELEMENTS_PER_CLOCK = 1.0
@@ -93,7 +114,7 @@ ARCHITECTURES = {
         float32_lanes=64,
         clock_hertz=1.41e9,
         has_tensorfloat32=True,
-        efficiency_fraction=_shares(matmul=0.75, convolution=0.40, attention=0.55, memory=0.85),
+        efficiency_fraction=_shares(matmul=0.85, convolution=0.36, attention=0.60, memory=0.85),
     ),
     "Ada": Architecture(
         float32_lanes=128,
@@ -114,7 +135,9 @@ ARCHITECTURES = {
         efficiency_fraction=_shares(matmul=0.75, convolution=0.42, attention=0.60, memory=0.88),
     ),
 }
-"""Hopper's shares are fitted to measured calls (`calls_on_gpu`, H100); the others are assumed."""
+"""Hopper's shares are fitted to calls that were measured (`calls_on_gpu`, H100), the A100's products and convolutions to
+what others published (`against_published`); of Turing, Ampere and Ada published calls left no reason to change what
+was assumed, of Blackwell there is one."""
 
 MEMORY_TOLERANCE = 0.1
 """Share by which NVML's total may differ from the nominal size; it is up to 6.3% lower (ECC on L4, A10, L40S)."""
@@ -192,11 +215,12 @@ def _device(row: dict[str, str]) -> Device:
     float16, float32 = (float(row[f"{dtype}_tflops"]) * 1e12 for dtype in ("float16", "float32"))
     make = ARCHITECTURES[row["architecture"] + (", data centre" if row["name"].startswith("A100") else "")]
     multiprocessors = round(float32 / (2 * make.float32_lanes * make.clock_hertz))
+    float16 *= float(row["sustained_fraction"])
     return Device(
         name=row["name"],
         total_bytes=int(row["memory_gib"]) * GIB,
         usable_bytes=round(float(row["usable_gib"]) * GIB),
-        context_bytes=CONTEXT_BYTES,
+        context_bytes=CONTEXT_BYTES_BY_ARCHITECTURE.get(row["architecture"], CONTEXT_BYTES),
         workspace_bytes=WORKSPACE_BYTES[row["architecture"]],
         pinned_copy_bytes_per_second=pinned,
         pageable_copy_bytes_per_second=min(PAGEABLE_FRACTION * pinned, PAGEABLE_BYTES_PER_SECOND),
@@ -219,6 +243,7 @@ def _device(row: dict[str, str]) -> Device:
             "group_norm": GROUP_NORM_ELEMENTS_PER_CLOCK * make.clock_hertz,
         },
         operation_seconds=OPERATION_SECONDS,
+        spreads=SPREADS,
     )
 
 

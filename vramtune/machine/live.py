@@ -15,9 +15,9 @@ import torch
 
 from vramtune.errors import NoAcceleratorError, UsageError
 from vramtune.machine import nvml
-from vramtune.machine.gpus import CONTEXT_BYTES, WORKSPACE_BYTES, gpu_of_driver
+from vramtune.machine.gpus import CONTEXT_BYTES, MEASURED_SPREADS, WORKSPACE_BYTES, gpu_of_driver
 from vramtune.machine.rates import Rates, measure_rates
-from vramtune.schema import Device, Holder
+from vramtune.schema import CERTAIN, Device, Holder, Spreads
 
 Answer = TypeVar("Answer")
 
@@ -83,7 +83,15 @@ def live_device(device: torch.device) -> Device:
         kernels="cuda" if device.type == "cuda" else "cpu",
         source="measured",
         **asdict(probed.rates),
+        spreads=_spreads(device, is_context_measured=probed.context_bytes is not None),
     )
+
+
+def _spreads(device: torch.device, *, is_context_measured: bool) -> Spreads:
+    """Of CUDA, whose predictions were held against GPUs; nothing is known of other accelerators'."""
+    if device.type != "cuda":
+        return Spreads()
+    return replace(MEASURED_SPREADS, context=CERTAIN) if is_context_measured else MEASURED_SPREADS
 
 
 def holders(device: torch.device) -> tuple[Holder, ...]:

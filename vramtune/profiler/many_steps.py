@@ -25,15 +25,21 @@ def steps_to_follow(pipe: Pipeline, call_kwargs: Mapping[str, object]) -> tuple[
 
     Raises a `UsageError` for more than anybody waits for, and for those that the pipeline's scheduler refuses.
     """
-    asked = call_kwargs.get(STEPS)
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked <= MANY:
+    number = asked(call_kwargs)
+    if number is None or number <= MANY:
         return ()
-    if asked > MOST:
-        raise UsageError(f"{STEPS}={asked} is too many: at most {MOST} can be planned for.")
+    if number > MOST:
+        raise UsageError(f"{STEPS}={number} is too many: at most {MOST} can be planned for.")
     scheduler = getattr(pipe, "scheduler", None)
-    if _refusal(scheduler, FOLLOWED[0]) is None and (refusal := _refusal(scheduler, asked)):
-        raise UsageError(f"{type(scheduler).__name__} refuses {STEPS}={asked}. {refusal}")
+    if _refusal(scheduler, FOLLOWED[0]) is None and (refusal := _refusal(scheduler, number)):
+        raise UsageError(f"{type(scheduler).__name__} refuses {STEPS}={number}. {refusal}")
     return FOLLOWED
+
+
+def asked(call_kwargs: Mapping[str, object]) -> int | None:
+    """The steps that a call asks for; None where it does not say, or says something else than a number."""
+    number = call_kwargs.get(STEPS)
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def drawn_out(calls: Sequence[Sequence[Stage]], num_steps: int) -> tuple[Stage, ...] | None:

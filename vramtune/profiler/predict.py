@@ -1,9 +1,8 @@
 """Predict a profile: the pipeline's own `__call__` runs, its components on tensors without values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from vramtune.contract import (
     CALL,
@@ -19,16 +18,31 @@ from vramtune.errors import TraceError, UsageError, VramtuneError
 from vramtune.profiler import many_steps
 from vramtune.profiler.arguments import arguments_to_trace, workload_of
 from vramtune.profiler.inventory import weigh_component
-from vramtune.profiler.record import Call, Recording, record_runs
+from vramtune.profiler.record import Recording, record_runs
 from vramtune.profiler.stages import build_stages
 from vramtune.profiler.trace import Trace
-from vramtune.schema import Component, Device, Kernels, Profile, Stage, Variant
+from vramtune.schema import Component, Device, Kernels, Profile, Stage, Variant, Workload
 from vramtune.units import MIB
 
 REAL_BYTES = (MIB, 64 * MIB)
 """Outputs up to the first are real zeros for the pipeline's own code; where that reads more, those up to the second.
 
 Neither covers a decoded video, which is never materialised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FollowedCall:
+    """What one call of a pipeline does on any card with the same kernels; only its price differs."""
+
+    pipeline_class: str
+    workload: Workload
+    offload_sequence: tuple[str, ...]
+    excluded: tuple[str, ...]
+    components: tuple[Component, ...]
+    recordings: tuple[Recording, ...]
+    """Of the call; or of two of fewer steps, from which it is drawn out."""
+    num_steps: int | None
+    """Steps of the call that is drawn out."""
 
 
 def predict_profile(
@@ -47,50 +61,72 @@ def predict_profile(
     that run no component;
     `TraceError` for code that depends on values.
     """
+    return price(follow(pipe, method=method, call_kwargs=call_kwargs, device=device, on_call=on_call), device)
+
+
+def follow(
+    pipe: Pipeline,
+    *,
+    method: str = CALL,
+    call_kwargs: Mapping[str, object],
+    device: Device,
+    on_call: Callable[[str], None] | None = None,
+) -> FollowedCall:
+    """Run the call on tensors without values, for the kernels of a device; arguments and errors of `predict_profile`."""
     expect_pipeline(pipe)
     refuse_layer_offload(pipe)
     refuse_quantized(pipe)
     kwargs = arguments_to_trace(pipe, method, call_kwargs)
-    follow = partial(_costs, pipe, method, kwargs, device, on_call or (lambda name: None))
-    steps = many_steps.steps_to_follow(pipe, kwargs)
-    components, stages, variants = (steps and follow(steps)) or follow(())  # type: ignore[misc]
+
+    def followed(steps: tuple[int, ...]) -> FollowedCall:
+        ways = [kwargs | {many_steps.STEPS: number} for number in steps] or [kwargs]
+        recordings = _recorded(pipe, method, ways, on_call or (lambda name: None), device.kernels)
+        if not recordings[0].calls:
+            raise UsageError(
+                f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan."
+            )
+        return FollowedCall(
+            pipeline_class=type(pipe).__name__,
+            workload=workload_of(method, call_kwargs),
+            offload_sequence=offload_sequence(pipe),
+            excluded=excluded_components(pipe),
+            components=_weighed(recordings),
+            recordings=tuple(recordings),
+            num_steps=many_steps.asked(kwargs) if steps else None,
+        )
+
+    few = many_steps.steps_to_follow(pipe, kwargs)
+    if few and _stages(drawn := followed(few), device) is not None:
+        return drawn
+    return followed(())
+
+
+def price(call: FollowedCall, device: Device) -> Profile:
+    """What a call that was followed costs on a device, which must have the same kernels."""
+    stages = _stages(call, device)
+    assert stages is not None, "it was followed whole, or seen to be drawn out"
     return Profile(
-        pipeline_class=type(pipe).__name__,
-        workload=workload_of(method, call_kwargs),
+        pipeline_class=call.pipeline_class,
+        workload=call.workload,
         device=device,
-        components=components,
+        components=call.components,
         stages=stages,
-        variants=variants,
-        offload_sequence=offload_sequence(pipe),
-        excluded=excluded_components(pipe),
+        variants=_variants(call, device, stages),
+        offload_sequence=call.offload_sequence,
+        excluded=call.excluded,
         versions={name: _version(name) for name in ("torch", "diffusers", "transformers", "vramtune")},
     )
 
 
-def _costs(
-    pipe: Pipeline,
-    method: str,
-    kwargs: dict[str, Any],
-    device: Device,
-    on_call: Callable[[str], None],
-    steps: tuple[int, ...],
-) -> tuple[tuple[Component, ...], tuple[Stage, ...], tuple[Variant, ...]] | None:
-    """What a call costs; with `steps`, drawn out from calls of so many, or None where these are not alike."""
-    ways = [kwargs | {many_steps.STEPS: number} for number in steps] or [kwargs]
-    recordings = _recorded(pipe, method, ways, on_call, device.kernels)
-    if not recordings[0].calls:
-        raise UsageError(f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan.")
-    components = _weighed(recordings)
-    by_name = {component.name: component for component in components}
+def _stages(call: FollowedCall, device: Device, *, tiled: bool = False) -> tuple[Stage, ...] | None:
+    """The call's stages, with VAE tiling or as it is; None where it cannot be drawn out from calls of fewer steps."""
+    by_name = {component.name: component for component in call.components}
 
-    def stages_by(trace_of: Callable[[Call], Trace]) -> tuple[Stage, ...] | None:
-        built = [build_stages(each, [trace_of(call) for call in each.calls], by_name, device) for each in recordings]
-        return many_steps.drawn_out(built, num_steps=kwargs[many_steps.STEPS]) if steps else built[0]
+    def traces(recording: Recording) -> list[Trace]:
+        return [(tiled and each.trace.tiled) or each.trace for each in recording.calls]
 
-    stages = stages_by(lambda call: call.trace)
-    if stages is None:
-        return None
-    return components, stages, _variants(recordings, stages, stages_by)
+    built = [build_stages(each, traces(each), by_name, device) for each in call.recordings]
+    return built[0] if call.num_steps is None else many_steps.drawn_out(built, num_steps=call.num_steps)
 
 
 def _recorded(
@@ -129,15 +165,11 @@ def _weighed(recordings: Sequence[Recording]) -> tuple[Component, ...]:
     return tuple(weigh_component(name, component, list(traces[name])) for name, component in recorded.items())
 
 
-def _variants(
-    recordings: Sequence[Recording],
-    stages: tuple[Stage, ...],
-    stages_by: Callable[[Callable[[Call], Trace]], tuple[Stage, ...] | None],
-) -> tuple[Variant, ...]:
+def _variants(call: FollowedCall, device: Device, stages: tuple[Stage, ...]) -> tuple[Variant, ...]:
     """The same calls with VAE tiling on, if that changes a peak."""
-    if all(call.trace.tiled is None for recording in recordings for call in recording.calls):
+    if all(each.trace.tiled is None for recording in call.recordings for each in recording.calls):
         return ()
-    tiled = stages_by(lambda call: call.trace.tiled or call.trace)
+    tiled = _stages(call, device, tiled=True)
     if tiled is None or [stage.activation_bytes for stage in tiled] == [stage.activation_bytes for stage in stages]:
         return ()
     return (Variant(permission="vae_tiling", stages=tiled),)

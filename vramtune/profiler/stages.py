@@ -9,7 +9,7 @@ from vramtune.profiler.record import Recording
 from vramtune.profiler.roofline import Work, host_seconds, work_seconds
 from vramtune.profiler.trace import Trace
 from vramtune.profiler.tracker import Allocation, End, Entry
-from vramtune.schema import Activity, Component, Device, Segment, Stage, call_name
+from vramtune.schema import CERTAIN, Activity, Component, Device, Segment, Spread, Stage, call_name
 
 LONGEST_PERIOD = 8
 """Most calls of one iteration: guidance makes up to three of a denoiser, networks beside it (ControlNet) one each."""
@@ -121,12 +121,26 @@ class Estimator:
 
     def activity(self, trace: Trace, component: Component) -> Activity:
         """One call, cut into segments."""
+        stretches = self._stretches(trace.tape, component)
+        parts = [part for _, own, after in stretches for part in (own, after)]
+        gpu_seconds, host_seconds = sum(part.gpu_seconds for part in parts), sum(part.host_seconds for part in parts)
         return Activity(
             component=trace.component,
             method=trace.method,
             num_calls=1,
-            segments=tuple(self._segments(trace.tape, component)),
+            segments=tuple(_segments(stretches, waits_for_host=host_seconds > gpu_seconds)),
             activation_bytes=reserved_peak_bytes(self._allocations(trace.tape)),
+            spread=self._spread(gpu_seconds, host_seconds),
+        )
+
+    def _spread(self, gpu_seconds: float, host_seconds: float) -> Spread:
+        """Of the slower of both."""
+        expected, gpu, host = max(gpu_seconds, host_seconds), self._device.spreads.gpu, self._device.spreads.host
+        if not expected:
+            return CERTAIN
+        return Spread(
+            low=max(gpu_seconds * gpu.low, host_seconds * host.low) / expected,
+            high=max(gpu_seconds * gpu.high, host_seconds * host.high) / expected,
         )
 
     def once(self, activity: Activity, trace: Trace) -> Activity:
@@ -143,30 +157,16 @@ class Estimator:
         return replace(activity, activation_bytes=self._least_bytes[trace])
 
     def _allocations(self, tape: Iterable[Entry], *, is_short: bool = False) -> Iterator[Allocation]:
+        return (entry for entry in self._with_workspaces(tape, is_short=is_short) if isinstance(entry, Allocation))
+
+    def _with_workspaces(self, tape: Iterable[Entry], *, is_short: bool = False) -> Iterator[Entry]:
         """With what cuDNN's convolutions hold while they run: their images in the order that its kernels want."""
         for number, entry in enumerate(tape):
-            if isinstance(entry, Allocation):
-                yield entry
-            elif isinstance(entry, Work) and entry.layout_in_bytes and self._device.kernels == "cuda":
+            yield entry
+            if isinstance(entry, Work) and entry.layout_in_bytes and self._device.kernels == "cuda":
                 num_bytes = entry.layout_in_bytes + (0 if is_short else entry.layout_out_bytes)
                 yield Allocation(-number - 1, num_bytes)
                 yield Allocation(-number - 1, -num_bytes)
-
-    def _segments(self, tape: Iterable[Entry], component: Component) -> list[Segment]:
-        """By layer. A call lasts as long as the slower of GPU and host, whose queue evens out what lies between."""
-        stretches = self._stretches(tape, component)
-        parts = [part for _, own, after in stretches for part in (own, after)]
-        late = sum(part.host_seconds for part in parts) > sum(part.gpu_seconds for part in parts)
-        return [
-            Segment(
-                layer=layer,
-                layer_seconds=own.seconds(waits_for_host=late),
-                layer_activation_bytes=own.peak_bytes,
-                after_seconds=after.seconds(waits_for_host=late),
-                after_activation_bytes=after.peak_bytes,
-            )
-            for layer, own, after in stretches
-        ]
 
     def _stretches(self, tape: Iterable[Entry], component: Component) -> list[tuple[int, Stretch, Stretch]]:
         """Layers, each with what happens in it and after it."""
@@ -175,7 +175,7 @@ class Estimator:
         layer: int | None = None
         own, after = Stretch(), Stretch()
         now, live = own, 0  # what comes before the first layer goes to the first
-        for entry in tape:
+        for entry in self._with_workspaces(tape):
             if isinstance(entry, Work):
                 self.add(now, entry)
             elif isinstance(entry, Allocation):
@@ -192,6 +192,18 @@ class Estimator:
         if layer is not None:
             stretches.append((layer, own, after))
         return stretches
+
+
+def _segments(stretches: Iterable[tuple[int, Stretch, Stretch]], *, waits_for_host: bool) -> Iterator[Segment]:
+    """By layer. A call lasts as long as the slower of GPU and host, whose queue evens out what lies between."""
+    for layer, own, after in stretches:
+        yield Segment(
+            layer=layer,
+            layer_seconds=own.seconds(waits_for_host=waits_for_host),
+            layer_activation_bytes=own.peak_bytes,
+            after_seconds=after.seconds(waits_for_host=waits_for_host),
+            after_activation_bytes=after.peak_bytes,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------

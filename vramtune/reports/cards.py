@@ -15,6 +15,7 @@ from vramtune.schema import (
     PLAN_MODE,
     Comparison,
     Engine,
+    Estimate,
     Frontier,
     Measurement,
     ModeEstimate,
@@ -47,7 +48,7 @@ class Verdict:
     """The answer in a word and a sentence."""
 
     word: str
-    tone: Literal["good", "bad"]
+    tone: Literal["good", "attention", "bad"]
     source: Source
     sentence: str
 
@@ -216,6 +217,9 @@ def verdict(plan: Plan, measurement: Measurement | None) -> Verdict:
     words = [f"Peak {format_bytes(peak_bytes)} {'within' if fits else 'above'} {limit(plan)}."]
     if not is_complete:
         words.append("This is what PyTorch reserved; what the CUDA context took beside it is unknown.")
+    is_narrow = fits and not measurement and plan.estimate.is_narrow
+    if is_narrow:
+        words.append("If activations take as much as they may, no plan fits: have some memory in reserve.")
     if plan.permissions:
         words.append(f"Allowed and used: {', '.join(plan.permissions)}.")
     if measurement and measurement.num_out_of_memory:
@@ -225,23 +229,37 @@ def verdict(plan: Plan, measurement: Measurement | None) -> Verdict:
             "fewer weights kept."
         )
     return Verdict(
-        word="Over the budget" if not fits else "Fits" if is_complete else "Ran",
-        tone="good" if fits else "bad",
+        word=_word(fits=fits, is_narrow=is_narrow, is_complete=is_complete),
+        tone="attention" if is_narrow else "good" if fits else "bad",
         source="measured" if measurement else "predicted",
         sentence=" ".join(words),
     )
+
+
+def _word(*, fits: bool, is_narrow: bool, is_complete: bool) -> str:
+    if not fits:
+        return "Over the budget"
+    if is_narrow:
+        return "Fits narrowly"
+    return "Fits" if is_complete else "Ran"
+
+
+def likely_seconds(estimate: Estimate | ModeEstimate) -> str:
+    """Between what the seconds are likely to be; nothing where they are certain."""
+    low, high = (format_seconds(end.seconds) for end in (estimate.low, estimate.high))
+    return "" if low == high else f"{low} to {high}"
 
 
 def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
     """What a call costs: as predicted, or as measured beside the prediction. The bound is only ever predicted."""
     estimate, budget = plan.estimate, f"of {format_bytes(plan.budget_bytes)}"
     peak, seconds = format_bytes(estimate.peak_bytes), format_seconds(estimate.seconds)
-    moved = format_bytes(estimate.moved_bytes)
+    moved, above = format_bytes(estimate.moved_bytes), f"{estimate.gap_fraction:z.1%} above the bound"
     bound = _predicted("bound", format_seconds(estimate.bound_seconds), "no plan in the budget is faster")
     if measurement is None:
         return (
             _predicted("peak GPU memory", peak, budget, share=estimate.peak_bytes / plan.budget_bytes),
-            _predicted("per call", seconds, f"{estimate.gap_fraction:z.1%} above the bound"),
+            _predicted("per call", seconds, ", ".join(filter(None, (likely_seconds(estimate), above)))),
             bound,
             _predicted("first call", format_seconds(estimate.first_call_seconds), "nothing is on the GPU yet"),
             _predicted("moved to the GPU", moved, "per call"),

@@ -96,10 +96,15 @@ def figure(
 
 
 def gib(
-    heading: str, num_bytes: Callable[[Observation], int | None], *, bars: bool = False, short: str = ""
+    heading: str,
+    num_bytes: Callable[[Observation], int | None],
+    *,
+    bars: bool = False,
+    short: str = "",
+    only: Medium | None = None,
 ) -> Field[Observation]:
     """Bytes in GiB."""
-    return quantities(Column(heading=heading, short=short, unit="GiB"), num_bytes, _in_gib, bars=bars)
+    return quantities(Column(heading=heading, short=short, unit="GiB", only=only), num_bytes, _in_gib, bars=bars)
 
 
 def time(

@@ -3,7 +3,7 @@
 Each row is flat and tidy: one observation, units in the field names, unknown is None.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vramtune.schema import (
@@ -75,8 +75,15 @@ class ModeRow:
 
     mode: str
     fits: bool | None
+    is_narrow: bool
+    """Whether it fits, and would not if everything were as large as is likely."""
     peak_bytes: int
+    low_peak_bytes: int
+    high_peak_bytes: int
+    """What the peak is likely to be at the most."""
     seconds: float
+    low_seconds: float
+    high_seconds: float
     plan_ratio: float | None
     """Ratio of its seconds to the plan's; None where there is no plan."""
     compute_seconds: float
@@ -195,7 +202,18 @@ def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
     plan_seconds = comparison.plan.estimate.seconds if comparison.plan else None
     rows = tuple(
         ModeRow(
-            **asdict(mode),
+            mode=mode.mode,
+            fits=mode.fits,
+            is_narrow=mode.is_narrow,
+            peak_bytes=mode.peak_bytes,
+            low_peak_bytes=mode.low.peak_bytes,
+            high_peak_bytes=mode.high.peak_bytes,
+            seconds=mode.seconds,
+            low_seconds=mode.low.seconds,
+            high_seconds=mode.high.seconds,
+            compute_seconds=mode.compute_seconds,
+            moved_bytes=mode.moved_bytes,
+            moved_back_bytes=mode.moved_back_bytes,
             plan_ratio=_ratio(mode.seconds, plan_seconds),
             exposed_copy_seconds=max(mode.seconds - mode.compute_seconds, 0.0),  # below 0 only by rounding
         )

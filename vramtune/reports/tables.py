@@ -26,6 +26,7 @@ from vramtune.reports.columns import (
 from vramtune.reports.rows import (
     BesideRow,
     ComponentRow,
+    ModeRow,
     PlacementRow,
     beside_rows,
     component_rows,
@@ -142,19 +143,25 @@ def stage_table(plan: Plan) -> Table:
 def mode_table(comparison: Comparison) -> Table:
     """The ways to run the pipeline, side by side."""
     rows = mode_rows(comparison)
-    tones: dict[bool | None, Cell] = {
-        True: Cell(text="yes", tone="good"),
-        False: Cell(text="no", tone="bad"),
-        None: Cell(text=UNKNOWN),
-    }
+
+    def fits(row: ModeRow) -> Cell:
+        if row.fits is None:
+            return Cell(text=UNKNOWN)
+        if row.is_narrow:
+            return Cell(text="narrowly", tone="attention")
+        return Cell(text="yes", tone="good") if row.fits else Cell(text="no", tone="bad")
+
     return table_of(
         "Ways to run it",
         "predicted",
         rows,
         words("mode", lambda row: row.mode),
-        cells(Column(heading="fits", alignment="left"), lambda row: tones[row.fits]),
+        cells(Column(heading="fits", alignment="left"), fits),
         gib("peak", lambda row: row.peak_bytes, bars=True),
+        gib("peak at the most", lambda row: row.high_peak_bytes, only="page"),
         time("time", lambda row: row.seconds, bars=True),
+        time("at the least", lambda row: row.low_seconds, only="page"),
+        time("at the most", lambda row: row.high_seconds, only="page"),
         figure("/ plan", lambda row: times(row.plan_ratio)),
         time("exposed copy", lambda row: row.exposed_copy_seconds, only="page"),
         gib("moved", lambda row: row.moved_bytes),

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vramtune.errors import BudgetError
-from vramtune.reports.cards import Card, Fact, card, limit
+from vramtune.reports.cards import Card, Fact, card, likely_seconds, limit
 from vramtune.reports.columns import Column, Table, Tone
 from vramtune.reports.rows import placement_rows
 from vramtune.reports.tables import Model, component_table, gpu_table, mode_table, model_table, stage_table
@@ -73,9 +73,10 @@ def one_line(plan: Plan) -> str:
         if row.active:
             roles.setdefault(row.placement, {})[row.role] = None
     placed = ", ".join(f"{name} {'/'.join(names)}" for name, names in roles.items())
+    likely = likely_seconds(estimate)
     return (
         f"{limit(plan)} on {plan.device_name}: predicted peak {format_bytes(estimate.peak_bytes)}, "
-        f"{format_seconds(estimate.seconds)} per call (bound {format_seconds(estimate.bound_seconds)}), "
+        f"{format_seconds(estimate.seconds)} per call ({f'{likely}, ' if likely else ''}bound {format_seconds(estimate.bound_seconds)}), "
         f"first call {format_seconds(estimate.first_call_seconds)}; {placed}."
     )
 

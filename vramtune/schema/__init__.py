@@ -8,11 +8,25 @@ Nothing here, and nothing that imports only this, needs torch.
 
 from vramtune.schema.comparison import PLAN_MODE, Comparison, Frontier, FrontierPoint, ModeEstimate
 from vramtune.schema.files import SCHEMA_VERSION, checked_path, from_json, read_file, to_json, write_file
-from vramtune.schema.machine import Accelerator, Device, Driver, Holder, Host, Kernels, Machine, Package, Source
+from vramtune.schema.machine import (
+    CERTAIN,
+    Accelerator,
+    Device,
+    Driver,
+    Holder,
+    Host,
+    Kernels,
+    Machine,
+    Package,
+    Source,
+    Spread,
+    Spreads,
+)
 from vramtune.schema.measurement import MeasuredStage, Measurement
 from vramtune.schema.plan import (
     PERMISSIONS,
     Estimate,
+    Extreme,
     Permission,
     Placement,
     Plan,
@@ -40,6 +54,7 @@ from vramtune.schema.profile import (
 from vramtune.schema.timeline import Engine, MemoryLevel, Span, Timeline
 
 __all__ = [
+    "CERTAIN",
     "PERMISSIONS",
     "PLAN_MODE",
     "SCHEMA_VERSION",
@@ -51,6 +66,7 @@ __all__ = [
     "Driver",
     "Engine",
     "Estimate",
+    "Extreme",
     "Frontier",
     "FrontierPoint",
     "Holder",
@@ -75,6 +91,8 @@ __all__ = [
     "Segment",
     "Source",
     "Span",
+    "Spread",
+    "Spreads",
     "Stage",
     "StageEstimate",
     "Timeline",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vramtune.schema.machine import Device
-from vramtune.schema.plan import Estimate, Plan
+from vramtune.schema.plan import Estimate, Extreme, Plan
 from vramtune.schema.profile import Workload
 from vramtune.schema.shown import Shown
 
@@ -29,6 +29,12 @@ class ModeEstimate:
     """Bytes copied from host to device per call."""
     moved_back_bytes: int
     """Bytes copied from device to host per call."""
+    low: Extreme
+    """If everything is as fast and small as is likely."""
+    high: Extreme
+    """If everything is as slow and large as is likely."""
+    is_narrow: bool = False
+    """Whether it fits, and would not if everything were as large as is likely."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,9 @@ class Comparison(Shown):
             compute_seconds=estimate.compute_seconds,
             moved_bytes=estimate.moved_bytes,
             moved_back_bytes=0,
+            low=estimate.low,
+            high=estimate.high,
+            is_narrow=estimate.is_narrow,
         )
 
     @property

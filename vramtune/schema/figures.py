@@ -15,6 +15,7 @@ Saving = Annotated[float, Meta(ge=-1e12, le=1e12)]
 """Seconds, or a difference of them."""
 PerSecond = Annotated[float, Meta(ge=1, le=1e24)]
 Fraction = Annotated[float, Meta(gt=1e-6, le=1)]
+Factor = Annotated[float, Meta(ge=1, le=100)]
 Total = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 """Bytes over a whole call, or a difference of them."""
 Budget = Annotated[int, Meta(ge=1, le=2**60)]

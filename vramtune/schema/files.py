@@ -11,8 +11,8 @@ import msgspec
 from vramtune.errors import FileError, UsageError
 from vramtune.printable import printable
 
-SCHEMA_VERSION = 3
-"""3: nouns carry their figures (a stage's parts of the peak, reasons as data, whose comparison it is)."""
+SCHEMA_VERSION = 4
+"""4: a device has spreads, an activity has one, and an estimate the ends of what is likely."""
 MAX_FILE_BYTES = 2**26
 """Largest file that is read: a profile of the largest pipeline takes a few MiB."""
 

@@ -3,10 +3,39 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vramtune.schema.figures import Bytes, Count, Fraction, PerSecond, Seconds
+from vramtune.schema.figures import Bytes, Count, Factor, Fraction, PerSecond, Seconds
 
 Source = Literal["predicted", "measured"]
 Kernels = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Between what a figure may turn out to be, as factors of what is expected: 0.8 and 1.3 are 20% less and 30% more."""
+
+    low: Fraction = 1.0
+    high: Factor = 1.0
+
+
+CERTAIN = Spread()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spreads:
+    """How sure predictions for a device are: what each kind of figure is likely to be."""
+
+    gpu: Spread = CERTAIN
+    """Seconds of the GPU's operations."""
+    host: Spread = CERTAIN
+    """Seconds that the host takes to issue them."""
+    copies: Spread = CERTAIN
+    """Seconds of copies from page-locked memory."""
+    pageable_copies: Spread = CERTAIN
+    """Seconds of copies from ordinary memory, and back into it."""
+    activations: Spread = CERTAIN
+    """Bytes of activations, with the libraries' workspaces among them."""
+    context: Spread = CERTAIN
+    """Bytes of the CUDA context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +81,8 @@ class Device:
     """What the host takes to issue an eager operation, with the Python around it (`roofline.host_seconds`)."""
     kernels: Kernels = "cuda"
     """Whose kernels PyTorch runs there, which decides what they allocate: of another accelerator, the CPU's."""
+    spreads: Spreads = Spreads()
+    """How sure these facts are."""
     source: Source = "predicted"
 
 

@@ -121,6 +121,14 @@ class StageEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extreme:
+    """One end of what is likely: everything as fast and small as it may be, or as slow and large."""
+
+    seconds: Seconds
+    peak_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A prediction: of a steady call, unless it says otherwise. Never a measurement."""
 
@@ -134,6 +142,12 @@ class Estimate:
     """Seconds that no plan within the budget can beat, call after call, under the same model."""
     moved_bytes: Total
     """Bytes copied from host to device per steady call."""
+    low: Extreme
+    """The steady call if everything is as fast and small as is likely (`Device`'s spreads)."""
+    high: Extreme
+    """The steady call if everything is as slow and large as is likely."""
+    is_narrow: bool = False
+    """Whether no plan at all would be within the budget if everything were as large as is likely."""
     stages: tuple[StageEstimate, ...]
 
     @property

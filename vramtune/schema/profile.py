@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds
 from vramtune.schema.files import Saved
-from vramtune.schema.machine import Device
+from vramtune.schema.machine import CERTAIN, Device, Spread
 from vramtune.schema.shown import Shown
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class Activity:
     """One call, in execution order."""
     activation_bytes: Bytes
     """Highest *reserved* bytes of one call (no weights): allocated, after the caching allocator's rounding."""
+    spread: Spread = CERTAIN
+    """Of its seconds: the GPU's, or the host's where that may be the slower one."""
 
     @property
     def seconds(self) -> float:
@@ -170,6 +172,17 @@ class Stage:
     def seconds(self) -> float:
         """Compute seconds of one iteration, the pipeline's own work included."""
         return self.pipeline_seconds + sum(activity.seconds for activity in self.activities)
+
+    @property
+    def spread(self) -> Spread:
+        """Of its seconds: the mean of its activities', by what they take."""
+        total = sum(activity.seconds for activity in self.activities)
+        if not total:
+            return CERTAIN
+        return Spread(
+            low=min(1.0, sum(a.seconds * a.spread.low for a in self.activities) / total),
+            high=max(1.0, sum(a.seconds * a.spread.high for a in self.activities) / total),
+        )
 
     @property
     def calls(self) -> tuple[str, ...]:

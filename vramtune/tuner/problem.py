@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 
 from vramtune.layout import ring_bytes
-from vramtune.schema import Activity, Component, Device, PlannedStage, Profile, Stage, WeightGroup
+from vramtune.schema import CERTAIN, Activity, Component, Device, PlannedStage, Profile, Spread, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
 
@@ -72,6 +72,8 @@ class StageProblem:
     """The highest activations, with what the pipeline itself holds."""
     overhead_bytes: int
     """On the device besides the units: activations, workspaces, context, and the problem's `unused_bytes`."""
+    spread: Spread = CERTAIN
+    """Of its compute seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +302,7 @@ def _stage_problem(
         pipeline_seconds=stage.pipeline_seconds,
         activation_bytes=activation_bytes,
         overhead_bytes=activation_bytes + fixed_bytes + unused_bytes,
+        spread=stage.spread,
     )
 
 

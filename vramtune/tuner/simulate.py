@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vramtune.errors import UsageError
-from vramtune.schema import Engine, Estimate, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
+from vramtune.schema import Engine, Estimate, Extreme, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
+from vramtune.tuner.extremes import ENDS, problem_at
 from vramtune.tuner.linear_program import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import planned_stages, pose
@@ -25,14 +26,24 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
     seconds = sum(stage.seconds for stage in stages)
     resident = sum(unit.prefix[k] for unit, k in zip(problem.units, candidate.resident, strict=True))
     resident += problem.unused_bytes
+    low, high = (problem_at(problem, end) for end in ENDS)
     return Estimate(
         peak_bytes=max(stage.peak_bytes for stage in stages),
         seconds=seconds,
         first_call_seconds=seconds + resident / problem.device.pageable_copy_bytes_per_second,
         bound_seconds=bound_seconds(problem, limit_bytes),
         moved_bytes=sum(stage.moved_bytes for stage in stages),
+        low=_extreme(replace(candidate, problem=low)),
+        high=_extreme(replace(candidate, problem=high)),
+        is_narrow=Candidate.least(high).peak_bytes > limit_bytes,
         stages=stages,
     )
+
+
+def _extreme(candidate: Candidate) -> Extreme:
+    problem = candidate.problem
+    seconds = (stage_seconds(problem, stage, candidate.residencies(s)) for s, stage in enumerate(problem.stages))
+    return Extreme(seconds=sum(seconds), peak_bytes=candidate.peak_bytes)
 
 
 def _stage_estimate(candidate: Candidate, s: int) -> StageEstimate:

@@ -17,6 +17,7 @@ from vramtune.schema import (
     Comparison,
     Component,
     Device,
+    Extreme,
     Layer,
     ModeEstimate,
     Plan,
@@ -26,7 +27,15 @@ from vramtune.schema import (
     Weights,
 )
 from vramtune.tuner.budget import Budget
+from vramtune.tuner.extremes import ENDS, profile_at
 from vramtune.tuner.search import choose_plan
+
+SEQUENTIAL_OPERATIONS = 20
+"""Host time of a tensor that sequential offload moves, in eager operations: published calls say 0.2 ms (SD 1.5) and
+0.9 ms (SDXL on Colab's host), where an operation takes 22 to 60 microseconds."""
+GROUP_OPERATIONS = 1.5
+"""The same in group offload with a stream (`benchmarks/host_overhead.py`: 21 to 32 microseconds on a host that takes
+some 20 for an operation)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +80,44 @@ def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[Mode
 
     Pipelines without an offload sequence, such as modular ones, have no model offload.
     """
+    low, high = (_costs(profile_at(profile, end)) for end in ENDS)
+    compute_seconds = _compute_seconds(profile)
+    return tuple(
+        ModeEstimate(
+            mode=mode,
+            fits=None if budget_bytes is None else cost.peak_bytes <= budget_bytes,
+            peak_bytes=cost.peak_bytes,
+            seconds=cost.seconds,
+            compute_seconds=compute_seconds,
+            moved_bytes=cost.moved_bytes,
+            moved_back_bytes=cost.moved_back_bytes,
+            low=_extreme(low[mode]),
+            high=_extreme(high[mode]),
+            is_narrow=budget_bytes is not None and cost.peak_bytes <= budget_bytes < high[mode].peak_bytes,
+        )
+        for mode, cost in _costs(profile).items()
+    )
+
+
+def _extreme(cost: _Cost) -> Extreme:
+    return Extreme(seconds=cost.seconds, peak_bytes=cost.peak_bytes)
+
+
+def _costs(profile: Profile) -> dict[str, _Cost]:
+    """By mode, with context and workspaces."""
     # sequential offload leaves the buffers of all components on the device
     buffer_bytes = sum(component.buffers.allocated_bytes for component in profile.components)
-    return (
-        _resident(profile, budget_bytes),
-        *([_model_offload(profile, budget_bytes)] if profile.offload_sequence else []),
-        _stateless(profile, budget_bytes, "group offload, block, stream", _block_stream),
-        _stateless(profile, budget_bytes, "group offload, block", _block),
-        _stateless(profile, budget_bytes, "group offload, leaf, stream", _leaf_stream),
-        _stateless(profile, budget_bytes, "group offload, leaf", _leaf),
-        _stateless(profile, budget_bytes, "sequential offload", _sequential, held_bytes=buffer_bytes),
-    )
+    costs = {
+        "all resident": _resident(profile),
+        **({"model offload": _model_offload(profile)} if profile.offload_sequence else {}),
+        "group offload, block, stream": _stateless(profile, _block_stream),
+        "group offload, block": _stateless(profile, _block),
+        "group offload, leaf, stream": _stateless(profile, _leaf_stream),
+        "group offload, leaf": _stateless(profile, _leaf),
+        "sequential offload": _stateless(profile, _sequential, held_bytes=buffer_bytes),
+    }
+    fixed_bytes = profile.device.context_bytes + profile.device.workspace_bytes
+    return {mode: replace(cost, peak_bytes=cost.peak_bytes + fixed_bytes) for mode, cost in costs.items()}
 
 
 def compare_modes(profile: Profile, asked_bytes: int, *, allow: tuple[str, ...] = ()) -> Comparison:
@@ -115,15 +151,14 @@ def _compute_seconds(profile: Profile) -> float:
     return sum(stage.num_iterations * stage.seconds for stage in profile.stages)
 
 
-def _resident(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
+def _resident(profile: Profile) -> _Cost:
     """`pipe.to("cuda")`: every weight, used or not, stays."""
     weights = sum(component.weights.allocated_bytes for component in profile.components)
     peak = weights + max(stage.activation_bytes + stage.pipeline_bytes for stage in profile.stages)
-    seconds = _compute_seconds(profile)
-    return _mode(profile, budget_bytes, "all resident", _Cost(seconds, peak))
+    return _Cost(_compute_seconds(profile), peak)
 
 
-def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
+def _model_offload(profile: Profile) -> _Cost:
     """`enable_model_cpu_offload`: whole components, pageable both ways, one predecessor evicted.
 
     A component that starts evicts only the one before it in the chain; those outside the chain evict nothing.
@@ -143,7 +178,7 @@ def _model_offload(profile: Profile, budget_bytes: int | None) -> ModeEstimate:
         cost += _out(device, profile.component(name).weights)
     for name in excluded:
         cost += _in(device, profile.component(name).weights)
-    return _mode(profile, budget_bytes, "model offload", cost)
+    return cost
 
 
 def _offloaded_iteration(profile: Profile, stage: Stage, previous: dict[str, str], present: set[str]) -> _Cost:
@@ -185,9 +220,7 @@ def _pinned_in(device: Device, weights: Weights) -> float:
     return weights.num_bytes / rate + weights.num_tensors * device.copy_latency_seconds
 
 
-def _stateless(
-    profile: Profile, budget_bytes: int | None, mode: str, call_cost: _CallCost, *, held_bytes: int = 0
-) -> ModeEstimate:
+def _stateless(profile: Profile, call_cost: _CallCost, *, held_bytes: int = 0) -> _Cost:
     """A mode that keeps no parameters between calls: the sum over all calls."""
     total = _Cost()
     for stage in profile.stages:
@@ -196,26 +229,15 @@ def _stateless(
             cost = call_cost(profile.device, profile.component(activity.component), activity)
             total += cost * (stage.num_iterations * activity.num_calls)
             total += _Cost(peak_bytes=held_bytes + cost.peak_bytes + stage.pipeline_bytes)
-    return _mode(profile, budget_bytes, mode, total)
-
-
-def _mode(profile: Profile, budget_bytes: int | None, mode: str, cost: _Cost) -> ModeEstimate:
-    peak = cost.peak_bytes + profile.device.context_bytes + profile.device.workspace_bytes
-    return ModeEstimate(
-        mode=mode,
-        fits=None if budget_bytes is None else peak <= budget_bytes,
-        peak_bytes=peak,
-        seconds=cost.seconds,
-        compute_seconds=_compute_seconds(profile),
-        moved_bytes=cost.moved_bytes,
-        moved_back_bytes=cost.moved_back_bytes,
-    )
+    return total
 
 
 def _sequential(device: Device, component: Component, activity: Activity) -> _Cost:
     """accelerate's `cpu_offload`: each layer's parameters in before its forward, dropped after it."""
     chunks = _layer_chunks(component, activity, _parameters)
     seconds = _compute(chunks) + sum(_pageable_in(device, chunk.weights) for chunk in chunks)
+    num_tensors = sum(chunk.weights.num_tensors for chunk in chunks)
+    seconds += SEQUENTIAL_OPERATIONS * device.operation_seconds * num_tensors
     return _Cost(seconds, _peak(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
 
 
@@ -274,7 +296,7 @@ def _prefetched(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Co
     for chunk in chunks:
         moves = chunk.weights.num_tensors
         if moves:
-            host = max(host, ready)
+            host = max(host, ready) + GROUP_OPERATIONS * device.operation_seconds * moves
             ready = host + _pinned_in(device, next(following))
         computed = max(computed, host) + chunk.seconds
         host = computed if moves else host
