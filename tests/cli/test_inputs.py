@@ -1,6 +1,7 @@
 """MODEL, --gpu and the call's settings: of every command that takes them."""
 
 import pytest
+from diffusers import FluxModularPipeline, LattePipeline
 
 from tests.cli.cli_runner import refused, run
 from tests.reports import examples
@@ -51,6 +52,18 @@ def test_a_batch_of_videos_has_the_pipelines_name():
         "num_videos_per_prompt": 2,
         "num_frames": 49,
     }
+
+
+def test_frames_have_the_name_that_latte_has_for_them():
+    assert inputs.call_kwargs(object.__new__(LattePipeline), {"frames": 8}) == {"video_length": 8}
+
+
+def test_a_modular_pipeline_takes_what_its_blocks_take():
+    asked = {"height": 512, "steps": 4, "batch": 2}
+    named = {"height": 512, "num_inference_steps": 4, "num_images_per_prompt": 2}
+    assert inputs.call_kwargs(FluxModularPipeline(), asked) == named
+    with pytest.raises(UsageError, match=r"takes no num_frames or video_length.*--height"):
+        inputs.call_kwargs(FluxModularPipeline(), {"frames": 8})
 
 
 def test_a_setting_that_the_pipeline_does_not_take_is_named_with_those_it_takes(profiler):

@@ -1,6 +1,5 @@
 """MODEL, the budget and the call's settings become a profile and a plan."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ ARGUMENTS = {
     "prompt": ("prompt",),
     "height": ("height",),
     "width": ("width",),
-    "frames": ("num_frames",),
+    "frames": ("num_frames", "video_length"),
     "steps": ("num_inference_steps",),
     "batch": ("num_images_per_prompt", "num_videos_per_prompt"),
 }
@@ -96,7 +95,9 @@ def _predicted(model: str, *, device: "Device", settings: Settings, show: Callab
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:
     """The settings under the names that the pipeline's `__call__` has for them."""
-    accepted = inspect.signature(pipe.__call__).parameters
+    from vramtune.contract import CALL, call_parameters
+
+    accepted = call_parameters(pipe, CALL)
     return {_argument(name, accepted, pipeline_class=type(pipe).__name__): value for name, value in settings.items()}
 
 
