@@ -68,12 +68,12 @@ def test_out_of_memory_for_a_components_inputs_counts_for_its_own_stage(
     with tuned("flux", 0.6) as (pipe, runtime):
         num_attempts = 0
 
-        def bring(self: ComponentCalls, inputs: object) -> object:
+        def bring(self: ComponentCalls, *inputs: object) -> object:
             nonlocal num_attempts
             num_attempts += 1
             if num_attempts == NUM_ENCODERS + 1:  # the first of the transformer
                 raise torch.OutOfMemoryError("for the test")
-            return brought(self, inputs)
+            return brought(self, *inputs)
 
         brought = ComponentCalls._to_device
         monkeypatch.setattr(ComponentCalls, "_to_device", bring)
@@ -208,11 +208,11 @@ def test_kept_weights_are_evicted_before_a_failed_call_is_run_again(
     with tuned("flux", 0.6) as (pipe, _):
         kept: list[int] = []
 
-        def bring(self: ComponentCalls, inputs: object) -> object:
+        def bring(self: ComponentCalls, *inputs: object) -> object:
             kept.append(len(self._conductor._copies))
             if len(kept) == NUM_ENCODERS + 1:
                 raise torch.OutOfMemoryError("for the test")
-            return brought(self, inputs)
+            return brought(self, *inputs)
 
         brought = ComponentCalls._to_device
         monkeypatch.setattr(ComponentCalls, "_to_device", bring)

@@ -145,7 +145,7 @@ def are_under_way(traffic: Traffic, passage: Passage, groups: list[Group], order
         ([0, 2, 3, 0, 1, 2, 3], [], [0, 1, 2, 3] * 2),  # one left out
         ([0, 0, 1, 2, 3], [1], [0, 1, 2, 0, 1, 2, 3]),  # all but the first
         ([0, 1, 0, 1, 2, 3], [2], [0, 1, 2, 3] * 2),  # the rest of an iteration left out
-        ([0, 1, 2, 3] * 4, [8], [0, 1, 2, 3] * 4 + [0, 1]),  # more iterations than planned
+        ([0, 1, 2, 3] * 4, [8], [0, 1, 2, 3] * 4 + [0]),  # more iterations than planned
     ],
 )
 def test_behind_a_detour_copies_are_under_way_again_and_none_is_made_twice(
@@ -242,3 +242,15 @@ def test_freeing_slots_without_waiting_for_their_copies_is_found_as_a_race(
 def check_race(name: str, message: str) -> None:
     with tuned(name, 0.4, copy_to_compute=5) as (pipe, _), pytest.raises(RuntimeError, match="sim race: .*" + message):
         tiny_pipelines.run(pipe, name)
+
+
+def test_of_an_iteration_that_has_not_begun_no_more_is_copied_than_the_largest_group() -> None:
+    groups, passage = streaming([512, 512, 1024, 512], num_slots=4)
+    lane = EagerLane()
+    traffic = Traffic(lane, [(passage, group) for group in groups], 2, {})  # type: ignore[arg-type]
+    asked = [len(lane.copied)]
+    for number in [0, 1, 2, 3] * 2:
+        traffic.enter(passage, groups[number])
+        traffic.leave(passage)
+        asked.append(len(lane.copied))
+    assert asked == [2, *[6] * 4, *[8] * 4]

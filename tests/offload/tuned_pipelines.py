@@ -38,12 +38,16 @@ def weight_bytes(name: str) -> int:
 
 
 def profiled(name: str, *, copy_to_compute: float = 1.0) -> Profile:
-    """The named pipeline's profile, and the simulated device at the rates it is made for.
+    """The named pipeline's profile, and the simulated device at the rates it is made for, as `at_link_ratio` has it."""
+    return at_link_ratio(_traced(name), copy_to_compute)
+
+
+def at_link_ratio(profile: Profile, copy_to_compute: float) -> Profile:
+    """A profile for a link of another rate, which the simulated device gets too.
 
     The link is so slow that copying the largest component of the longest stage takes `copy_to_compute` times what
     one iteration computes.
     """
-    profile = _traced(name)
     longest = max(profile.stages, key=lambda stage: stage.num_iterations * stage.seconds)
     largest_bytes = max(profile.component(c).used_bytes for c in longest.components)
     rate = largest_bytes / (copy_to_compute * longest.seconds)

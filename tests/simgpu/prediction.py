@@ -73,11 +73,14 @@ def sim_device() -> Device:
 
 
 def predicted_profile(name: str) -> Profile:
-    """The named tiny pipeline's call. Reserved is what is allocated, as on the simulated accelerator."""
+    """The named tiny pipeline's call."""
     kwargs = {"prompt": "a photo of a cat", "num_inference_steps": 2, "output_type": "pt"}
-    profile = predict_profile(
-        tiny_pipelines.build(name), call_kwargs=kwargs | tiny_pipelines.CALL[name], device=sim_device()
-    )
+    return predicted_call(tiny_pipelines.build(name), kwargs | tiny_pipelines.CALL[name])
+
+
+def predicted_call(pipe: DiffusionPipeline, call_kwargs: dict[str, Any]) -> Profile:
+    """A pipeline's call. Reserved is what is allocated, as on the simulated accelerator."""
+    profile = predict_profile(pipe, call_kwargs=call_kwargs, device=sim_device())
     return replace(profile, stages=tuple(map(_as_allocated, profile.stages)))
 
 

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
-from torch.utils._pytree import tree_leaves
 
 from vramtune.offload.binding import BoundComponent
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.hooks import restore_methods
+from vramtune.offload.inputs import Brought, to_device
 from vramtune.offload.meter import Meter
 from vramtune.offload.retry import remember_draws, with_room
 from vramtune.offload.stack import is_pipeline_running, is_running
@@ -32,8 +31,9 @@ class ComponentCalls:
 
         def attempt() -> Any:
             # Inputs first, or they would wait behind the copies of weights.
-            args_there, kwargs_there = self._to_device((args, kwargs))
+            (args_there, kwargs_there), brought = self._to_device(component, (args, kwargs))
             self._conductor.enter(component, method)
+            self._conductor.inputs[component] = brought
             return original(*args_there, **kwargs_there)
 
         def make_room() -> bool:
@@ -86,12 +86,9 @@ class ComponentCalls:
             restore_methods(component)
             self._conductor.release(component)
 
-    def _to_device(self, inputs: Any) -> Any:
-        """Inputs on the device; nothing is rebuilt if all are there (a cache in them may be written to)."""
-        is_elsewhere = any(
-            isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.device != self.device for leaf in tree_leaves(inputs)
-        )
-        return send_to_device(inputs, self.device) if is_elsewhere else inputs
+    def _to_device(self, component: BoundComponent, inputs: Any) -> tuple[Any, list[Brought]]:
+        """Inputs on the device, and what of them to know again at the component's next call."""
+        return to_device(inputs, self.device, self._conductor.inputs.get(component, ()))
 
 
 _RUN = ComponentCalls.run.__code__

@@ -22,6 +22,7 @@ from vramtune.offload.binding import (
 )
 from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
+from vramtune.offload.inputs import Brought
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats, pieces, together
 from vramtune.offload.stack import is_running
@@ -64,6 +65,11 @@ class Conductor:
 
     # ------------------------------------------------------------------------------------------------
     # Called as the pipeline runs
+
+    @property
+    def inputs(self) -> dict[BoundComponent, list[Brought]]:
+        """What of the last inputs of each component is known again, until the stage ends."""
+        return {} if self._traffic is None else self._traffic.inputs
 
     def run(self, call: Callable[[], Any], *, is_whole: bool = True) -> Any:
         """Run a call; at its end, however it comes, all but the resident groups are freed, unless it is not a whole one.

@@ -2,8 +2,8 @@
 
 Every copy waits for the computation whose bytes it overwrites, every computation for the copy it reads, both by
 events on the device: the host never waits. Copies are asked for in the order in which a stage needs them, as far
-ahead as the ring has room; a visit out of that order is copied on the spot, and the order is taken up again from
-there.
+ahead as the ring has room, but little of the next iteration before it begins; a visit out of that order is copied on
+the spot, and the order is taken up again from there.
 """
 
 import logging
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from vramtune.layout import next_place
+from vramtune.offload.binding import BoundComponent
 from vramtune.offload.groups import Group, views
+from vramtune.offload.inputs import Brought
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats
 
@@ -94,6 +96,11 @@ class Copy:
     """Event of the end of the copy; None before it is asked for, and once the compute stream waits for it."""
     has_arrived: bool = False
     """Whether the compute stream may read it."""
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the copy was not asked for yet."""
+        return self.ready is None and not self.has_arrived
 
 
 def allocate(groups: list[Group], device: torch.device) -> dict[Group, Copy]:
@@ -193,29 +200,56 @@ class Traffic:
 
     `visits` is one iteration as planned: passage and group, in execution order. `kept` are the device copies of the
     groups that the stage keeps; those whose bytes are not there yet are copied at their first turn.
+
+    Between two iterations, and before a component's first group, pipelines copy small things of their own (timesteps,
+    rotary tables), and often wait for them. The GPU copies in the order in which it was asked to, so of an iteration
+    that has not begun no more is asked for than the largest group: about what the end of the one before hides. Where
+    the host runs ahead of the device that costs nothing.
     """
 
     def __init__(
         self, lane: Lane, visits: Sequence[tuple[Passage, Group]], num_iterations: int, kept: Mapping[Group, Copy]
     ) -> None:
+        self.inputs: dict[BoundComponent, list[Brought]] = {}
+        """Copies of inputs, which are known again and live as long."""
         self._lane, self._visits, self._kept = lane, visits, kept
         streams = any(passage.ring is not None for passage, _ in visits)
         self._end = len(visits) * (num_iterations if streams else 1)
         self._next = 0  # number of the visit to ask for next, over all iterations
         self._last = -1  # number of the last visit that was streamed
+        self._begun = 0  # visits before this number are of iterations that have begun
+        self._ahead_bytes = 0  # asked for beyond them
+        self._most_ahead_bytes = max((group.num_bytes for _, group in visits if group.moves), default=0)
         self.ask_ahead()
 
     def ask_ahead(self) -> None:
-        """Ask for copies in order, as far as there is room."""
-        while self._next < self._end:
-            passage, group = self._visits[self._next % len(self._visits)]
-            if (copy := self._kept.get(group)) is not None:
-                self._load(group, copy)
-            elif group.moves and passage.ring is not None:
-                if not passage.ring.has_room(group):
-                    return
-                passage.ring.ask(self._lane, group, self._next)
+        """Ask for copies in order, as far as there is room and the iteration has begun."""
+        while self._next < self._end and self._ask(*self._visits[self._next % len(self._visits)]):
             self._next += 1
+
+    def _ask(self, passage: Passage, group: Group) -> bool:
+        """Ask for the copy of the next visit, if that needs one; False if it is not the time yet."""
+        copy = self._kept.get(group)
+        if not (copy.is_absent if copy is not None else group.moves and passage.ring is not None):
+            return True
+        ahead_bytes = self._ahead_bytes + group.num_bytes if self._next >= self._begun else 0
+        if ahead_bytes > self._most_ahead_bytes:
+            return False
+        if copy is not None:
+            self._load(group, copy)
+        elif passage.ring is not None:
+            if not passage.ring.has_room(group):
+                return False
+            passage.ring.ask(self._lane, group, self._next)
+        self._ahead_bytes = ahead_bytes
+        return True
+
+    def _begin(self, number: int) -> None:
+        """Ask for the rest of the copies of a visit's iteration, which has begun."""
+        if number >= self._begun:
+            num_visits = max(len(self._visits), 1)
+            self._begun = (number // num_visits + 1) * num_visits
+            self.ask_ahead()
 
     def enter(self, passage: Passage, group: Group) -> None:
         """Have a group's weights on the device before it computes; what computed before it is done."""
@@ -227,6 +261,7 @@ class Traffic:
             self.arrive(group, copy)
         elif group.moves and passage.ring is not None:
             passage.place = self._take(passage, passage.ring, group)
+        self._begin(max(self._last, 0))
 
     def leave(self, passage: Passage) -> None:
         """Let the place of the group that computed last be overwritten."""
@@ -251,15 +286,15 @@ class Traffic:
     def arrive(self, group: Group, copy: Copy) -> None:
         """Have a kept group's weights on the device for later computation."""
         if not copy.has_arrived:
-            self._load(group, copy)
+            if copy.is_absent:
+                self._load(group, copy)
             if copy.ready is not None:
                 self._lane.wait(copy.ready)
             copy.ready, copy.has_arrived = None, True
             group.use_copy(copy.tensors)
 
     def _load(self, group: Group, copy: Copy) -> None:
-        if copy.ready is None and not copy.has_arrived:
-            copy.ready = self._lane.copy(group, copy.flat, None)
+        copy.ready = self._lane.copy(group, copy.flat, None)
 
     def _take(self, passage: Passage, ring: Ring, group: Group) -> Place:
         place = ring.next_waiting(group)
