@@ -54,6 +54,11 @@ class Device:
     """Whose kernels PyTorch runs there, which decides what they allocate: of another accelerator, the CPU's."""
     source: Source = "predicted"
 
+    @property
+    def takes_segments(self) -> bool:
+        """Whether PyTorch's allocator there takes whole segments: CUDA's does."""
+        return self.kernels == "cuda"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
