@@ -68,7 +68,7 @@ def autotune(
         >>> image = pipe("a red fox").images[0]
     """
     from vramtune.contract import expect_pipeline, refuse_placed, refuse_tuned
-    from vramtune.machine.live import live_device
+    from vramtune.machine.live import measured_gpu
     from vramtune.offload.device import resolve_device
     from vramtune.offload.install import install as install_plan
 
@@ -77,7 +77,7 @@ def autotune(
     expect_pipeline(pipe)
     refuse_tuned(pipe)
     refuse_placed(pipe)
-    gpu = live_device(target, own_bytes=_held_bytes(pipe))
+    gpu = measured_gpu(target, own_bytes=_held_bytes(pipe))
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, _names(allow))

@@ -47,11 +47,18 @@ def this_gpu(*, own_bytes: int = 0) -> Device:
         listed = gpu_of_driver(name, total_bytes)
         logger.debug("PyTorch sees no accelerator; facts of %s come from the table", listed.name)
         return replace(listed, usable_bytes=min(listed.usable_bytes, free_bytes))
+    return measured_gpu(accelerator, own_bytes=own_bytes)
+
+
+def measured_gpu(device: torch.device, *, own_bytes: int = 0) -> Device:
+    """An accelerator as `live_device` finds it; `NoAcceleratorError` where it cannot be measured."""
     try:
-        return live_device(accelerator, own_bytes=own_bytes)
+        return live_device(device, own_bytes=own_bytes)
+    except NoAcceleratorError:
+        raise
     except RuntimeError as error:  # how PyTorch reports whatever a device refuses: memory, kernels, queries
         raise NoAcceleratorError(
-            f"This machine's accelerator, {str(accelerator)!r}, cannot be measured ({str(error).splitlines()[0]}). "
+            f"This machine's accelerator, {str(device)!r}, cannot be measured ({str(error).splitlines()[0]}). "
             'Free its memory, or name a GPU to predict for: gpu="RTX 4060".'
         ) from error
 

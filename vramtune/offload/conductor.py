@@ -24,6 +24,7 @@ from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats, pieces
+from vramtune.offload.retry import let_go_of_workspaces
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import call_name
@@ -192,6 +193,8 @@ class Conductor:
     def _make_room(self, stage: int | None) -> bool:
         self._close()
         self._evict(set())
+        if let_go_of_workspaces(self.device):
+            return True
         if stage is None:
             return self.make_way()
         placements = self.binding.placements
