@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 def device(**changes: object) -> Device:
-    """A round-numbered GPU: 1 GB/s of copies without latency, no context."""
+    """A round-numbered GPU: 1 GB/s of copies without latency, no context, memory by the byte."""
     facts = {
         "name": "Test GPU",
         "total_bytes": 24 * GIB,
@@ -27,6 +27,7 @@ def device(**changes: object) -> Device:
         "memory_bytes_per_second": 1e11,
         "efficiency_fraction": {"matmul": 1.0, "convolution": 1.0, "attention": 1.0, "pointwise": 1.0, "memory": 1.0},
         "launch_seconds": 1e-6,
+        "kernels": "cpu",
     }
     return Device(**{**facts, **changes})
 

@@ -43,8 +43,9 @@ def autotune(
 
     Args:
         pipe: A diffusers pipeline, standard or modular, with its weights on the host, as `from_pretrained` returns it.
-        vram_gb: Budget in GiB for all that the process holds on the GPU. Left out, it is all that the process may
-            have. What the card cannot give is taken off and said.
+        vram_gb: Budget in GiB for all that the pipeline takes of the GPU, the process's CUDA context included; what
+            other models of the process hold is not counted. Left out, it is all that is free. What the card cannot give
+            is taken off and said.
         method: What you will call: the pipeline itself, or a method of it by name ("encode_prompt").
         call_kwargs: Arguments that you will pass to it (`height`, `num_inference_steps`, ...); plan for the
             largest call. The prompt has a default, the rest are the pipeline's own.
@@ -67,7 +68,7 @@ def autotune(
         >>> image = pipe("a red fox").images[0]
     """
     from vramtune.contract import expect_pipeline, refuse_placed, refuse_tuned
-    from vramtune.machine.live import live_device
+    from vramtune.machine.live import measured_gpu
     from vramtune.offload.device import resolve_device
     from vramtune.offload.install import install as install_plan
 
@@ -76,7 +77,7 @@ def autotune(
     expect_pipeline(pipe)
     refuse_tuned(pipe)
     refuse_placed(pipe)
-    gpu = live_device(target)
+    gpu = measured_gpu(target, own_bytes=_held_bytes(pipe))
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, _names(allow))
@@ -124,7 +125,7 @@ def profile(
 
     expect_pipeline(pipe)
     refuse_tuned(pipe)
-    return _predicted(pipe, method, call_kwargs or {}, _device_of(gpu), progress=progress)
+    return _predicted(pipe, method, call_kwargs or {}, _device_of(gpu, pipe), progress=progress)
 
 
 def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Plan:
@@ -278,16 +279,24 @@ def report(profile: Profile, plan: Plan, path: str | Path, *, measured: Measurem
     write_report(profile, plan, path, measurement=measured)
 
 
-def _device_of(gpu: str | Device | None) -> Device:
+def _device_of(gpu: str | Device | None, pipe: "Pipeline") -> Device:
     if isinstance(gpu, Device):
         return gpu
     if gpu is None:
         from vramtune.machine.live import this_gpu
 
-        return this_gpu()
+        return this_gpu(own_bytes=_held_bytes(pipe))
     from vramtune.machine.gpus import find_gpu
 
     return find_gpu(gpu)
+
+
+def _held_bytes(pipe: "Pipeline") -> int:
+    """What a pipeline's weights take of the accelerator already, of which a plan will dispose."""
+    from vramtune.contract import modules_of
+
+    weights = {tensor for m in modules_of(pipe).values() for tensor in (*m.parameters(), *m.buffers())}
+    return sum(tensor.nbytes for tensor in weights if tensor.device.type not in ("cpu", "meta"))
 
 
 def _predicted(

@@ -118,11 +118,13 @@ def test_a_measurement_takes_little_memory_and_gives_it_back(slow: ModuleType) -
 
 def test_usable_bytes_are_free_and_own_ones(slow: ModuleType) -> None:
     slow.set_capacity(3 * GIB)
+    before_bytes = slow.memory_reserved()
     held = torch.empty(100 * MIB, dtype=torch.uint8, device="sim")
-    device = sim_facts()
-    assert device.total_bytes == 3 * GIB
-    assert device.usable_bytes == 3 * GIB
-    assert slow.mem_get_info()[0] <= device.usable_bytes - held.nbytes
+    assert sim_facts().total_bytes == 3 * GIB
+    assert sim_facts().usable_bytes == 3 * GIB - before_bytes - held.nbytes  # other models' stays theirs
+    own = live_device(torch.device("sim", 0), own_bytes=held.nbytes)
+    assert own.usable_bytes == 3 * GIB - before_bytes
+    assert slow.mem_get_info()[0] <= own.usable_bytes - held.nbytes
 
 
 def test_usable_bytes_stay_within_the_limit_set_for_this_process(

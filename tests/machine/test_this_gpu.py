@@ -7,6 +7,8 @@ import pynvml
 import pytest
 import torch
 
+import vramtune
+from tests import tiny_pipelines
 from vramtune.errors import NoAcceleratorError, UsageError
 from vramtune.machine import gpus
 from vramtune.machine.live import live_device, this_gpu
@@ -55,6 +57,9 @@ def test_an_accelerator_without_room_to_measure_is_refused_with_its_error(slow: 
     slow.set_capacity(held.nbytes)
     with pytest.raises(NoAcceleratorError, match=r"'sim', cannot be measured \(.*memory.*\).*gpu=\"RTX 4060\""):
         this_gpu()
+    pipe = tiny_pipelines.build("flux")
+    with pytest.raises(NoAcceleratorError, match="cannot be measured"):
+        vramtune.autotune(pipe, device="sim")
 
 
 def test_without_pytorch_s_accelerator_the_table_and_nvml_s_free_memory_count(nvml: SimpleNamespace) -> None:

@@ -5,23 +5,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BEGIN = """
-import gc, threading
+import gc, os, threading
 import torch
-from tests.nullcuda.tuned_pipelines import SEGMENT_BYTES, build, context_bytes, planned, run, whole, with_more
+from tests.nullcuda.card import counters, reset
+from tests.nullcuda.tuned_pipelines import build, context_bytes, planned, run, whole
 from tests.nullcuda.values import Values
 from vramtune.offload.install import install
 
 NAME = "larger flux"
-plan = planned(NAME, 0.5)
+plan = planned(NAME, float(os.environ["FRACTION"]))
 with Values():
     expected, pipe = whole(NAME).output, build(NAME)
 gc.collect()  # the untuned one's weights
+torch.cuda.empty_cache()
+reset()
 
 def check():
     with Values():  # a mode holds for its thread alone
         assert torch.equal(run(pipe, NAME), expected)
-        print("equal")
+    assert counters().used_peak_bytes <= plan.budget_bytes
+    print("equal")
 """
 CUDA_MALLOC_ASYNC = """
 print(torch.cuda.get_allocator_backend())
@@ -31,15 +37,14 @@ with install(pipe, plan, device="cuda", context_bytes=context_bytes()):
         torch.empty(plan.budget_bytes, dtype=torch.uint8, device="cuda")  # the limit is gone after the call
 """
 SIDE_STREAM = """
-plan = with_more(plan, SEGMENT_BYTES)  # for the stream's own workspace, which no plan counts
 with install(pipe, plan, device="cuda", context_bytes=context_bytes()):
     check()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with torch.cuda.stream(torch.cuda.Stream()):  # it needs a workspace of its own, which no plan counts
         for _ in range(2):
             check()
+    check()
 """
 TWO_THREADS = """
-plan = with_more(plan, 2 * SEGMENT_BYTES)  # for the threads' own workspaces
 with install(pipe, plan, device="cuda", context_bytes=context_bytes()):
     threads = [threading.Thread(target=check) for _ in range(2)]
     for thread in threads:
@@ -64,13 +69,15 @@ def printed(program: str, **environment: str) -> list[str]:
 
 
 def test_cuda_malloc_async_gives_the_same_bits_and_its_limit_is_put_back() -> None:
-    words = printed(CUDA_MALLOC_ASYNC, PYTORCH_ALLOC_CONF="backend:cudaMallocAsync")
+    words = printed(CUDA_MALLOC_ASYNC, FRACTION="0.5", PYTORCH_ALLOC_CONF="backend:cudaMallocAsync")
     assert words == ["cudaMallocAsync", "equal", "equal"]
 
 
-def test_a_call_on_a_side_stream_gives_the_same_bits() -> None:
-    assert printed(SIDE_STREAM) == ["equal"] * 3
+@pytest.mark.parametrize("fraction", ["0", "0.5"])
+def test_a_call_on_a_side_stream_gives_the_same_bits_within_the_budget(fraction: str) -> None:
+    assert printed(SIDE_STREAM, FRACTION=fraction) == ["equal"] * 4
 
 
-def test_two_threads_call_one_after_the_other_and_get_the_same_bits() -> None:
-    assert printed(TWO_THREADS) == ["equal"] * 2
+@pytest.mark.parametrize("fraction", ["0", "0.5"])
+def test_two_threads_call_one_after_the_other_and_get_the_same_bits_within_the_budget(fraction: str) -> None:
+    assert printed(TWO_THREADS, FRACTION=fraction) == ["equal"] * 2

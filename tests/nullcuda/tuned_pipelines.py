@@ -16,14 +16,7 @@ from vramtune.machine.live import live_device
 from vramtune.profiler.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
-from vramtune.units import MIB
 
-SEGMENT_BYTES = 20 * MIB
-"""What the allocator takes of the driver where it is asked for 1 to 10 MiB.
-
-No plan counts it: it counts what is asked for. So budgets here have room for one such segment, of a ring, a table, or a
-workspace; real pipelines ask for more at once.
-"""
 NAMES = (*tiny_pipelines.CALL, "larger flux")
 
 
@@ -87,8 +80,7 @@ def planned(name: str, fraction: float) -> Plan:
         choose_plan(profile, 1, margin_fraction=MARGIN_FRACTION)
     least = raised.value.smallest_bytes
     most = choose_plan(profile, profile.device.usable_bytes).estimate.peak_bytes / (1 - MARGIN_FRACTION) + 1
-    plan = choose_plan(profile, int(least + fraction * (most - least)), margin_fraction=MARGIN_FRACTION)
-    return with_more(plan, SEGMENT_BYTES)
+    return choose_plan(profile, int(least + fraction * (most - least)), margin_fraction=MARGIN_FRACTION)
 
 
 def with_more(plan: Plan, num_bytes: int) -> Plan:

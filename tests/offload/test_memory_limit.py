@@ -1,13 +1,19 @@
 """The budget on a device that has more."""
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+import vramtune
 from tests import tiny_pipelines
-from tests.offload.tuned_pipelines import held_bytes, tuned, whole
+from tests.offload.tuned_pipelines import held_bytes, profiled, tuned, weight_bytes, whole
 from vramtune.offload.memory_limit import MemoryLimit
+from vramtune.offload.runtime import Runtime
+from vramtune.schema import Measurement
+from vramtune.tuner.search import choose_plan
+from vramtune.units import MIB
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
 
@@ -53,3 +59,70 @@ def test_a_memory_limit_above_the_device_is_none_and_is_put_back_as_none(sim: Mo
     with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
         assert limits[-1] == 0.5
     assert limits[-1] == 1
+
+
+def reading(name: str, runtime: Runtime, pipe: Any) -> tuple[torch.Tensor, Measurement]:
+    output = tiny_pipelines.run(pipe, name).cpu()
+    assert runtime.measured.peak_bytes <= runtime.plan.budget_bytes
+    assert runtime.measured.num_out_of_memory == 0
+    return output, runtime.measured
+
+
+def alone(name: str) -> tuple[torch.Tensor, Measurement]:
+    """The second call with nothing else on the device, at the rates that the tests here have."""
+    with tuned(name) as (pipe, runtime):
+        profiled("flux")
+        reading(name, runtime, pipe)
+        return reading(name, runtime, pipe)
+
+
+def is_like(one: tuple[torch.Tensor, Measurement], other: tuple[torch.Tensor, Measurement]) -> bool:
+    """The same output, bytes and peak, and as fast."""
+    (first, found), (second, expected) = one, other
+    return (
+        torch.equal(first, second)
+        and found.moved_bytes == expected.moved_bytes
+        and found.peak_bytes == pytest.approx(expected.peak_bytes, rel=0.003)
+        and found.seconds == pytest.approx(expected.seconds, rel=0.02)
+    )
+
+
+@pytest.mark.usefixtures("limits")
+def test_two_tuned_pipelines_do_not_count_against_each_others_budgets() -> None:
+    expected = {name: alone(name) for name in ("sdxl", "flux")}
+    with tuned("sdxl") as (first, its), tuned("flux") as (second, others):
+        for _ in range(2):
+            assert is_like(reading("sdxl", its, first), expected["sdxl"])
+            assert is_like(reading("flux", others, second), expected["flux"])
+        assert not its.overrun_bytes
+        assert not others.overrun_bytes
+
+
+@pytest.mark.usefixtures("limits")
+def test_neither_an_untuned_pipeline_nor_a_model_that_comes_between_two_calls_counts() -> None:
+    expected = alone("flux")
+    untuned = whole("sd15")
+    with tuned("flux") as (pipe, runtime):
+        reading("flux", runtime, pipe)
+        tiny_pipelines.run(untuned, "sd15")
+        assert is_like(reading("flux", runtime, pipe), expected)
+        model = torch.nn.Linear(1000, 1000, device="sim")
+        assert is_like(reading("flux", runtime, pipe), expected)
+        del model
+        assert is_like(reading("flux", runtime, pipe), expected)
+
+
+def test_a_pipeline_is_planned_for_what_other_models_leave_free(sim: ModuleType) -> None:
+    settings = {**tiny_pipelines.CALL["flux"], "num_inference_steps": 2, "output_type": "pt"}
+    costs = vramtune.profile(tiny_pipelines.build("flux"), call_kwargs=settings, progress=False)
+    whole_bytes = choose_plan(costs, costs.device.usable_bytes).estimate.peak_bytes
+    room_bytes = whole_bytes - weight_bytes("flux") // 3
+    sim.set_capacity(held_bytes() + room_bytes + 5 * MIB)
+    model = torch.empty(5 * MIB, dtype=torch.uint8, device="sim")
+    with vramtune.autotune(tiny_pipelines.build("flux"), call_kwargs=settings, device="sim", progress=False) as handle:
+        assert room_bytes - MIB / 10 <= handle.plan.budget_bytes <= room_bytes
+    own = whole("flux")  # a pipeline's own weights are the plan's to place
+    sim.set_capacity(held_bytes() + room_bytes - 5 * MIB)
+    del model
+    costs = vramtune.profile(own, call_kwargs=settings, progress=False)
+    assert costs.device.usable_bytes >= room_bytes

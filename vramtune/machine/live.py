@@ -34,8 +34,8 @@ class Probed:
     workspace_bytes: int
 
 
-def this_gpu() -> Device:
-    """This machine's current accelerator.
+def this_gpu(*, own_bytes: int = 0) -> Device:
+    """This machine's current accelerator; `own_bytes` as in `live_device`.
 
     Measured by `live_device` where PyTorch sees it. Where PyTorch sees none (a build for the CPU) but NVIDIA's driver
     does: the table's facts for the first GPU that CUDA may use, with no more usable bytes than are free now. Raises
@@ -47,28 +47,38 @@ def this_gpu() -> Device:
         listed = gpu_of_driver(name, total_bytes)
         logger.debug("PyTorch sees no accelerator; facts of %s come from the table", listed.name)
         return replace(listed, usable_bytes=min(listed.usable_bytes, free_bytes))
+    return measured_gpu(accelerator, own_bytes=own_bytes)
+
+
+def measured_gpu(device: torch.device, *, own_bytes: int = 0) -> Device:
+    """An accelerator as `live_device` finds it; `NoAcceleratorError` where it cannot be measured."""
     try:
-        return live_device(accelerator)
+        return live_device(device, own_bytes=own_bytes)
+    except NoAcceleratorError:
+        raise
     except RuntimeError as error:  # how PyTorch reports whatever a device refuses: memory, kernels, queries
         raise NoAcceleratorError(
-            f"This machine's accelerator, {str(accelerator)!r}, cannot be measured ({str(error).splitlines()[0]}). "
+            f"This machine's accelerator, {str(device)!r}, cannot be measured ({str(error).splitlines()[0]}). "
             'Free its memory, or name a GPU to predict for: gpu="RTX 4060".'
         ) from error
 
 
-def live_device(device: torch.device) -> Device:
+def live_device(device: torch.device, *, own_bytes: int = 0) -> Device:
     """An accelerator of this machine, whatever its name: memory as it is now, all rates measured.
 
-    Usable bytes are those that are free or reserved by PyTorch's allocator in this process, up to the limit that
-    `set_per_process_memory_fraction` put on the latter, plus the context. The first call for a device measures the
-    rates (about half a second); they are kept for the life of the process. Raises `UsageError` for a device that is
-    not there, `NoAcceleratorError` where there is none.
+    Usable bytes are those that are free, or reserved by PyTorch's allocator in this process for nothing but the
+    libraries' workspace and `own_bytes` (weights of the pipeline to be planned that are there already), up to the limit
+    that `set_per_process_memory_fraction` put on the allocator, plus the context: what other models of this process hold
+    is theirs. The first call for a device measures the rates (about half a second); they are kept for the life of the
+    process. Raises `UsageError` for a device that is not there, `NoAcceleratorError` where there is none.
     """
     device = _indexed(device)
     probed = probe(device)
     context_bytes = CONTEXT_BYTES if probed.context_bytes is None else probed.context_bytes
+    torch.accelerator.empty_cache()
     free_bytes, total_bytes = torch.accelerator.get_memory_info(device)
     reserved_bytes = torch.accelerator.memory_reserved(device)
+    others_bytes = max(reserved_bytes - probed.workspace_bytes - own_bytes, 0)
     module = torch.get_device_module(device)
     # not every accelerator has limits
     fraction = getattr(module, "get_per_process_memory_fraction", lambda _: 1.0)
@@ -76,7 +86,7 @@ def live_device(device: torch.device) -> Device:
     return Device(
         name=module.get_device_name(device),
         total_bytes=total_bytes,
-        usable_bytes=min(free_bytes + reserved_bytes, limit_bytes) + context_bytes,
+        usable_bytes=max(min(free_bytes + reserved_bytes, limit_bytes) - others_bytes, 0) + context_bytes,
         context_bytes=context_bytes,
         is_context_measured=probed.context_bytes is not None,
         workspace_bytes=probed.workspace_bytes,

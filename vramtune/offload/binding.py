@@ -12,7 +12,7 @@ from torch import nn
 
 from vramtune.contract import excluded_components, may_upcast, modules_of, refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
-from vramtune.layout import ring_bytes
+from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
 from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, computed_weights, lay_out
 from vramtune.schema import Placement, Plan, WeightGroup
 from vramtune.units import format_bytes
@@ -63,7 +63,11 @@ class BoundPlacement:
     def bytes_with(self, stage: int, kept: int, num_slots: int) -> int:
         """Bytes on the device in a stage if so many groups and slots were kept."""
         slots = self.ring_bytes(kept, num_slots) if self.planned.active[stage] else 0
-        return sum(group.num_bytes for group in self.groups[:kept]) + slots
+        sizes = tuple(group.num_bytes for group in self.groups)
+        if not self.planned.takes_segments:
+            return sum(sizes[:kept]) + slots
+        row = (*self.kept[:stage], kept, *self.kept[stage + 1 :])
+        return kept_bytes(sizes, row, is_root_apart=bool(self.planned.methods))[stage] + taken_bytes(slots)
 
 
 @dataclass(slots=True, eq=False)

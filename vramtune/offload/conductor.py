@@ -24,7 +24,8 @@ from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.inputs import Brought
 from vramtune.offload.meter import Meter
-from vramtune.offload.pieces import flats, pieces, together
+from vramtune.offload.pieces import flats, pieces
+from vramtune.offload.retry import let_go_of_workspaces
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import call_name
@@ -198,6 +199,8 @@ class Conductor:
     def _make_room(self, stage: int | None) -> bool:
         self._close()
         self._evict(set())
+        if let_go_of_workspaces(self.device):
+            return True
         if stage is None:
             return self.make_way()
         placements = self.binding.placements
@@ -239,13 +242,16 @@ class Conductor:
         for group in displaced:
             if group not in resident or (group.is_settled and group.piece):
                 group.settle_on_host(self.device)
-        staying = [group for group in displaced if group in resident]
+        staying = {group for group in displaced if group in resident}
         for group in staying:
             group.is_settled = False
             group.update_layout()
-        for sharing in pieces(staying):
-            for group, flat in flats(sharing, self.device):
-                group.settle_on_device(flat)
+        keepers: list[BoundPlacement | BoundComponent] = [*component.placements, component]
+        for keeper in keepers:
+            for sharing in pieces(keeper, staying):
+                for group, flat in flats(sharing, self.device):
+                    group.settle_on_device(flat)
+                staying.difference_update(sharing)
 
     def _settle_edits(self, component: BoundComponent) -> None:
         """Give what someone put on the device during the call its master on the host."""
@@ -342,7 +348,7 @@ class Conductor:
     def _open(self, position: Position, kept: dict[BoundPlacement | BoundComponent, list[Group]]) -> None:
         """Take memory for what is absent, then start the copies."""
         for keeper, groups in kept.items():
-            for sharing in together(keeper, [group for group in groups if group not in self._copies]):
+            for sharing in pieces(keeper, [group for group in groups if group not in self._copies]):
                 self._copies.update(allocate(sharing, self.device))
         self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()

@@ -110,6 +110,8 @@ class Group:
     """Views of the master, one for each tensor."""
     piece: int = 0
     """Address of the piece of device memory in which the group stays, maybe with others; 0 if it does not."""
+    piece_bytes: int = 0
+    """All of that piece."""
     computed: list[ComputedWeight] = field(default_factory=list)
     uses_copy: bool = False
     """Whether the tensors point at a copy on the device."""
@@ -206,7 +208,8 @@ class Group:
         for held, view in zip(self.held, views(flat, 0, self.extents), strict=True):
             view.copy_(held.tensor.data)
             held.point_at(view)
-        self.master, self.master_views, self.piece = None, [], flat.untyped_storage().data_ptr()
+        self.master, self.master_views, storage = None, [], flat.untyped_storage()
+        self.piece, self.piece_bytes = storage.data_ptr(), storage.nbytes()
         self.uses_copy, self.is_settled = False, True
 
     def use_master(self) -> None:

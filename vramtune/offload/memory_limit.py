@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 class MemoryLimit:
-    """Lets PyTorch's allocator have no more than so many bytes of a device, or than it may have already.
+    """Lets PyTorch's allocator have no more than so many bytes of a device for us, or than it may have already.
 
     At that limit it frees what it only caches, then it is out of memory: so what no plan foresees (a larger call,
     workspaces) takes the room of weights, and never more than the budget. Devices whose PyTorch backend has no such
@@ -19,6 +19,8 @@ class MemoryLimit:
     def __init__(self, device: torch.device, num_bytes: int) -> None:
         self._device, self._num_bytes = device, num_bytes
         self._module = torch.get_device_module(device)
+        self.others_bytes = 0
+        """What the allocator holds for others of this process, which does not count."""
         self._before: float | None = None
         """Fraction of the device that the process might have before, while it may have less."""
 
@@ -27,7 +29,7 @@ class MemoryLimit:
             # `cudaMallocAsync` without a limit tells a fraction far above 1, and takes none above 1 back
             before = min(self._module.get_per_process_memory_fraction(self._device), 1.0)
             _, total_bytes = torch.accelerator.get_memory_info(self._device)
-            fraction = min(before, max(self._num_bytes, 0) / total_bytes)
+            fraction = min(before, (max(self._num_bytes, 0) + self.others_bytes) / total_bytes)
             self._before = before
             self._module.set_per_process_memory_fraction(fraction, self._device)
             logger.debug("memory limit of %s set to %.4f of it (was %.4f)", self._device, fraction, before)

@@ -39,6 +39,8 @@ class Meter:
 
     def __init__(self, device: torch.device, context_bytes: int | None) -> None:
         self._device, self.context_bytes = device, context_bytes
+        self.others_bytes = 0
+        """What the allocator holds for others of this process, which does not count."""
         self._readings: list[StageReading] = []
         self._last: tuple[StageReading, ...] = ()
         self._num_out_of_memory = self._last_num_out_of_memory = 0
@@ -109,7 +111,8 @@ class Meter:
     def _end_stage(self, now: torch.Event) -> None:
         if self._readings:
             self._readings[-1].end = now
-            self._readings[-1].peak_bytes = torch.accelerator.max_memory_reserved(self._device)
+            reserved_bytes = torch.accelerator.max_memory_reserved(self._device)
+            self._readings[-1].peak_bytes = max(reserved_bytes - self.others_bytes, 0)
         torch.accelerator.reset_peak_memory_stats(self._device)
 
 

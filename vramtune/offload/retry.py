@@ -78,6 +78,23 @@ def _has_refused(device: torch.device) -> bool:
     return bool(torch.accelerator.memory_stats(device).get("num_ooms", 0))
 
 
+def let_go_of_workspaces(device: torch.device) -> bool:
+    """Free cuBLAS's workspaces but that of this thread and its stream; False if there are no others.
+
+    cuBLAS keeps one for each thread and each stream that ever multiplied matrices; a plan has room for one.
+    """
+    if device.type != "cuda":
+        return False
+    one = torch.ones(1, 1, device=device)
+    one @ one  # this thread's own comes with it
+    before_bytes = torch.accelerator.memory_allocated(device)
+    torch._C._cuda_clearCublasWorkspaces()
+    one @ one
+    num_bytes = before_bytes - torch.accelerator.memory_allocated(device)
+    logger.debug("workspaces of other streams and threads were let go of: %d bytes", num_bytes)
+    return num_bytes > 0
+
+
 def remember_inputs(inputs: Any) -> Callable[[], bool]:
     """Note what a call works on, and return what says whether the call may be run again with it.
 

@@ -36,6 +36,7 @@ class Runtime:
         self.plan, self.device = plan, device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
         self._limit = MemoryLimit(device, plan.budget_bytes - (context_bytes or 0))
+        self._workspace_bytes = plan.estimate.stages[0].fixed_bytes - (context_bytes or 0)
         self._binding = Binding(pipe, plan)
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
@@ -113,6 +114,7 @@ class Runtime:
     def _call(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
         with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
+        self._limit.others_bytes = self._meter.others_bytes = self._others_bytes()
         inputs = args[1:], kwargs
         self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
         is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
@@ -130,6 +132,14 @@ class Runtime:
         result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
         self._meter.finish()
         return result
+
+    def _others_bytes(self) -> int:
+        """What PyTorch's allocator holds before a call that is neither our resident groups nor the libraries' workspace."""
+        torch.accelerator.empty_cache()
+        groups = (group for component in self._binding.components for group in component.groups)
+        resident = {group.piece: group.piece_bytes for group in groups if group.piece}
+        known_bytes = sum(resident.values()) + self._workspace_bytes
+        return max(torch.accelerator.memory_reserved(self.device) - known_bytes, 0)
 
     def _take_in(self) -> None:
         """Take over what came since the last call, and what someone took our hooks off."""

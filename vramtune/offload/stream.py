@@ -18,7 +18,7 @@ from vramtune.offload.binding import BoundComponent
 from vramtune.offload.groups import Group, views
 from vramtune.offload.inputs import Brought
 from vramtune.offload.meter import Meter
-from vramtune.offload.pieces import flats
+from vramtune.offload.pieces import flats, new_piece
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +134,7 @@ class Ring:
         self.num_bytes = num_bytes
         self.waiting: deque[Place] = deque()
         """Places whose copies were asked for and have not been computed with."""
-        with torch.inference_mode(False):
-            self._flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self._flat = new_piece(num_bytes, device)
         self._head = 0
         self._live: deque[Place] = deque()
         self._copies: dict[tuple[Group, int], tuple[torch.Tensor, list[torch.Tensor]]] = {}

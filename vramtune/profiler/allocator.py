@@ -8,14 +8,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vramtune.layout import ALIGNMENT_BYTES, round_up
-from vramtune.units import MIB
+from vramtune.layout import ALIGNMENT_BYTES, LARGE_SEGMENT_ROUNDING_BYTES, SMALL_REQUEST_BYTES, round_up, segment_bytes
 
-SMALL_REQUEST_BYTES = MIB
-SMALL_SEGMENT_BYTES = 2 * MIB
-MEDIUM_REQUEST_BYTES = 10 * MIB
-MEDIUM_SEGMENT_BYTES = 20 * MIB
-LARGE_SEGMENT_ROUNDING_BYTES = 2 * MIB
 TOLERANCE_FRACTION = 0.005
 """How near the lowest limit is found."""
 
@@ -23,15 +17,6 @@ TOLERANCE_FRACTION = 0.005
 def rounded_bytes(num_bytes: int) -> int:
     """Bytes that a request takes from its block."""
     return max(ALIGNMENT_BYTES, round_up(num_bytes))
-
-
-def segment_bytes(block_bytes: int) -> int:
-    """Bytes to request of the driver when no cached block serves a rounded request."""
-    if block_bytes <= SMALL_REQUEST_BYTES:
-        return SMALL_SEGMENT_BYTES
-    if block_bytes < MEDIUM_REQUEST_BYTES:
-        return MEDIUM_SEGMENT_BYTES
-    return round_up(block_bytes, LARGE_SEGMENT_ROUNDING_BYTES)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

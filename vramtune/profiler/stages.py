@@ -1,9 +1,10 @@
 """From the sequence of calls to stages: find loops, count equal calls, attach memory and seconds."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
+from vramtune.layout import MEDIUM_SEGMENT_BYTES
 from vramtune.profiler.allocator import least_limit_bytes, reserved_peak_bytes
 from vramtune.profiler.record import Recording
 from vramtune.profiler.roofline import Work, host_seconds, work_seconds
@@ -13,6 +14,9 @@ from vramtune.schema import CERTAIN, Activity, Component, Device, Segment, Sprea
 
 LONGEST_PERIOD = 8
 """Most calls of one iteration: guidance makes up to three of a denoiser, networks beside it (ControlNet) one each."""
+WORKSPACE_BYTES = 8_519_680
+"""cuBLAS's workspace before Hopper (`_parseChosenWorkspaceSize` in `aten/src/ATen/cuda/CublasHandlePool.cpp`); it lies in a
+segment of 20 MiB. The later ones' fills its segment."""
 LEAST_REPEATS = 3
 """Fewest iterations of a loop. Two alike are not one: SD3's three encoders run in turn for each of two prompts, and a
 plan may keep a different one for each call."""
@@ -129,7 +133,7 @@ class Estimator:
             method=trace.method,
             num_calls=1,
             segments=tuple(_segments(stretches, waits_for_host=host_seconds > gpu_seconds)),
-            activation_bytes=reserved_peak_bytes(self._allocations(trace.tape)),
+            activation_bytes=self._beside_workspace(reserved_peak_bytes, self._allocations(trace.tape)),
             spread=self._spread(gpu_seconds, host_seconds),
         )
 
@@ -153,8 +157,18 @@ class Estimator:
         if self._device.kernels != "cuda":
             return activity
         if trace not in self._least_bytes:
-            self._least_bytes[trace] = least_limit_bytes(list(self._allocations(trace.tape, is_short=True)))
+            allocations = self._allocations(trace.tape, is_short=True)
+            self._least_bytes[trace] = self._beside_workspace(least_limit_bytes, allocations)
         return replace(activity, activation_bytes=self._least_bytes[trace])
+
+    def _beside_workspace(
+        self, reserved_bytes: Callable[[Sequence[Allocation]], int], allocations: Iterable[Allocation]
+    ) -> int:
+        """What is reserved beyond cuBLAS's workspace, in whose segment small activations find room."""
+        taken_bytes = self._device.workspace_bytes
+        held_bytes = WORKSPACE_BYTES if taken_bytes == MEDIUM_SEGMENT_BYTES else taken_bytes
+        workspace = [Allocation(-1, held_bytes)] if held_bytes else []
+        return reserved_bytes([*workspace, *allocations]) - taken_bytes
 
     def _allocations(self, tape: Iterable[Entry], *, is_short: bool = False) -> Iterator[Allocation]:
         return (entry for entry in self._with_workspaces(tape, is_short=is_short) if isinstance(entry, Allocation))
@@ -165,8 +179,8 @@ class Estimator:
             yield entry
             if isinstance(entry, Work) and entry.layout_in_bytes and self._device.kernels == "cuda":
                 num_bytes = entry.layout_in_bytes + (0 if is_short else entry.layout_out_bytes)
-                yield Allocation(-number - 1, num_bytes)
-                yield Allocation(-number - 1, -num_bytes)
+                yield Allocation(-number - 2, num_bytes)
+                yield Allocation(-number - 2, -num_bytes)
 
     def _stretches(self, tape: Iterable[Entry], component: Component) -> list[tuple[int, Stretch, Stretch]]:
         """Layers, each with what happens in it and after it."""

@@ -85,6 +85,11 @@ class Device:
     """How sure these facts are."""
     source: Source = "predicted"
 
+    @property
+    def takes_segments(self) -> bool:
+        """Whether PyTorch's allocator there takes whole segments: CUDA's does."""
+        return self.kernels == "cuda"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:

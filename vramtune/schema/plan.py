@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from vramtune.layout import ring_bytes
+from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
 from vramtune.schema.figures import Budget, Bytes, Count, Index, Repeats, Saving, Seconds, Total
 from vramtune.schema.files import Saved
 from vramtune.schema.profile import WeightGroup, Workload
@@ -38,6 +38,8 @@ class Placement:
     kept: tuple[Index, ...]
     """Number of groups on the GPU, by stage."""
     num_slots: Repeats
+    takes_segments: bool = False
+    """Whether its memory is taken in whole segments, as PyTorch's CUDA allocator does, and counted so."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no pipeline could follow."""
@@ -60,14 +62,18 @@ class Placement:
 
     def kept_bytes(self, stage: int) -> int:
         """Bytes kept on the GPU throughout a stage."""
-        return sum(group.weight_bytes for group in self.groups[: self.kept[stage]])
+        sizes = tuple(group.weight_bytes for group in self.groups)
+        if self.takes_segments:
+            return kept_bytes(sizes, self.kept, is_root_apart=bool(self.methods))[stage]
+        return sum(sizes[: self.kept[stage]])
 
     def slot_bytes(self, stage: int) -> int:
         """Bytes of the ring of slots in a stage: 0 where nothing is streamed."""
         absent = [group.weight_bytes for group in self.groups[self.kept[stage] :]]
         if not (self.active[stage] and absent):
             return 0
-        return ring_bytes(self.num_slots, largest_absent_bytes=max(absent), absent_bytes=sum(absent))
+        num_bytes = ring_bytes(self.num_slots, largest_absent_bytes=max(absent), absent_bytes=sum(absent))
+        return taken_bytes(num_bytes) if self.takes_segments else num_bytes
 
     def role(self, stage: int) -> Role:
         """Role of the placement in one stage."""

@@ -3,7 +3,7 @@
 from vramtune.schema import Frontier, FrontierPoint, Profile
 from vramtune.tuner.budget import Budget, nothing_fits
 from vramtune.tuner.local_search import Candidate
-from vramtune.tuner.problem import Problem
+from vramtune.tuner.problem import DEFAULT_SLOTS
 from vramtune.tuner.search import check, fastest, pose_permitted
 from vramtune.tuner.stock_modes import stock_modes
 
@@ -23,7 +23,7 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
     low = min(Candidate.least(problem).peak_bytes for problem in problems.values())
     if low > usable:
         raise nothing_fits(profile, Budget.on(profile.device, usable), allow)
-    high = min(_most_bytes(problems[()]), usable)
+    high = min(Candidate.whole(problems[()], DEFAULT_SLOTS).peak_bytes, usable)
     points: list[FrontierPoint] = []
     for step in range(NUM_POINTS if high > low else 1):
         budget_bytes = round(low * (high / low) ** (step / (NUM_POINTS - 1)))
@@ -40,9 +40,3 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
         points=tuple(points),
         stock=stock_modes(profile),
     )
-
-
-def _most_bytes(problem: Problem) -> int:
-    """What it takes that everything stays."""
-    weights = sum(unit.total_bytes for unit in problem.units)
-    return weights + max(stage.overhead_bytes for stage in problem.stages)

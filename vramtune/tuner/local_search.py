@@ -19,6 +19,8 @@ MAX_SLOTS = 8
 MAX_EFFORT = 20_000
 EFFORT_PER_ENTRY = 4
 """To settle a candidate, by unit and stage."""
+MOST_CARRIES = 3
+"""Numbers of groups that are tried: the most that have room, and fewer where rounding takes more than there is."""
 # A gain below this share of the score is rounding noise.
 LEAST_GAIN = 1e-8
 
@@ -69,12 +71,12 @@ class Candidate:
 
     def weight_bytes(self, s: int) -> int:
         """Weights on the device throughout a stage, without what excluded components own beyond their units."""
-        return sum(unit.prefix[self.kept[u][s]] for u, unit in enumerate(self.problem.units))
+        return sum(unit.kept_bytes(row)[s] for unit, row in zip(self.problem.units, self.kept, strict=True))
 
     def slot_bytes(self, s: int) -> int:
         """Bytes of a stage's slots."""
         units, active = self.problem.units, self.problem.stages[s].active
-        return sum(units[u].ring_bytes(self.kept[u][s], self.num_slots[u]) for u in active)
+        return sum(units[u].slot_bytes(self.kept[u][s], self.num_slots[u]) for u in active)
 
     def stage_bytes(self, s: int) -> int:
         """Bytes on the device during a stage: weights, slots, overhead."""
@@ -186,10 +188,10 @@ def _room(candidate: Candidate, budget_bytes: int) -> list[int]:
     for unit, row, num_slots, active in zip(
         problem.units, candidate.kept, candidate.num_slots, problem.active_stages, strict=True
     ):
-        for s, count in enumerate(row):
-            room[s] -= unit.prefix[count]
+        for s, num_bytes in enumerate(unit.kept_bytes(row)):
+            room[s] -= num_bytes
         for s in active:
-            room[s] -= unit.ring_bytes(row[s], num_slots)
+            room[s] -= unit.slot_bytes(row[s], num_slots)
     return room
 
 
@@ -212,7 +214,7 @@ def _give_way(candidate: Candidate, u: int, s: int, excess_bytes: int) -> Candid
 def _carry(candidate: Candidate, room: list[int]) -> Candidate:
     """Let units that run again later in the call hold their groups meanwhile, as far as there is room, by stage."""
     problem = candidate.problem
-    kept = [list(row) for row in candidate.kept]
+    kept = list(candidate.kept)
     for u, unit in enumerate(problem.units):
         for start, end in pairwise(problem.active_stages[u]):
             gap = range(start + 1, end)
@@ -221,10 +223,14 @@ def _carry(candidate: Candidate, room: list[int]) -> Candidate:
             resident = candidate.resident[u]
             most = unit.prefix[resident] + min(room[s] for s in gap)
             carried = min(kept[u][start], kept[u][end], bisect_right(unit.prefix, most) - 1)
-            for s in gap:
-                kept[u][s] = max(carried, resident)
-                room[s] -= unit.prefix[kept[u][s]] - unit.prefix[resident]
-    return replace(candidate, kept=tuple(map(tuple, kept)))
+            before = unit.kept_bytes(kept[u])
+            for count in range(carried, max(resident, carried - MOST_CARRIES), -1):
+                row = (*kept[u][: start + 1], *[count] * len(gap), *kept[u][end:])
+                left = [r + b - a for r, b, a in zip(room, before, unit.kept_bytes(row), strict=True)]
+                if min(left) >= 0:  # another piece of memory takes more in other stages too
+                    kept[u], room = row, left
+                    break
+    return replace(candidate, kept=tuple(kept))
 
 
 def _neighbours(candidate: Candidate, budget_bytes: int) -> Iterator[Candidate]:

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from vramtune.layout import ring_bytes
+from vramtune.layout import SMALL_SEGMENT_BYTES, kept_bytes, ring_bytes, round_up, taken_bytes
 from vramtune.schema import CERTAIN, Activity, Component, Device, PlannedStage, Profile, Spread, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
@@ -32,6 +32,8 @@ class Unit:
     """Groups to keep while active such that the fewest bytes are needed: the root and oversize leaves."""
     least_idle: int = 0
     """Groups to keep while idle: none. Where the component is excluded from offload, both are all groups."""
+    takes_segments: bool = False
+    """Whether its memory is counted in whole segments of PyTorch's CUDA allocator."""
 
     @property
     def total_bytes(self) -> int:
@@ -47,6 +49,17 @@ class Unit:
         """Bytes of the slots when `kept` groups are kept while the unit runs."""
         absent_bytes = self.prefix[-1] - self.prefix[kept]
         return ring_bytes(num_slots, largest_absent_bytes=self.largest[kept], absent_bytes=absent_bytes)
+
+    def slot_bytes(self, kept: int, num_slots: int) -> int:
+        """What those slots take on the device."""
+        num_bytes = self.ring_bytes(kept, num_slots)
+        return taken_bytes(num_bytes) if self.takes_segments else num_bytes
+
+    def kept_bytes(self, kept: tuple[int, ...]) -> tuple[int, ...]:
+        """What its groups take on the device, by stage, when so many are kept in each."""
+        if self.takes_segments:
+            return kept_bytes(self.sizes, kept, is_root_apart=bool(self.methods))
+        return tuple(self.prefix[count] for count in kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +137,11 @@ def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
             rank.update({(component.name, method): (len(units), ranks) for method in methods})
             groups = tuple(component.groups[group] for group in order)
             unit = make_unit(component.name, () if is_only else methods, groups)
+            unit = replace(unit, takes_segments=profile.device.takes_segments)
             units.append(_always_whole(unit) if component.name in profile.excluded else unit)
     excluded = {c.name: _unused_bytes(c, units) for c in profile.components if c.name in profile.excluded}
+    if profile.device.takes_segments:
+        excluded = {name: taken_bytes(num_bytes) for name, num_bytes in excluded.items()}
     unused = sum(excluded.values())
     posed = tuple(_stage_problem(profile, stage, units, rank, unused) for stage in stages)
     return Problem(
@@ -286,7 +302,10 @@ def _stage_problem(
     carried = [0.0] * len(units)
     for (unit, group), count in _count_runs(visits).items():
         carried[unit] += count * units[unit].sizes[group]
-    activation_bytes = stage.activation_bytes + stage.pipeline_bytes
+    pipeline_bytes = stage.pipeline_bytes
+    if profile.device.takes_segments:
+        pipeline_bytes = round_up(pipeline_bytes, SMALL_SEGMENT_BYTES)
+    activation_bytes = stage.activation_bytes + pipeline_bytes
     fixed_bytes = profile.device.workspace_bytes + profile.device.context_bytes
     return StageProblem(
         name=stage.name,

@@ -100,10 +100,11 @@ def _not_resident(candidate: Candidate, estimate: Estimate, budget_bytes: int) -
 
 def _bytes_if_resident(candidate: Candidate, u: int, s: int) -> int:
     """Bytes on the device in a stage if a unit were resident and all else stayed as it is."""
-    unit, kept = candidate.problem.units[u], candidate.kept[u][s]
+    unit, row = candidate.problem.units[u], candidate.kept[u]
     is_active = u in candidate.problem.stages[s].active
-    slots = unit.ring_bytes(kept, candidate.num_slots[u]) if is_active else 0
-    return candidate.stage_bytes(s) - slots + unit.total_bytes - unit.prefix[kept]
+    slots = unit.slot_bytes(row[s], candidate.num_slots[u]) if is_active else 0
+    whole = unit.kept_bytes((len(unit.groups),) * len(row))
+    return candidate.stage_bytes(s) - slots + whole[s] - unit.kept_bytes(row)[s]
 
 
 def _more(problem: Problem, estimate: Estimate, budget_bytes: int) -> Reason:

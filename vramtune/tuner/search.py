@@ -141,6 +141,7 @@ def _placements(candidate: Candidate) -> tuple[Placement, ...]:
             active=tuple(u in stage.active for stage in candidate.problem.stages),
             kept=candidate.kept[u],
             num_slots=candidate.num_slots[u],
+            takes_segments=unit.takes_segments,
         )
         for u, unit in enumerate(candidate.problem.units)
     )

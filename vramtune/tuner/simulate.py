@@ -139,7 +139,10 @@ def _levels(
     """Levels of one stage: what is kept comes in during the first iteration; the rest is held throughout."""
     problem, active = candidate.problem, candidate.residencies(s)
     kept = [row[s] for row in candidate.kept]
-    weights = [unit.prefix[active[u].present if u in active else kept[u]] for u, unit in enumerate(problem.units)]
+    weights = [unit.kept_bytes(row)[s] for unit, row in zip(problem.units, candidate.kept, strict=True)]
+    for u, residency in active.items():  # what is still to come
+        prefix = problem.units[u].prefix
+        weights[u] -= prefix[residency.kept] - prefix[residency.present]
 
     def level(since: float, until: float) -> MemoryLevel:
         return MemoryLevel(
@@ -149,7 +152,7 @@ def _levels(
             component_bytes=_by_component(candidate, weights),
             slot_bytes=candidate.slot_bytes(s),
             activation_bytes=stage.activation_bytes,
-            pipeline_bytes=stage.pipeline_bytes,
+            pipeline_bytes=problem.stages[s].activation_bytes - stage.activation_bytes,
             workspace_bytes=problem.device.workspace_bytes,
             context_bytes=problem.device.context_bytes,
         )

@@ -1,0 +1,119 @@
+"""What a plan says that its pipeline takes of the card is what it takes, in the allocator's segments."""
+
+import gc
+from functools import cache
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from tests.nullcuda.card import counters, reset
+from tests.nullcuda.tuned_pipelines import context_bytes
+from vramtune.errors import BudgetError
+from vramtune.machine.live import live_device
+from vramtune.offload.install import install
+from vramtune.offload.pieces import new_piece
+from vramtune.profiler.predict import predict_profile
+from vramtune.schema import Plan, Profile
+from vramtune.tuner.search import choose_plan
+from vramtune.units import MIB
+
+WIDTH = 2901
+"""Of matrices of 32.1 MiB: each by itself would take 34 of the driver."""
+MOST_OVER_BYTES = 2 * MIB
+"""How far a prediction may be above what is taken: a segment of small tensors, which stages and pipeline may share."""
+
+
+class Encoding(DiffusionPipeline):
+    """Encodes a row, then goes over it with a model in each step."""
+
+    model_cpu_offload_seq = "encoder->model"
+
+    def __init__(self, encoder: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.register_modules(encoder=encoder, model=model)
+
+    @torch.no_grad()
+    def __call__(self, num_inference_steps: int = 4) -> torch.Tensor:
+        row = self.encoder(torch.ones(1, WIDTH, device=self._execution_device))
+        for _ in range(num_inference_steps):
+            row = self.model(row)
+        return row.cpu()
+
+
+class Layers(nn.Module):
+    """Layers of 32.1 MiB, one after the other."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(num_layers))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0].weight.device
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            row = layer(row)
+        return row
+
+
+def build() -> Encoding:
+    torch.manual_seed(0)
+    return Encoding(Layers(3).eval(), Layers(8).eval())
+
+
+@cache
+def profiled() -> Profile:
+    return predict_profile(build(), call_kwargs={}, device=live_device(torch.device("cuda")))
+
+
+def least_bytes() -> int:
+    with pytest.raises(BudgetError) as raised:
+        choose_plan(profiled(), 1)
+    return raised.value.smallest_bytes
+
+
+def planned(num_mib: float) -> Plan:
+    """The plan for so much above the smallest budget, with no margin."""
+    return choose_plan(profiled(), least_bytes() + int(num_mib * MIB))
+
+
+@cache
+def expected() -> torch.Tensor:
+    return build().to("cuda")()
+
+
+@pytest.mark.parametrize("num_mib", [0, 33, 50, 101, 160, 222, 270, 1000])
+def test_groups_just_above_whole_segments_take_what_the_plan_says(num_mib: int) -> None:
+    wanted, plan, pipe = expected(), planned(num_mib), build()
+    gc.collect()
+    torch.cuda.empty_cache()
+    with install(pipe, plan, device="cuda", context_bytes=context_bytes()) as runtime:
+        for _ in range(2):
+            reset()
+            assert torch.equal(pipe(), wanted)
+            taken_bytes = counters().used_peak_bytes
+            assert 0 <= plan.estimate.peak_bytes - taken_bytes <= MOST_OVER_BYTES
+        measured = runtime.measured
+        assert measured is not None
+        assert measured.num_out_of_memory == 0
+        for stage, found in zip(plan.estimate.stages, measured.stages, strict=True):
+            assert 0 <= stage.peak_bytes - context_bytes() - found.peak_bytes <= MOST_OVER_BYTES
+
+
+@pytest.mark.parametrize("num_bytes", [10 * MIB + 1, 32 * MIB + MIB // 10, 64 * MIB, 5 * MIB])
+def test_nothing_else_comes_to_lie_in_a_piece_of_memory(num_bytes: int) -> None:
+    torch.cuda.empty_cache()
+    before_bytes = torch.cuda.memory_reserved()
+    held = new_piece(num_bytes, torch.device("cuda"))
+    taken_bytes = torch.cuda.memory_reserved() - before_bytes
+    assert taken_bytes % (2 * MIB) == 0
+    assert taken_bytes - num_bytes < 2 * MIB or taken_bytes == 10 * MIB
+    assert torch.cuda.memory_allocated() >= taken_bytes
+    assert held.numel() == num_bytes
