@@ -91,8 +91,15 @@ def test_the_memory_and_rates_of_every_gpu_are_plausible() -> None:
     for gpu in gpus.gpus():
         assert 0.9 * gpu.total_bytes < gpu.usable_bytes < gpu.total_bytes
         assert gpu.flops_per_second["float32"] < gpu.flops_per_second["float16"]
-        assert gpu.context_bytes == 500 * MIB
+        assert 500 * MIB <= gpu.context_bytes <= 750 * MIB
         assert gpu.workspace_bytes in (20 * MIB, 32 * MIB)
+
+
+def test_a_card_holds_what_its_power_limit_leaves_of_its_rate() -> None:
+    limited, turing = gpus.find_gpu("T4"), gpus.find_gpu("RTX 2070")
+    assert limited.flops_per_second["float16"] == pytest.approx(0.4 * 65e12)
+    assert limited.efficiency_fraction == turing.efficiency_fraction
+    assert limited.multiprocessors == pytest.approx(40, rel=0.1)
 
 
 def test_every_line_of_the_table_names_its_source_and_its_derived_columns() -> None:

@@ -9,13 +9,14 @@ from vramtune.reports.cards import (
     card,
     comparison_sentence,
     frontier_sentence,
+    likely_seconds,
     plan_facts,
     settings,
     tuned_card,
     verdict,
 )
 from vramtune.reports.terminal import card_text
-from vramtune.schema import Workload
+from vramtune.schema import Extreme, Workload
 
 PROFILE, PLAN = examples.sdxl(), examples.sdxl_plan()
 MEASURED = plan_results.measurement(PLAN)
@@ -114,7 +115,7 @@ def test_verdict_names_a_budget_that_the_card_cannot_give_and_the_permission_use
 def test_seconds_a_rounding_below_the_bound_are_not_negative():
     estimate = dataclasses.replace(PLAN.estimate, seconds=1 - 1e-9, bound_seconds=1)
     facts = plan_facts(dataclasses.replace(PLAN, estimate=estimate), None)
-    assert facts[1].note == "0.0% above the bound"
+    assert facts[1].note.endswith("s, 0.0% above the bound")
 
 
 def test_comparison_sentence_without_a_plan_says_that_none_fits():
@@ -156,3 +157,26 @@ def test_settings_leave_out_prompts_and_shorten_what_is_long(call_kwargs, words)
 def test_a_card_of_anything_but_a_noun_is_refused():
     with pytest.raises(UsageError, match=r"one of Profile, .*Measurement; got str"):
         card("a plan")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "written"),
+    [
+        (13.9, 22.7, "13.9 to 22.7 s"),
+        (0.9, 1.2, "900 ms to 1.20 s"),
+        (90, 130, "90.0 s to 2 min 10 s"),
+        (190, 250, "3 min 10 s to 4 min 10 s"),
+        (5.001, 5.002, ""),
+    ],
+)
+def test_what_seconds_are_likely_to_be_is_written_in_one_unit_where_it_can(low, high, written):
+    ends = {"low": Extreme(seconds=low, peak_bytes=1), "high": Extreme(seconds=high, peak_bytes=1)}
+    assert likely_seconds(dataclasses.replace(PLAN.estimate, **ends)) == written
+
+
+def test_a_plan_that_may_not_fit_says_so():
+    narrow = dataclasses.replace(PLAN, estimate=dataclasses.replace(PLAN.estimate, is_narrow=True))
+    said = verdict(narrow, None)
+    assert (said.word, said.tone) == ("Fits narrowly", "attention")
+    assert "no plan fits" in said.sentence
+    assert verdict(PLAN, None).word == "Fits"

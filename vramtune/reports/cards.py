@@ -247,7 +247,11 @@ def _word(*, fits: bool, is_narrow: bool, is_complete: bool) -> str:
 def likely_seconds(estimate: Estimate | ModeEstimate) -> str:
     """Between what the seconds are likely to be; nothing where they are certain."""
     low, high = (format_seconds(end.seconds) for end in (estimate.low, estimate.high))
-    return "" if low == high else f"{low} to {high}"
+    if low == high:
+        return ""
+    number, unit = low.rsplit(" ", 1)
+    is_short = high.endswith(f" {unit}") and " " not in number
+    return f"{number if is_short else low} to {high}"
 
 
 def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
