@@ -28,6 +28,7 @@ from tqdm import tqdm
 from benchmarks.results_file import environment, table, write_result
 from vramtune import Profile, catalog
 from vramtune.catalog.dtypes import cast
+from vramtune.cli.inputs import call_kwargs
 from vramtune.machine.gpus import find_gpu
 from vramtune.profiler import cuda_kernels
 from vramtune.profiler.predict import FollowedCall, follow, price
@@ -113,7 +114,10 @@ class PublishedCall:
     """Whether PyTorch was older than 2.9."""
     has_tensorfloat32: bool
     """Whether matrix products in float32 were rounded to it."""
+    settings: tuple[tuple[str, int], ...]
+    """By the command line's names."""
     kwargs: tuple[tuple[str, Any], ...]
+    """Other arguments of the call."""
 
 
 def main() -> None:
@@ -173,19 +177,15 @@ def published_call(line: dict[str, str]) -> PublishedCall:
     if extra.pop("safety_checker", False):
         dropped = (SAFETY_CHECKER, *dropped)
     has_tensorfloat32 = extra.pop("tf32", False)
-    is_video = bool(line["frames"])
-    kwargs = {
-        "height": int(line["height"]),
-        "width": int(line["width"]),
-        # a step is like another: few are enough where a row counts one of them, or memory
-        "num_inference_steps": extra.pop("steps_traced", int(line["steps"]) if line["scope"] in WHOLE else 4),
-        **({"num_frames": int(line["frames"])} if is_video else {}),
-        **extra,
-    }
+    # a step is like another: few are enough where a row counts one of them, or memory
+    steps = extra.pop("steps_traced", int(line["steps"]) if line["scope"] in WHOLE else 4)
+    settings = {"height": int(line["height"]), "width": int(line["width"]), "steps": steps}
+    if line["frames"]:
+        settings["frames"] = int(line["frames"])
     if line["batch"] != "1":
-        kwargs["num_videos_per_prompt" if is_video else "num_images_per_prompt"] = int(line["batch"])
+        settings["batch"] = int(line["batch"])
     if line["guidance"].startswith("true CFG"):
-        kwargs |= {"true_cfg_scale": 4.0, "negative_prompt": " "}
+        extra |= {"true_cfg_scale": 4.0, "negative_prompt": " "}
     return PublishedCall(
         model=NAMES.get(line["model"], line["model"]),
         dtype=line["dtype"],
@@ -193,7 +193,8 @@ def published_call(line: dict[str, str]) -> PublishedCall:
         dropped=dropped,
         is_older=line["is_older"] == "yes",
         has_tensorfloat32=has_tensorfloat32,
-        kwargs=tuple(kwargs.items()),
+        settings=tuple(settings.items()),
+        kwargs=tuple(extra.items()),
     )
 
 
@@ -267,7 +268,8 @@ def followed(call: PublishedCall) -> FollowedCall:
         cuda_kernels.rms_norm = lambda *args, **kwargs: None  # no kernel of its own: it is followed through its parts
     torch.backends.cuda.matmul.allow_tf32 = call.has_tensorfloat32
     try:
-        return follow(pipe, call_kwargs=dict(call.kwargs), device=find_gpu("H100"))
+        kwargs = call_kwargs(pipe, dict(call.settings)) | dict(call.kwargs)
+        return follow(pipe, call_kwargs=kwargs, device=find_gpu("H100"))
     finally:
         cuda_kernels.rms_norm, torch.backends.cuda.matmul.allow_tf32 = before
 

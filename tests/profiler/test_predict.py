@@ -1,6 +1,7 @@
 import functools
 import inspect
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,11 +22,11 @@ from tests import tiny_pipelines
 from tests.profiler.test_fake_copy import picture as state_of
 from vramtune.contract import modules_of
 from vramtune.errors import TraceError, UsageError
-from vramtune.profiler.predict import predict_profile
+from vramtune.profiler.predict import follow, predict_profile, price
 from vramtune.profiler.record import record_calls
 from vramtune.profiler.roofline import Work
 from vramtune.profiler.tracker import Allocation
-from vramtune.schema import Profile, from_json, to_json
+from vramtune.schema import Profile, Spread, Spreads, from_json, to_json
 from vramtune.units import MIB
 
 NAMES = list(tiny_pipelines.CALL)
@@ -48,6 +49,25 @@ def predicted(device):
         return SimpleNamespace(pipe=pipe, output=output, before=before, after=state_of(pipe), profile=profile)
 
     return case
+
+
+def test_one_trace_is_priced_for_many_devices(device):
+    faster = replace(device, flops_per_second={name: 8 * rate for name, rate in device.flops_per_second.items()})
+    pipe = tiny_pipelines.build("sd15")
+    call = {"prompt": "a cat", "num_inference_steps": 4, **tiny_pipelines.CALL["sd15"]}
+    followed = follow(pipe, call_kwargs=call, device=device)
+    for other in (device, faster):
+        assert price(followed, other) == predict_profile(pipe, call_kwargs=call, device=other)
+
+
+def test_an_activity_is_as_sure_as_what_it_waits_for(device):
+    def spread(operation_seconds):
+        spreads = Spreads(gpu=Spread(low=0.9, high=1.2), host=Spread(low=0.5, high=2.0))
+        unsure = replace(device, spreads=spreads, operation_seconds=operation_seconds)
+        return predict(tiny_pipelines.build("sd15"), "sd15", unsure).stages[0].activities[0].spread
+
+    assert spread(0.0) == Spread(low=0.9, high=1.2)
+    assert spread(1.0) == Spread(low=0.5, high=2.0)
 
 
 def record(pipe, **call_kwargs):

@@ -86,6 +86,16 @@ def test_a_float32_convolution_is_one_in_tensorfloat32_where_pytorch_lets_it(mon
     assert work_of(lambda: torch.ones(2, 2) @ torch.ones(2, 2))[-1].dtype == "float32"  # PyTorch's default
 
 
+def test_float32_attention_is_three_products_in_tensorfloat32_where_that_is_faster(device):
+    work = Work("attention", "float32", flops=10**12, num_bytes=0)
+    slow = work_seconds(work, device)
+    rates = device.flops_per_second
+    fast = replace(device, flops_per_second=rates | {"tensorfloat32": 6 * rates["float32"]})
+    assert work_seconds(work, fast) - device.launch_seconds == pytest.approx((slow - device.launch_seconds) / 2)
+    none = replace(device, flops_per_second=rates | {"tensorfloat32": 2 * rates["float32"]})
+    assert work_seconds(work, none) == slow
+
+
 def test_a_convolution_adds_the_passes_that_bring_its_images_into_another_order(device):
     image, kernel = torch.ones(1, 2, 8, 8, dtype=torch.float16), torch.ones(4, 2, 3, 3, dtype=torch.float16)
     (work,) = work_of(lambda: torch.nn.functional.conv2d(image, kernel, padding=1))
