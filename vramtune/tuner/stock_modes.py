@@ -201,6 +201,7 @@ def _stateless(
 
 def _mode(profile: Profile, budget_bytes: int | None, mode: str, cost: _Cost) -> ModeEstimate:
     peak = cost.peak_bytes + profile.device.context_bytes + profile.device.workspace_bytes
+    peak += sum(component.computed_bytes for component in profile.components)
     return ModeEstimate(
         mode=mode,
         fits=None if budget_bytes is None else peak <= budget_bytes,
