@@ -14,6 +14,8 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.modular_pipelines.components_manager import CustomOffloadHook
 from diffusers.utils import import_utils
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from vramtune.errors import UsageError
 
@@ -355,6 +357,15 @@ def _checked(checker: Any, clip_input: torch.Tensor, images: Any) -> tuple[Any, 
     ):
         torch.mm(embeddings, nn.functional.normalize(concepts).t()).float() - thresholds
     return images, [False] * len(images)
+
+
+def computed_names(module: nn.Module) -> list[str]:
+    """Attributes of a module that hooks compute from its parameters before each forward, and nobody frees.
+
+    So do `torch.nn.utils.weight_norm` and `spectral_norm`, which audio decoders have; parametrizations do not.
+    """
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm | SpectralNorm))
+    return [hook.name for hook in hooks if hook.name in vars(module)]
 
 
 def offload_hook(module: nn.Module) -> object | None:

@@ -466,7 +466,7 @@ def fail_once(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_what_weight_norm_computes_is_let_go_with_its_group(sim: ModuleType, no_garbage: None) -> None:
+def test_what_weight_norm_computes_after_tuning_is_let_go(sim: ModuleType, no_garbage: None) -> None:
     def normed(pipe: Any) -> list[nn.Module]:
         modules = [m for m in pipe.vae.decoder.modules() if isinstance(m, nn.Conv2d)]
         return [torch.nn.utils.weight_norm(module) for module in modules]

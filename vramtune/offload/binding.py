@@ -13,7 +13,8 @@ from torch import nn
 from vramtune.contract import excluded_components, may_upcast, modules_of, refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
-from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, computed_weights, lay_out
+from vramtune.offload.computed import ComputedWeight, hook_computed
+from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, lay_out
 from vramtune.schema import Placement, Plan, WeightGroup
 from vramtune.units import format_bytes
 
@@ -90,6 +91,7 @@ class BoundComponent:
     """Modules by path, as they were when the tensors were collected."""
     entries: frozenset[str] = frozenset()
     """What the plan's stages call of it: names of methods and children."""
+    computed: list[ComputedWeight] = field(default_factory=list)
     hooked_modules: list[nn.Module] = field(default_factory=list)
     """Modules that have a hook of ours, or were about to get one."""
     own_methods: dict[tuple[nn.Module, str], Any] = field(default_factory=dict)
@@ -135,10 +137,7 @@ class BoundComponent:
         for group, held in found.items():
             group.held, group.is_settled = held, False
             group.update_layout()
-        for placement in self.placements:
-            for group, planned in zip(placement.groups, placement.planned.groups, strict=True):
-                group.computed = computed_weights(self.modules_of(planned), group.computed)
-        self.unplanned.computed = computed_weights([self.module], self.unplanned.computed)
+        self.computed = hook_computed(self.module, self.computed)
         self.is_collected = True
 
     def held_by_tensor(self) -> dict[torch.Tensor, HeldTensor]:

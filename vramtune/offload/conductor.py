@@ -137,7 +137,8 @@ class Conductor:
         for component in self.binding.components:
             for group in component.groups:
                 group.use_master()
-                group.let_go_computed()
+            for computed in component.computed:
+                computed()
         self._lane.finish()
 
     def end_call(self) -> None:

@@ -7,12 +7,10 @@ noticed by its address and becomes the master. A group that stays lives on the d
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from vramtune.layout import round_up
 from vramtune.offload.pinned import pinned_buffer
@@ -85,17 +83,6 @@ class HeldTensor:
         self.tensor.data = self.tensor.data.to(self.device_before)
 
 
-class ComputedWeight(NamedTuple):
-    """A weight that a hook computes from parameters when its module starts, as `torch.nn.utils.weight_norm` does."""
-
-    attributes: dict[str, Any]
-    """The module's attributes, where it is a plain tensor."""
-    name: str
-    before: torch.Tensor
-    """What it was before the plan, on the host; the next call of the module computes it again."""
-    device_before: torch.device
-
-
 @dataclass(slots=True, eq=False)
 class Group:
     """A weight group of one component at run time."""
@@ -112,7 +99,6 @@ class Group:
     """Address of the piece of device memory in which the group stays, maybe with others; 0 if it does not."""
     piece_bytes: int = 0
     """All of that piece."""
-    computed: list[ComputedWeight] = field(default_factory=list)
     uses_copy: bool = False
     """Whether the tensors point at a copy on the device."""
     is_settled: bool = False
@@ -145,17 +131,10 @@ class Group:
         """Whether someone wrote to one of the tensors in place while there may be copies of it."""
         return self.moves and any(held.is_written for held in self.held)
 
-    def let_go_computed(self) -> None:
-        """Let go of what hooks computed on the device from these weights."""
-        for computed in self.computed:
-            computed.attributes[computed.name] = computed.before
-
     def go_home(self) -> None:
         """Give every tensor storage of its own where it was when it was first held."""
         for held in self.held:
             held.go_home()
-        for computed in self.computed:
-            computed.attributes[computed.name] = computed.before.to(computed.device_before)
 
     def note_writes(self) -> None:
         """Take what was written so far for known: no copy from before is used any more."""
@@ -243,23 +222,6 @@ class Group:
 def num_writes(tensor: torch.Tensor) -> int:
     """Number of in-place writes to a tensor, where they are counted."""
     return -1 if tensor.is_inference() else tensor._version
-
-
-@torch.inference_mode(False)
-def computed_weights(modules: Iterable[nn.Module], known: Iterable[ComputedWeight]) -> list[ComputedWeight]:
-    """The weights that hooks of `weight_norm` and `spectral_norm` compute in these modules and those inside.
-
-    What is known of them already stays.
-    """
-    by_place = {(id(computed.attributes), computed.name): computed for computed in known}
-    found = []
-    for module in dict.fromkeys(inner for outer in modules for inner in outer.modules()):
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm | SpectralNorm) and hook.name in vars(module):
-                own, weight = vars(module), vars(module)[hook.name]
-                computed = by_place.get((id(own), hook.name))
-                found.append(computed or ComputedWeight(own, hook.name, weight.to("cpu"), weight.device))
-    return found
 
 
 def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Extent], int]:

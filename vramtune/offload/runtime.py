@@ -93,6 +93,8 @@ class Runtime:
                 self._dismiss(component)
                 for group in component.groups:
                     group.go_home()
+                for computed in component.computed:
+                    computed.go_home()
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()

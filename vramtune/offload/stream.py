@@ -264,8 +264,6 @@ class Traffic:
 
     def leave(self, passage: Passage) -> None:
         """Let the place of the group that computed last be overwritten."""
-        if passage.current is not None:
-            passage.current.let_go_computed()
         place = passage.place
         if place is not None:
             place.group.use_master()

@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vramtune.contract import Pipeline, drop_offload_hook, pipelines_in, quieten, shared_by_copies
+from vramtune.contract import Pipeline, computed_names, drop_offload_hook, pipelines_in, quieten, shared_by_copies
 from vramtune.profiler.fakes import fake_like
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
     for module in modules:
         twin = memo[id(module)]
         drop_offload_hook(twin)
+        _let_computed_go(twin)
         twin.__dict__["_apply"] = functools.partial(_apply_to_fakes, twin)
     for nested in pipelines:
         quieten(memo[id(nested)])
@@ -67,6 +68,15 @@ def _weights(modules: list[nn.Module]) -> Iterator[torch.Tensor]:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 yield tensor
+        for name in computed_names(module):
+            yield vars(module)[name]
+
+
+def _let_computed_go(module: nn.Module) -> None:
+    """Let go of what hooks compute when the module starts as soon as it ends, as the runtime does."""
+    before = {name: vars(module)[name] for name in computed_names(module)}
+    if before:
+        module.register_forward_hook(lambda module, *_: module.__dict__.update(before))
 
 
 def _copied_attributes(owner: object, memo: Memo) -> dict[str, Any]:

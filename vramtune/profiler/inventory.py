@@ -65,6 +65,7 @@ def weigh_component(name: str, recorded: RecordedComponent, traces: Sequence[Tra
         dtype=main_dtype([weight for weight in weights if used & set(weight.owners)] or weights),
         parameters=weighed(weight for weight in weights if not weight.is_buffer),
         buffers=weighed(weight for weight in weights if weight.is_buffer),
+        computed_bytes=sum(recorded.computed_bytes.get(path, 0) for path in used),
         groups=groups,
         layers=listed_layers(layers, groups, recorded.shells),
     )

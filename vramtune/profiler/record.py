@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
@@ -25,12 +25,14 @@ from vramtune.contract import (
     CALL,
     Pipeline,
     blocks_by_shell,
+    computed_names,
     entries,
     forward_to_follow,
     modules_of,
     switched_off_tiling,
 )
 from vramtune.errors import TraceError
+from vramtune.layout import round_up
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 from vramtune.profiler.known_values import PipelineTracker
 from vramtune.profiler.signature import describe
@@ -59,6 +61,8 @@ class RecordedComponent:
     weights: tuple[Weight, ...]
     shells: dict[str, tuple[str, ...]]
     """The modules that diffusers' block-level group offload hooks, with their blocks (`contract.blocks_by_shell`)."""
+    computed_bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes of what hooks compute from the weights (`contract.computed_names`), by layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,6 +136,11 @@ def recorded_component(component: nn.Module) -> RecordedComponent:
         class_name=type(component).__name__,
         weights=tuple(weights_of(component).values()),
         shells=blocks_by_shell(component),
+        computed_bytes={
+            path: sum(round_up(vars(module)[name].nbytes) for name in names)
+            for path, module in component.named_modules()
+            if (names := computed_names(module))
+        },
     )
 
 

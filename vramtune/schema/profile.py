@@ -78,6 +78,9 @@ class Component:
     parameters: Weights
     """Everything the module owns, used by this call or not."""
     buffers: Weights = Weights()
+    computed_bytes: Bytes = 0
+    """What hooks compute from the weights when their module starts (`torch.nn.utils.weight_norm`), on the device. A plan
+    has it let go when the module ends; in the stock modes it stays."""
     groups: tuple[WeightGroup, ...]
     layers: tuple[Layer, ...]
     """The layers used by the call, in execution order."""

@@ -117,6 +117,7 @@ def _costs(profile: Profile) -> dict[str, _Cost]:
         "sequential offload": _stateless(profile, _sequential, held_bytes=buffer_bytes),
     }
     fixed_bytes = profile.device.context_bytes + profile.device.workspace_bytes
+    fixed_bytes += sum(component.computed_bytes for component in profile.components)
     return {mode: replace(cost, peak_bytes=cost.peak_bytes + fixed_bytes) for mode, cost in costs.items()}
 
 
