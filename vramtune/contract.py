@@ -5,6 +5,7 @@ Read from diffusers 0.42 and accelerate 1.15. When a release changes one of thes
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from diffusers.utils import import_utils
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from transformers.utils import import_utils as transformers_utils
 
 from vramtune.errors import UsageError
 
@@ -347,6 +349,20 @@ def forward_to_follow(component: nn.Module) -> Callable[..., Any] | None:
     (`diffusers/pipelines/stable_diffusion/safety_checker.py`); here it finds nothing, as it mostly does.
     """
     return partial(_checked, component) if type(component).__name__ == "StableDiffusionSafetyChecker" else None
+
+
+@contextmanager
+def masks_by_value(is_known: Callable[[torch.Tensor], bool]) -> Iterator[None]:
+    """While entered, transformers looks at the values of masks that are known: of one that hides nothing it makes none.
+
+    It does not where it believes to be traced (`is_fake_tensor` in `transformers/utils/import_utils.py`).
+    """
+    before = transformers_utils.is_fake_tensor
+    transformers_utils.is_fake_tensor = lambda x: isinstance(x, torch.Tensor) and before(x) and not is_known(x)
+    try:
+        yield
+    finally:
+        transformers_utils.is_fake_tensor = before
 
 
 def _checked(checker: Any, clip_input: torch.Tensor, images: Any) -> tuple[Any, list[bool]]:

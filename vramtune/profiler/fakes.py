@@ -22,6 +22,11 @@ EXCEPT_FLOATS = SCALARS - {float}
 CONTAINERS = frozenset((list, tuple, torch.Size))
 NOT_REPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 
+aten = torch.ops.aten
+WITH_A_NUMBER = {
+    getattr(getattr(aten, name), kind) for name in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")
+}
+
 
 class StorageLayout(NamedTuple):
     """How a tensor lies in its storage."""
@@ -101,6 +106,21 @@ def fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     return fake
 
 
+def copy_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements without gaps."""
+    return tensor.numel() * tensor.element_size()
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements fill its memory, in whatever order."""
+    reach = 1
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and step != reach:
+            return False
+        reach *= size
+    return True
+
+
 class ViewOfInput(NamedTuple):
     """A result in the storage of one of an operation's inputs, by that one's number, and of its dtype."""
 
@@ -145,10 +165,19 @@ class FakeOperations:
         key = tuple(tokens)
         if (answer := _ANSWERS.get(key)) is not None:
             return answer.container([self._make(result, inputs) for result in answer.results])
-        out = func(*args, **kwargs)
+        out = self._laid_out(func, func(*args, **kwargs), inputs)
         if key not in _ANSWERS:
             _ANSWERS[key] = _answer(func, out, inputs)
         return out
+
+    def _laid_out(self, func: Any, out: Any, inputs: Sequence[torch.Tensor]) -> Any:
+        """Of a tensor and a number: as the tensor lies. The fake's strides differ where a dimension is 1."""
+        if func not in WITH_A_NUMBER or len(inputs) != 1:
+            return out
+        (given,) = inputs
+        if out.shape != given.shape or out.stride() == given.stride() or not is_dense(given):
+            return out
+        return new_fake(StorageLayout(copy_bytes(out), out.dtype, given.shape, given.stride(), 0), self._mode)
 
     def _view(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operation returns that only looks at its input in another way: that takes no longer than to remember."""

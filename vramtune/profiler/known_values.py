@@ -6,7 +6,7 @@ operations as long as it is small and all their inputs have one. What depends on
 choice the costliest is taken for known (`routing.py`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -18,9 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
+from vramtune.profiler.allocator import rounded_bytes
+from vramtune.profiler.cuda_kernels import Temporaries
 from vramtune.profiler.fakes import FakeOperations, storage_id
 from vramtune.profiler.routing import costliest_routing
-from vramtune.profiler.tracker import Tracker, Weight, is_mutable, tensors_in, written_tensors
+from vramtune.profiler.tracker import Allocation, Tracker, Weight, is_mutable, tensors_in, written_tensors
 
 LARGEST_TWIN_ELEMENTS = 2**20
 """Enough for a mask over a thousand tokens by a thousand, or an image's zero embeddings; computed with in milliseconds."""
@@ -58,9 +60,15 @@ class Twin:
 class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
     """A tracker of a component's call that answers from twins where the code asks for values."""
 
-    def __init__(self, weights: dict[int, Weight], mode: FakeTensorMode) -> None:
+    def __init__(
+        self,
+        weights: dict[int, Weight],
+        mode: FakeTensorMode,
+        temporaries: Callable[[Any, tuple[Any, ...]], Temporaries] = lambda func, args: Temporaries(),
+    ) -> None:
         super().__init__(weights)
         self._operations = FakeOperations(mode)
+        self._temporaries = temporaries
         self.deciding: set[int] = set()
         """Numbers of the inputs whose values the code asked for: another call with other values may go another way."""
         self.num_decisions = 0
@@ -80,6 +88,22 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         super().count(tensor)
         if self.is_known(tensor) and (key := self.keys.get(storage_id(tensor))) is not None:
             self._determined.add(key)
+
+    def note(
+        self, func: Any, args: tuple[Any, ...], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    ) -> None:
+        """Record an operation, with what it takes beside its results."""
+        needed = self._temporaries(func, args)
+        taken = list(map(self._take, needed.before))
+        super().note(func, args, inputs, outputs)
+        taken += map(self._take, needed.after)
+        self.tape += (Allocation(key, -num_bytes) for key, num_bytes in reversed(taken))
+
+    def _take(self, num_bytes: int) -> Allocation:
+        """Record an allocation that is no tensor's."""
+        taken = Allocation(self.new_key(), rounded_bytes(num_bytes))
+        self.tape.append(taken)
+        return taken
 
     def left_behind(self, outputs: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
         """What the call has left elsewhere than in its outputs, and what another call like it would not leave again.

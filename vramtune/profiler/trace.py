@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vramtune.contract import masks_by_value
 from vramtune.errors import TraceError
-from vramtune.profiler.cuda_kernels import CudaKernels
+from vramtune.profiler.cuda_kernels import CudaKernels, temporaries
 from vramtune.profiler.fakes import fake_like
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS, ComponentTracker, Questions
 from vramtune.profiler.memo import memoised_children
@@ -69,7 +70,7 @@ def trace_call(
     `is_known` says whether an input has the values that it has in a real call; the method may ask for those.
     """
     weights = weights_of(target.module)
-    tracker = ComponentTracker(weights, mode)
+    tracker = ComponentTracker(weights, mode, *([temporaries] if kernels == "cuda" else []))
     numbers = itertools.count()
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -93,6 +94,7 @@ def trace_call(
             entered.enter_context(memoised_children(target.module, tracker, mode))
             entered.enter_context(tracker)
             entered.enter_context(Questions(tracker))
+            entered.enter_context(masks_by_value(tracker.is_known))
             if kernels == "cuda":
                 entered.enter_context(CudaKernels(tracker.is_known))
             outputs = target.run(*args, **kwargs)

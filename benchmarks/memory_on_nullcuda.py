@@ -1,0 +1,337 @@
+"""Memory of every call of the catalog's components, at real size: predicted beside PyTorch's own allocator, without a GPU.
+
+    .venv-nullcuda/bin/python -m tests.nullcuda .venv-nullcuda/bin/python -m benchmarks.memory_on_nullcuda
+    ... -m benchmarks.memory_on_nullcuda --only sdxl wan2.1-1.3b
+
+Runs on the null card (`tests/nullcuda`): the allocator and the choice of kernels are PyTorch's, kernels do nothing, and
+weights are memory that is never touched. Each model has a process of its own. Each different call of a component, with
+the inputs that the pipeline gives it, runs by itself, and its tape is compared with the allocator's events. Writes
+`benchmarks/results/memory_nullcuda_<date>.json` as soon as a model is done, and the table of the same name; a run that
+was cut goes on with the models that have no rows yet; `--only` does the named ones again.
+"""
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks.results_file import environment, result_path, table, write_result
+from tests.nullcuda.card import card
+from tests.nullcuda.values import Call, Values
+from vramtune import api, catalog
+from vramtune.contract import entries, modules_of
+from vramtune.profiler import record
+from vramtune.profiler.allocator import reserved_peak_bytes, rounded_bytes
+from vramtune.profiler.tensor_trees import map_tensors
+from vramtune.profiler.trace import ComponentMethod, Trace
+from vramtune.profiler.tracker import Allocation
+from vramtune.schema import call_name
+from vramtune.units import MIB
+
+NAME = "memory_nullcuda"
+MOST_EVENTS = 2_000_000
+SMALL_ELEMENTS = 1 << 16
+"""Functions on nothing larger have values: masks, positions, lengths."""
+CARD_BYTES = 300 * 10**9
+COPY_LIMIT_BYTES = 1 << 20
+GOAL_BYTES, GOAL_FRACTION = 2 * MIB, 0.001
+"""How far off reserved bytes may be: the larger of the two."""
+NUM_SIZES = 6
+GPU = "RTX 4060"
+"""Which the null card claims to be. What is allocated depends on it hardly: by its architecture's kernels."""
+HEADER = ["model", "call", "predicted allocated", "allocated", "predicted reserved", "reserved", "difference", "goal"]
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], choices=catalog.names(), metavar="MODEL")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(list(rows_of(options.one))))
+        return
+    path = result_path(NAME).with_suffix(".json")
+    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    done = {row["model"] for row in rows} - set(options.only)
+    todo = [name for name in options.only or catalog.names() if name not in done]
+    for model in tqdm(todo, unit="model"):
+        found = in_a_process_of_its_own(model)
+        rows = [row for row in rows if row["model"] != model] + found
+        rows.sort(key=lambda row: catalog.names().index(row["model"]))
+        path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+        write_result(NAME, report(rows))
+    print(*report(rows), sep="\n")
+
+
+def in_a_process_of_its_own(model: str) -> list[Row]:
+    """A model's rows; one that says why, where it could not be run."""
+    command = [sys.executable, "-m", "benchmarks.memory_on_nullcuda", "--one", model]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0:
+        rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
+        return rows
+    print(done.stderr, file=sys.stderr)
+    last = next(reversed(done.stderr.strip().splitlines()), f"ended with {done.returncode}")
+    return [{"model": model, "call": None, "outcome": last[:200]}]
+
+
+# ---------------------------------------------------------------------------------------------------
+# One model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedCall:
+    """A call of a component as it was followed, and what it needs to be made again."""
+
+    trace: Trace
+    inputs: Any
+    """Known ones with their values, the others on the meta device."""
+    dtypes: Mapping[str, torch.dtype]
+    """Of the component's weights at that moment, by name: a pipeline may cast them."""
+    is_tiled: bool
+
+
+def rows_of(model: str) -> Iterator[Row]:
+    """Every different call of a model's components, predicted and run."""
+    card().total_bytes, card().copy_limit_bytes = CARD_BYTES, COPY_LIMIT_BYTES
+    entry = next(entry for entry in catalog.models() if entry.name == model)
+    kwargs = {**entry.call_kwargs, **entry.images()}
+    if "sigmas" not in kwargs and "timesteps" not in kwargs:
+        kwargs["num_inference_steps"] = 2
+    for row in rows_of_pipeline(catalog.load(model), kwargs):
+        yield {"model": model, **row}
+
+
+def rows_of_pipeline(pipe: Any, kwargs: Mapping[str, Any]) -> Iterator[Row]:
+    """The same of any pipeline, whose weights are lost."""
+    with traced_calls() as calls:
+        api.profile(pipe, gpu=GPU, call_kwargs=kwargs, progress=False)
+    for call in calls:
+        name = call_name(call.trace.component, call.trace.method) + (" (tiled)" if call.is_tiled else "")
+        try:
+            yield {"call": name, **compared(modules_of(pipe)[call.trace.component], call)}
+        except Exception as error:  # one that does not run must not cost the others
+            yield {"call": name, "outcome": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+@contextmanager
+def traced_calls() -> Iterator[list[TracedCall]]:
+    """While entered, every trace that is made is listed."""
+    found: list[TracedCall] = []
+    original = record.trace_call
+
+    def remembering(target: ComponentMethod, inputs: Any, mode: Any, *, is_known: Any, kernels: Any) -> Trace:
+        kept = map_tensors(lambda tensor: tensor.clone() if is_known(tensor) else on_meta(tensor), inputs)
+        dtypes = {name: tensor.dtype for name, tensor in named_weights(target.module)}
+        trace = original(target, inputs, mode, is_known=is_known, kernels=kernels)
+        is_tiled = any(call.trace.tiled is None and is_like(call.trace, trace) for call in found[-1:])
+        found.append(TracedCall(trace=trace, inputs=kept, dtypes=dtypes, is_tiled=is_tiled and tiles(target.module)))
+        return trace
+
+    record.trace_call = remembering
+    try:
+        yield found
+    finally:
+        record.trace_call = original
+
+
+def is_like(first: Trace, second: Trace) -> bool:
+    return (first.component, first.method) == (second.component, second.method)
+
+
+def tiles(module: nn.Module) -> bool:
+    return bool(getattr(module, "use_tiling", False))
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def named_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def replace_weights(component: nn.Module, device: str, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Have all weights on a device, without values; tied ones stay tied."""
+    new: dict[int, torch.Tensor] = {}
+    for path, module in component.named_modules():
+        for kind in (module._parameters, module._buffers):
+            for name, old in kind.items():
+                if old is None:
+                    continue
+                dtype = dtypes[f"{path}.{name}".lstrip(".")]
+                tensor = torch.empty_strided(old.shape, old.stride(), dtype=dtype, device=device)
+                if isinstance(old, nn.Parameter):
+                    tensor = nn.Parameter(tensor, old.requires_grad)
+                kind[name] = new.setdefault(id(old), tensor)
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_meta:  # a table that is no buffer stays on the host
+                setattr(module, name, torch.zeros_like(value, device="cpu"))
+
+
+def compared(module: nn.Module, call: TracedCall) -> Row:
+    """One call on the card, from an empty cache, beside its tape."""
+    replace_weights(module, "cuda", call.dtypes)
+    if call.is_tiled:
+        module.enable_tiling()  # type: ignore[operator]
+    owner, method = entries(module)[call.trace.method]
+    args, kwargs = map_tensors(on_card, call.inputs)
+    warm_up()
+    held = rests_filled()
+    with torch.no_grad(), ValuesOfSmall():
+        events, peaks = watched(lambda: getattr(owner, method)(*args, **kwargs))
+    if call.is_tiled:
+        module.disable_tiling()  # type: ignore[operator]
+    weight_bytes = sum({id(tensor): tensor.nbytes for _, tensor in named_weights(module)}.values())
+    replace_weights(module, "meta", call.dtypes)
+    del held, args, kwargs
+    gc.collect()
+    torch.cuda.empty_cache()
+    tape = [entry for entry in call.trace.tape if isinstance(entry, Allocation)]
+    return {
+        "weight_bytes": weight_bytes,
+        "predicted_allocated_bytes": live_peak_bytes(tape),
+        "allocated_bytes": peaks[0],
+        "predicted_reserved_bytes": reserved_peak_bytes(tape),
+        "reserved_bytes": peaks[1],
+        "replayed_bytes": reserved_peak_bytes(events),
+        "num_events": [len(tape), len(events)],
+        "more_often": sizes_more_often(events, tape),
+        "host_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+
+
+class ValuesOfSmall(Values):
+    """Values where they may decide something, and take no time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = Call.of(func, args, kwargs or {})
+        is_small = all(tensor.numel() <= SMALL_ELEMENTS for tensor in call.tensors)
+        if is_small or call.decides_a_shape():
+            return super().__torch_function__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+def on_card(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_meta:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+    return tensor.to("cuda")
+
+
+def warm_up() -> None:
+    """Have cuBLAS take its workspace, which is predicted apart."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        a = torch.empty(64, 64, dtype=dtype, device="cuda")
+        nn.functional.linear(a @ a, a, a[0])
+
+
+def rests_filled() -> list[torch.Tensor]:
+    """Tensors in all that is left of the allocator's segments: what is taken from now on is in segments of its own."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    filled = []
+    for segment in torch.cuda.memory._snapshot()["segments"]:
+        for block in segment["blocks"]:
+            rest = block["size"] if block["state"] == "inactive" else 0
+            while rest:
+                size = min(rest, MIB) if segment["segment_type"] == "small" else rest
+                filled.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+                rest -= size
+    return filled
+
+
+def watched(call: Callable[[], Any]) -> tuple[list[Allocation], tuple[int, int]]:
+    """The allocator's events in a call, and the most that was allocated and reserved beyond what was before."""
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.memory._record_memory_history(context=None, max_entries=MOST_EVENTS, clear_history=True)
+    try:
+        output = call()
+        snapshot = torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
+    peaks = torch.cuda.max_memory_allocated() - before[0], torch.cuda.max_memory_reserved() - before[1]
+    del output
+    return allocations(snapshot), peaks
+
+
+def allocations(snapshot: list[dict[str, Any]]) -> list[Allocation]:
+    """The allocator's events as a tape has them."""
+    events: list[Allocation] = []
+    live: dict[int, tuple[int, int]] = {}
+    for number, event in enumerate(snapshot):
+        if event["action"] == "alloc":
+            live[event["addr"]] = number, event["size"]
+            events.append(Allocation(number, event["size"]))
+        elif event["action"] == "free_completed" and event["addr"] in live:
+            key, num_bytes = live.pop(event["addr"])
+            events.append(Allocation(key, -num_bytes))
+    return events
+
+
+def live_peak_bytes(tape: list[Allocation]) -> int:
+    live = peak = 0
+    for _, num_bytes in tape:
+        live += num_bytes
+        peak = max(peak, live)
+    return peak
+
+
+def sizes_more_often(events: list[Allocation], tape: list[Allocation]) -> list[tuple[int, int]]:
+    """Sizes that the allocator was asked for more often (or less, below 0) than the tape says, the weightiest first."""
+    counted = Counter(rounded_bytes(num_bytes) for _, num_bytes in events if num_bytes > 0)
+    counted.subtract(num_bytes for _, num_bytes in tape if num_bytes > 0)
+    differing = [(size, number) for size, number in counted.items() if number]
+    return sorted(differing, key=lambda each: -abs(each[0] * each[1]))[:NUM_SIZES]
+
+
+# ---------------------------------------------------------------------------------------------------
+# The table
+
+
+def report(rows: list[Row]) -> list[str]:
+    """The file's lines."""
+    ran = [row for row in rows if "reserved_bytes" in row]
+    errors = [row["predicted_reserved_bytes"] - row["reserved_bytes"] for row in ran]
+    met = [is_met(row) for row in ran]
+    return [
+        "# Activations of every catalog model's calls: predicted, and taken by PyTorch's allocator, no GPU",
+        "",
+        *environment("python -m benchmarks.memory_on_nullcuda", gpu="the null card (tests/nullcuda)"),
+        "",
+        *table(HEADER, [cells(row) for row in rows]),
+    ] + [f"{sum(met)} of {len(met)}, median {median(map(abs, errors)) / MIB:.1f} MiB" if ran else ""]
+
+
+def is_met(row: Row) -> bool:
+    real = row["reserved_bytes"]
+    return abs(row["predicted_reserved_bytes"] - real) <= max(GOAL_BYTES, GOAL_FRACTION * real)
+
+
+def cells(row: Row) -> list[str]:
+    if "reserved_bytes" not in row:
+        return [row["model"], row["call"] or "", *[""] * 5, row["outcome"]]
+    keys = ("predicted_allocated_bytes", "allocated_bytes", "predicted_reserved_bytes", "reserved_bytes")
+    figures = [f"{row[key] / MIB:.1f}" for key in keys]
+    difference = (row["predicted_reserved_bytes"] - row["reserved_bytes"]) / MIB
+    return [row["model"], row["call"], *figures, f"{difference:+.1f}", "met" if is_met(row) else "missed"]
+
+
+if __name__ == "__main__":
+    main()

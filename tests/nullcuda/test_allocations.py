@@ -1,0 +1,119 @@
+"""What calls allocate: the trace's tape beside the events of PyTorch's own CUDA allocator."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+
+from benchmarks.memory_on_nullcuda import TracedCall, compared, named_weights, rows_of_pipeline
+from tests import tiny_pipelines
+from tests.nullcuda.tuned_pipelines import NAMES, build
+from vramtune.profiler.trace import ComponentMethod, trace_call
+from vramtune.units import MIB
+
+MODE = FakeTensorMode(allow_non_fake_inputs=True)
+HALF = torch.float16
+LARGEST_UNEXPLAINED_BYTES = 64 * 1024
+"""Statistics of norms, which CUDA keeps in float32, and seeds of attention: some bytes a row."""
+
+
+class Calls(nn.Module):
+    """A function as a component with one weight."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.function = function
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return self.function(*args)
+
+
+def attention(*qkv: torch.Tensor) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(*qkv[:3], attn_mask=qkv[3] if len(qkv) > 3 else None)
+
+
+def heads(width: int, dtype: torch.dtype = HALF, length: int = 256) -> tuple[torch.Tensor, ...]:
+    return (torch.zeros(2, length, 8, width, dtype=dtype).transpose(1, 2),) * 3
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=HALF)
+
+
+IN_ROWS = image(1, 4096, 512).transpose(1, 2).reshape(1, 512, 64, 64)
+"""As a VAE's attention leaves it: channels last, but for the stride of its only image."""
+LAST = image(1, 64, 64, 64).to(memory_format=torch.channels_last)
+STRIDED = image(1, 64, 64, 64).transpose(1, 2)
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
+    "flash": (lambda: Calls(attention), heads(64)),
+    "flash, padded": (lambda: Calls(attention), heads(60)),
+    "wide heads": (lambda: Calls(attention), heads(512)),
+    "float32": (lambda: Calls(attention), heads(64, torch.float32)),
+    "mask": (lambda: Calls(attention), (*heads(64), image(2, 1, 256, 256))),
+    "boolean mask": (lambda: Calls(attention), (*heads(64), torch.ones(2, 1, 256, 256, dtype=torch.bool))),
+    "mask of odd length": (lambda: Calls(attention), (*heads(64, length=253), image(2, 1, 253, 253))),
+    "mask of odd stride": (lambda: Calls(attention), (*heads(64), image(2, 1, 256, 260)[..., :256])),
+    "mask and wide heads": (lambda: Calls(attention), (*heads(192), image(2, 1, 256, 256))),
+    "group norm": (lambda: nn.GroupNorm(32, 512, dtype=HALF), (image(2, 512, 32, 32),)),
+    "group norm of rows": (lambda: nn.GroupNorm(32, 512, dtype=HALF), (IN_ROWS,)),
+    "group norm, channels last": (lambda: nn.GroupNorm(32, 64, dtype=HALF), (LAST,)),
+    "convolution of rows": (lambda: nn.Conv2d(512, 64, 3, dtype=HALF), (IN_ROWS,)),
+    "convolution, channels last": (lambda: nn.Conv2d(64, 64, 3, dtype=HALF), (LAST,)),
+    "convolution, strided": (lambda: nn.Conv2d(64, 64, 3, dtype=HALF), (STRIDED,)),
+    "convolution in time": (lambda: nn.Conv3d(8, 8, 3, dtype=HALF), (image(1, 9, 8, 32, 32).transpose(1, 2),)),
+    "nearest of rows": (lambda: nn.Upsample(scale_factor=2, mode="nearest"), (IN_ROWS,)),
+    "nearest, channels last": (lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"), (LAST,)),
+    "nearest, strided": (lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"), (STRIDED,)),
+    "layer norm, strided": (lambda: nn.LayerNorm(512), (torch.zeros(1, 512, 256).transpose(1, 2),)),
+    "linear of rows": (lambda: nn.Linear(512, 512, dtype=HALF), (image(1, 512, 256).transpose(1, 2),)),
+    "linear of a slice": (lambda: nn.Linear(512, 512, dtype=HALF), (image(2, 300, 512)[:, :256],)),
+    "by a number, of rows": (
+        lambda: Calls(lambda x: functional.interpolate(x / 1.0 + x, scale_factor=2.0)),
+        (IN_ROWS,),
+    ),
+}
+
+
+def sizes_apart(make: Callable[[], nn.Module], args: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    """A module's call on fakes beside the same on the card."""
+    with MODE:
+        fake = make()
+    target = ComponentMethod(component="part", method="forward", module=fake, run=fake.forward, called="")
+    trace = trace_call(target, (args, {}), MODE, is_known=lambda tensor: False)
+    module = make()
+    dtypes = {name: tensor.dtype for name, tensor in named_weights(module)}
+    return compared(module, TracedCall(trace=trace, inputs=(args, {}), dtypes=dtypes, is_tiled=False))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_operation_takes_what_the_trace_says(name: str) -> None:
+    row = sizes_apart(*CASES[name])
+    assert [each for each in row["more_often"] if each[0] > 8192] == []
+    assert row["predicted_reserved_bytes"] == row["reserved_bytes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipelines_components_take_what_the_trace_says(name: str) -> None:
+    kwargs = tiny_pipelines.CALL["flux" if name == "larger flux" else name]
+    rows = list(rows_of_pipeline(build(name), {"num_inference_steps": 2, "output_type": "pt", **kwargs}))
+    assert rows
+    for row in rows:
+        assert row["predicted_reserved_bytes"] == row["reserved_bytes"] == row["replayed_bytes"], row
+        assert all(size <= LARGEST_UNEXPLAINED_BYTES for size, _ in row["more_often"]), row
+
+
+def test_the_replay_of_a_caching_allocator_is_exact_where_memory_is_cached_and_split() -> None:
+    def many(x: torch.Tensor) -> torch.Tensor:
+        for rows in (300, 9_000, 2_000, 30_000, 1_000, 20_000):
+            kept = x.new_empty(rows, 1024)
+            x = torch.cat([kept[:100], x.new_empty(rows // 2, 1024)])
+        return x
+
+    row = sizes_apart(lambda: Calls(many), (torch.zeros(100, 1024),))
+    assert row["more_often"] == []
+    assert row["predicted_reserved_bytes"] == row["reserved_bytes"] > 100 * MIB
