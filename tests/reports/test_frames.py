@@ -11,7 +11,7 @@ from tests.profiles import profiles
 from tests.reports import examples, plan_results
 from vramtune.errors import UsageError
 from vramtune.reports.frames import to_frame, tuned_frame
-from vramtune.schema import MeasuredStage, ModeEstimate
+from vramtune.schema import Extreme, MeasuredStage, ModeEstimate
 
 PLAN = examples.sdxl_plan()
 MEASURED = plan_results.measurement(PLAN)
@@ -28,8 +28,8 @@ COLUMNS = {
     "profile": "component class_name dtype weight_bytes used_bytes is_excluded activation_bytes num_calls compute_seconds "
     "copy_seconds",
     "plan": "placement component stage active role num_kept num_groups weight_bytes kept_bytes slot_bytes",
-    "comparison": "mode fits peak_bytes seconds plan_ratio compute_seconds exposed_copy_seconds moved_bytes "
-    "moved_back_bytes",
+    "comparison": "mode fits is_narrow peak_bytes low_peak_bytes high_peak_bytes seconds low_seconds high_seconds plan_ratio "
+    "compute_seconds exposed_copy_seconds moved_bytes moved_back_bytes",
     "frontier": "budget_bytes peak_bytes seconds bound_seconds gap_fraction limit permissions stock_mode stock_seconds",
     "measurement": "stage seconds exposed_copy_seconds moved_bytes peak_bytes",
     "timeline": "engine component group stage iteration is_kept start_seconds end_seconds",
@@ -89,6 +89,9 @@ def test_plan_frame_has_a_row_per_placement_and_stage(plan):
         assert kept[stage.name] == sum(placement.kept_bytes(index) for placement in plan.placements)
 
 
+ends = st.builds(Extreme, seconds=spans, peak_bytes=sizes)
+
+
 @given(
     st.lists(
         st.builds(
@@ -100,6 +103,8 @@ def test_plan_frame_has_a_row_per_placement_and_stage(plan):
             compute_seconds=spans,
             moved_bytes=sizes,
             moved_back_bytes=sizes,
+            low=ends,
+            high=ends,
         ),
         max_size=5,
     )

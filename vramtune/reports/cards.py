@@ -249,9 +249,8 @@ def likely_seconds(estimate: Estimate | ModeEstimate) -> str:
     low, high = (format_seconds(end.seconds) for end in (estimate.low, estimate.high))
     if low == high:
         return ""
-    number, unit = low.rsplit(" ", 1)
-    is_short = high.endswith(f" {unit}") and " " not in number
-    return f"{number if is_short else low} to {high}"
+    shared = low.split()[1:] == high.split()[1:] and low.count(" ") == 1  # the unit, where there is one
+    return f"{low.split()[0] if shared else low} to {high}"
 
 
 def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
