@@ -78,6 +78,14 @@ def kept_bytes(sizes: tuple[int, ...], kept: tuple[int, ...], *, is_root_apart: 
     return tuple(taken[count] for count in kept)
 
 
+def workspace_block_bytes(taken_bytes: int) -> int:
+    """cuBLAS's workspace where so much is taken for it: before Hopper 8.1 MiB of a segment of 20, later its whole segment.
+
+    `_parseChosenWorkspaceSize` in `aten/src/ATen/cuda/CublasHandlePool.cpp`.
+    """
+    return 8_519_680 if taken_bytes == MEDIUM_SEGMENT_BYTES else taken_bytes
+
+
 def ring_bytes(num_slots: int, *, largest_absent_bytes: int, absent_bytes: int) -> int:
     """Bytes of the ring that absent groups are streamed through.
 

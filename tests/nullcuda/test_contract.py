@@ -64,6 +64,7 @@ def prove(name: str, fraction: float, *, more_bytes: int = 0) -> None:
     assert torch.equal(call.output, expected.output)
     assert call.peak_bytes <= plan.budget_bytes
     assert measured.num_out_of_memory == 0
+    assert measured.moved_bytes == plan.estimate.moved_bytes  # nothing that is kept comes twice
     assert call.from_card_bytes == expected.from_card_bytes
     assert call.pageable_bytes <= expected.pageable_bytes + SMALL_ARGUMENTS_BYTES
     assert 0 <= call.to_card_bytes - expected.to_card_bytes - measured.moved_bytes <= SMALL_ARGUMENTS_BYTES

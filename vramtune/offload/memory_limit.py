@@ -2,10 +2,28 @@
 
 import logging
 from types import TracebackType
+from typing import Any
 
 import torch
 
+from vramtune.layout import workspace_block_bytes
+
 logger = logging.getLogger(__name__)
+
+
+def others_bytes(device: torch.device, *, resident_bytes: int, workspace_bytes: int) -> int:
+    """What PyTorch's allocator holds between calls for others of this process than a pipeline.
+
+    That is all but its resident weights and the libraries' workspaces, of which there are as many as threads and streams.
+    """
+    torch.accelerator.empty_cache()
+    num_workspaces = 1
+    if device.type == "cuda" and torch.cuda.get_allocator_backend() == "native":
+        segments: Any = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        sizes = [block["size"] for segment in segments if segment["device"] == index for block in segment["blocks"]]
+        num_workspaces = max(sizes.count(workspace_block_bytes(workspace_bytes)), 1)
+    return max(torch.accelerator.memory_reserved(device) - resident_bytes - num_workspaces * workspace_bytes, 0)
 
 
 class MemoryLimit:

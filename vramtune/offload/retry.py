@@ -85,14 +85,19 @@ def let_go_of_workspaces(device: torch.device) -> bool:
     """
     if device.type != "cuda":
         return False
-    one = torch.ones(1, 1, device=device)
-    one @ one  # this thread's own comes with it
+    one, is_own_there = torch.ones(1, 1, device=device), True
+    try:
+        one @ one  # this thread's own comes with it
+    except torch.OutOfMemoryError:
+        is_own_there = False
     before_bytes = torch.accelerator.memory_allocated(device)
     torch._C._cuda_clearCublasWorkspaces()
-    one @ one
-    num_bytes = before_bytes - torch.accelerator.memory_allocated(device)
-    logger.debug("workspaces of other streams and threads were let go of: %d bytes", num_bytes)
-    return num_bytes > 0
+    others_bytes = before_bytes - torch.accelerator.memory_allocated(device)
+    if is_own_there:
+        one @ one
+        others_bytes = before_bytes - torch.accelerator.memory_allocated(device)
+    logger.debug("workspaces of other streams and threads were let go of: %d bytes", others_bytes)
+    return others_bytes > 0
 
 
 def remember_inputs(inputs: Any) -> Callable[[], bool]:

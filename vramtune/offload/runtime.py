@@ -19,7 +19,7 @@ from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
-from vramtune.offload.memory_limit import MemoryLimit
+from vramtune.offload.memory_limit import MemoryLimit, others_bytes
 from vramtune.offload.meter import Meter
 from vramtune.offload.pipeline_class import PipelineTakeover
 from vramtune.offload.retry import remember_draws, remember_inputs, with_room
@@ -116,7 +116,9 @@ class Runtime:
     def _call(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
         with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
-        self._limit.others_bytes = self._meter.others_bytes = self._others_bytes()
+        self._limit.others_bytes = self._meter.others_bytes = others_bytes(
+            self.device, resident_bytes=self._resident_bytes, workspace_bytes=self._workspace_bytes
+        )
         inputs = args[1:], kwargs
         self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
         is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
@@ -129,19 +131,18 @@ class Runtime:
         def make_room() -> bool:
             self._meter.restart()
             put_generators_back()
-            return self._conductor.make_room_here()
+            with self._limit:
+                return self._conductor.make_room_here()
 
         result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
         self._meter.finish()
         return result
 
-    def _others_bytes(self) -> int:
-        """What PyTorch's allocator holds before a call that is neither our resident groups nor the libraries' workspace."""
-        torch.accelerator.empty_cache()
+    @property
+    def _resident_bytes(self) -> int:
+        """What the pieces of memory take in which groups stay."""
         groups = (group for component in self._binding.components for group in component.groups)
-        resident = {group.piece: group.piece_bytes for group in groups if group.piece}
-        known_bytes = sum(resident.values()) + self._workspace_bytes
-        return max(torch.accelerator.memory_reserved(self.device) - known_bytes, 0)
+        return sum({group.piece: group.piece_bytes for group in groups if group.piece}.values())
 
     def _take_in(self) -> None:
         """Take over what came since the last call, and what someone took our hooks off."""

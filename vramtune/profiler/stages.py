@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from vramtune.layout import MEDIUM_SEGMENT_BYTES
+from vramtune.layout import workspace_block_bytes
 from vramtune.profiler.allocator import least_limit_bytes, reserved_peak_bytes
 from vramtune.profiler.record import Recording
 from vramtune.profiler.roofline import Work, host_seconds, work_seconds
@@ -14,9 +14,6 @@ from vramtune.schema import CERTAIN, Activity, Component, Device, Segment, Sprea
 
 LONGEST_PERIOD = 8
 """Most calls of one iteration: guidance makes up to three of a denoiser, networks beside it (ControlNet) one each."""
-WORKSPACE_BYTES = 8_519_680
-"""cuBLAS's workspace before Hopper (`_parseChosenWorkspaceSize` in `aten/src/ATen/cuda/CublasHandlePool.cpp`); it lies in a
-segment of 20 MiB. The later ones' fills its segment."""
 LEAST_REPEATS = 3
 """Fewest iterations of a loop. Two alike are not one: SD3's three encoders run in turn for each of two prompts, and a
 plan may keep a different one for each call."""
@@ -166,8 +163,7 @@ class Estimator:
     ) -> int:
         """What is reserved beyond cuBLAS's workspace, in whose segment small activations find room."""
         taken_bytes = self._device.workspace_bytes
-        held_bytes = WORKSPACE_BYTES if taken_bytes == MEDIUM_SEGMENT_BYTES else taken_bytes
-        workspace = [Allocation(-1, held_bytes)] if held_bytes else []
+        workspace = [Allocation(-1, workspace_block_bytes(taken_bytes))] if taken_bytes else []
         return reserved_bytes([*workspace, *allocations]) - taken_bytes
 
     def _allocations(self, tape: Iterable[Entry], *, is_short: bool = False) -> Iterator[Allocation]:
