@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,11 +30,11 @@ def measured() -> Device:
 
 
 @pytest.fixture(autouse=True)
-def null_card(measured: Device) -> Iterator[None]:
+def null_card(request: pytest.FixtureRequest, measured: Device) -> Iterator[None]:
     """Values, and the card as every test finds it: its settings, and in its memory the libraries' workspace."""
     before = {name: getattr(card(), name) for name, _ in card()._fields_}
     reset()
-    with Values():
+    with nullcontext() if request.node.get_closest_marker("without_values") else Values():
         yield
     for name, setting in before.items():
         setattr(card(), name, setting)
