@@ -115,7 +115,7 @@ def least_limit_bytes(events: Sequence[tuple[int, int]]) -> int:
     At its limit PyTorch gives all cached segments back that are free as a whole, and tries once more.
     """
     most = reserved_peak_bytes(events)
-    least = 0
+    least = _most_in_use_bytes(events) - 1
     while most - least > max(LARGE_SEGMENT_ROUNDING_BYTES, TOLERANCE_FRACTION * most):
         tried = (least + most) // 2
         found = _peak_bytes(events, limit_bytes=tried)
@@ -123,6 +123,20 @@ def least_limit_bytes(events: Sequence[tuple[int, int]]) -> int:
             least = tried
         else:
             most = found
+    return most
+
+
+def _most_in_use_bytes(events: Iterable[tuple[int, int]]) -> int:
+    """The most that all live requests take together: no limit below is enough."""
+    in_use = most = 0
+    sizes: dict[int, int] = {}
+    for key, num_bytes in events:
+        if num_bytes > 0:
+            sizes[key] = rounded_bytes(num_bytes)
+            in_use += sizes[key]
+            most = max(most, in_use)
+        else:
+            in_use -= sizes.pop(key)
     return most
 
 
