@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks import left_out
 from benchmarks.results_file import environment, table, write_result
 from vramtune import Profile, catalog
 from vramtune.catalog.dtypes import cast
@@ -41,6 +42,8 @@ NAMES = {"hunyuan-video": "hunyuanvideo", "ltx-2b": "ltx-video"}
 """Models that the catalog has under another name."""
 SAFETY_CHECKER = "the catalog has no safety checker"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+FLASH_ATTENTION_2 = 0.35 * 989e12
+"""FLOP/s on an H100 (35% of its peak: FlashAttention-3's paper), and on a B200 no more: assumed."""
 MODES = {
     "resident": "all resident",
     "model_offload": "model offload",
@@ -76,6 +79,8 @@ CAUSES = {
     "qwen-block-A100": "copies back at 0.8 GB/s",
     "sd3-moff-not5-s": "copies back at less than 0.5 GB/s",
     "ci-ltx13b-leaf-s": "its host's copies: 10 to 13 GB/s where 25 are usual",
+    "pab-latte-s": "not known",
+    "doc-hunyuandit-s": "not known; June 2024",
     "sx-seq-s": "its host: 0.9 ms a tensor",
     "sx-slice-seq-s": "its host: 0.9 ms a tensor",
 }
@@ -92,6 +97,7 @@ class Row:
     mode: str
     scope: str
     quantity: str
+    source: str
     value: float
     call: "PublishedCall"
 
@@ -144,6 +150,10 @@ def main() -> None:
         "",
         *table(SUMMARY, summaries(guesses)),
         "",
+        "What was fitted to these rows, fitted anew without one of their sources, and its errors there:",
+        "",
+        *table(left_out.HEADER, left_out.table_rows(lambda fitted: cases_of(fitted, rows))),
+        "",
         *table(HEADER, cells),
     ]
     print(*lines, sep="\n")
@@ -165,6 +175,7 @@ def published() -> Iterator[Row]:
                 mode=line["mode"],
                 scope="step" if line["scope"] == "loop" else line["scope"],
                 quantity=line["quantity"],
+                source=line["source"],
                 value=value,
                 call=published_call(line),
             )
@@ -242,12 +253,31 @@ def predicted(row: Row) -> Guess:
     return Guess(expected=expected, low=low, high=high)
 
 
+def cases_of(fitted: left_out.Fitted, rows: Iterable[Row]) -> list[left_out.Case]:
+    """The rows that decide what was fitted."""
+    return [
+        left_out.Case(
+            source=row.source,
+            seconds=row.value,
+            device=card(row),
+            parts=left_out.parts_of(followed(row.call), row.scope),
+        )
+        for row in rows
+        if row.gpu in fitted.cards
+        and row.is_seconds
+        and row.mode == "resident"
+        and row.trust in "AB"
+        and why_not(row) is None
+    ]
+
+
 def card(row: Row) -> Device:
-    """The card as it is listed; FlashAttention-2 reaches 35% of a Hopper's peak (FlashAttention-3's paper)."""
+    """The card as it is listed, but for attention: FlashAttention-2 was not made for Hopper and what came after it."""
     device = find_gpu(row.gpu)
-    if not (row.call.is_older and row.gpu.startswith("H100")):
+    if not (row.call.is_older and row.gpu.startswith(("H100", "B200"))):
         return device
-    shares = device.efficiency_fraction | {"attention": 0.35, "narrow_attention": 0.35}
+    share = FLASH_ATTENTION_2 / device.flops_per_second["bfloat16"]
+    shares = device.efficiency_fraction | {"attention": share, "narrow_attention": share}
     return replace(device, efficiency_fraction=shares)
 
 

@@ -64,7 +64,7 @@ SPREADS = Spreads(
     host=Spread(low=0.7, high=1.6),
     copies=Spread(low=0.9, high=1.4),
     pageable_copies=Spread(low=0.4, high=3.0),
-    activations=Spread(low=0.9, high=1.1),
+    activations=Spread(low=0.8, high=1.3),
     context=Spread(low=0.6, high=1.2),
 )
 """Between what published calls lie, as shares of what is predicted for them (`benchmarks/against_published.py`): hosts
