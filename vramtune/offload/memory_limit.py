@@ -20,8 +20,8 @@ def others_bytes(device: torch.device, *, resident_bytes: int, workspace_bytes: 
     num_workspaces = 1
     if device.type == "cuda" and torch.cuda.get_allocator_backend() == "native":
         segments: Any = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        index = torch.cuda.current_device() if device.index is None else device.index
-        sizes = [block["size"] for segment in segments if segment["device"] == index for block in segment["blocks"]]
+        ours = [segment for segment in segments if segment["device"] == device.index]
+        sizes = [block["size"] for segment in ours for block in segment["blocks"]]
         num_workspaces = max(sizes.count(workspace_block_bytes(workspace_bytes)), 1)
     return max(torch.accelerator.memory_reserved(device) - resident_bytes - num_workspaces * workspace_bytes, 0)
 
