@@ -79,6 +79,7 @@ CAUSES = {
     "qwen-block-A100": "copies back at 0.8 GB/s",
     "sd3-moff-not5-s": "copies back at less than 0.5 GB/s",
     "ci-ltx13b-leaf-s": "its host's copies: 10 to 13 GB/s where 25 are usual",
+    "dq-flux-moff-s": "copies from and into ordinary memory faster than assumed",
     "pab-latte-s": "not known",
     "doc-hunyuandit-s": "not known; June 2024",
     "sx-seq-s": "its host: 0.9 ms a tensor",
