@@ -19,6 +19,8 @@ from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 from vramtune.units import MIB
 
+NUM_MIB = (0, 33, 50, 101, 160, 222, 270, 1000)
+"""Budgets, above the smallest that works."""
 WIDTH = 2901
 """Of matrices of 32.1 MiB: each by itself would take 34 of the driver."""
 MOST_OVER_BYTES = 2 * MIB
@@ -89,7 +91,7 @@ def expected() -> torch.Tensor:
     return build().to("cuda")()
 
 
-@pytest.mark.parametrize("num_mib", [0, 33, 50, 101, 160, 222, 270, 1000])
+@pytest.mark.parametrize("num_mib", NUM_MIB)
 def test_groups_just_above_whole_segments_take_what_the_plan_says(num_mib: int) -> None:
     wanted, plan, pipe = expected(), planned(num_mib), build()
     gc.collect()
@@ -103,8 +105,15 @@ def test_groups_just_above_whole_segments_take_what_the_plan_says(num_mib: int) 
         measured = runtime.measured
         assert measured is not None
         assert measured.num_out_of_memory == 0
+        assert measured.moved_bytes == plan.estimate.moved_bytes  # nothing that is kept comes twice
         for stage, found in zip(plan.estimate.stages, measured.stages, strict=True):
             assert 0 <= stage.peak_bytes - context_bytes() - found.peak_bytes <= MOST_OVER_BYTES
+
+
+def test_of_these_plans_some_keep_groups_for_a_stage_and_some_for_the_whole_call() -> None:
+    placements = [placement for num_mib in NUM_MIB for placement in planned(num_mib).placements]
+    assert any(max(placement.kept) > placement.num_resident for placement in placements)
+    assert any(placement.num_resident for placement in placements)
 
 
 @pytest.mark.parametrize("num_bytes", [10 * MIB + 1, 32 * MIB + MIB // 10, 64 * MIB, 5 * MIB])

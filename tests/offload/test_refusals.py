@@ -131,8 +131,18 @@ def test_a_weight_that_two_components_share_is_refused(sim: ModuleType) -> None:
 
 def test_out_of_memory_while_installing_leaves_the_pipeline_as_it_was(sim: ModuleType) -> None:
     pipe, plan = tiny_pipelines.build("flux"), planned("flux", 1.0)
+    pipe._exclude_from_cpu_offload = [*pipe.components]  # or its weights would give way
     sim.set_capacity(held_bytes() + resident_bytes(plan) // 2)
     refused(pipe, plan, "memory", torch.OutOfMemoryError)
+
+
+def test_weights_that_find_no_memory_while_installing_give_way(sim: ModuleType, no_garbage: None) -> None:
+    pipe, plan = tiny_pipelines.build("flux"), planned("flux", 1.0)
+    before_bytes = held_bytes()
+    sim.set_capacity(before_bytes + resident_bytes(plan) // 2)
+    with install(pipe, plan, device="sim"):
+        assert 0 < held_bytes() - before_bytes <= resident_bytes(plan) // 2
+    assert held_bytes() == before_bytes
 
 
 @pytest.mark.parametrize(("num_differences", "rest"), [(5, ""), (6, "; and 1 more"), (9, "; and 4 more")])

@@ -114,6 +114,11 @@ class BoundComponent:
         return [self.root, *inner, self.unplanned]
 
     @property
+    def keepers(self) -> "list[BoundPlacement | BoundComponent]":
+        """What keeps groups on the device: the placements, and for what they do not know the component itself."""
+        return [*self.placements, self]
+
+    @property
     def resident_groups(self) -> set[Group]:
         """Groups that never leave the device."""
         if self.is_excluded:

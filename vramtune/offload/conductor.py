@@ -23,9 +23,9 @@ from vramtune.offload.binding import (
 from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.inputs import Brought
+from vramtune.offload.memory_limit import let_go_of_workspaces
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats, pieces
-from vramtune.offload.retry import let_go_of_workspaces
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import call_name
@@ -55,6 +55,7 @@ class Conductor:
         self.is_watched = True
         """Whether someone may edit weights between two calls of components, as callbacks do: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter)
+        self.workspace_bytes = self.plan.estimate.stages[0].fixed_bytes - (meter.context_bytes or 0)
         self._position: Position | None = None
         self._traffic: Traffic | None = None
         self._passages: dict[BoundPlacement, Passage] = {}
@@ -200,7 +201,7 @@ class Conductor:
     def _make_room(self, stage: int | None) -> bool:
         self._close()
         self._evict(set())
-        if let_go_of_workspaces(self.device):
+        if let_go_of_workspaces(self.device, self.workspace_bytes):
             return True
         if stage is None:
             return self.make_way()
@@ -243,12 +244,13 @@ class Conductor:
         for group in displaced:
             if group not in resident or (group.is_settled and group.piece):
                 group.settle_on_host(self.device)
+        if left:
+            torch.accelerator.empty_cache()  # or smaller pieces would come to lie in larger ones' segments, and keep them
         staying = {group for group in displaced if group in resident}
         for group in staying:
             group.is_settled = False
             group.update_layout()
-        keepers: list[BoundPlacement | BoundComponent] = [*component.placements, component]
-        for keeper in keepers:
+        for keeper in component.keepers:
             for sharing in pieces(keeper, staying):
                 for group, flat in flats(sharing, self.device):
                     group.settle_on_device(flat)
@@ -318,15 +320,14 @@ class Conductor:
         kept = self._kept(position)
         self._evict({group for groups in kept.values() for group in groups})
         self._position = position
-        name = self._stage_name(position)
-        logger.debug("stage %s begins", name)
-        self._meter.begin_stage(name)
+        logger.debug("stage %s begins", self._stage_name(position))
+        self._meter.begin_stage(self._stage_name(position))
         self._open(position, kept)
 
     def _stage_name(self, position: Position) -> str:
         if position.stage is not None:
             return self.plan.stages[position.stage].name
-        return f"{position.component.name} (unplanned)" if position.component is not None else "unplanned"
+        return f"{position.component.name} (unplanned)" if position.component else "unplanned"
 
     def _active(self, position: Position) -> list[BoundPlacement]:
         if position.stage is None:

@@ -17,13 +17,39 @@ def others_bytes(device: torch.device, *, resident_bytes: int, workspace_bytes: 
     That is all but its resident weights and the libraries' workspaces, of which there are as many as threads and streams.
     """
     torch.accelerator.empty_cache()
-    num_workspaces = 1
-    if device.type == "cuda" and torch.cuda.get_allocator_backend() == "native":
-        segments: Any = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        ours = [segment for segment in segments if segment["device"] == device.index]
-        sizes = [block["size"] for segment in ours for block in segment["blocks"]]
-        num_workspaces = max(sizes.count(workspace_block_bytes(workspace_bytes)), 1)
-    return max(torch.accelerator.memory_reserved(device) - resident_bytes - num_workspaces * workspace_bytes, 0)
+    workspaces_bytes = max(_num_workspaces(device, workspace_bytes), 1) * workspace_bytes
+    return max(torch.accelerator.memory_reserved(device) - resident_bytes - workspaces_bytes, 0)
+
+
+def let_go_of_workspaces(device: torch.device, workspace_bytes: int) -> bool:
+    """Free cuBLAS's workspaces but that of this thread and its stream; False if there are no others.
+
+    cuBLAS keeps one for each thread and each stream that ever multiplied matrices; a plan has room for one.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]  # this thread's own comes with it
+        num_least = 2
+    except torch.OutOfMemoryError:
+        num_least = 1
+    num_workspaces = _num_workspaces(device, workspace_bytes)
+    if num_workspaces < num_least:
+        return False
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+    logger.debug("%d workspaces of other streams and threads were let go of", num_workspaces + 1 - num_least)
+    return True
+
+
+def _num_workspaces(device: torch.device, workspace_bytes: int) -> int:
+    """Number of cuBLAS's workspaces there are on a device, as far as PyTorch's allocator tells."""
+    if device.type != "cuda" or torch.cuda.get_allocator_backend() != "native":
+        return 0
+    segments: Any = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    blocks = (block for segment in segments if segment["device"] == device.index for block in segment["blocks"])
+    size = workspace_block_bytes(workspace_bytes)
+    return sum(block["size"] == size and block["state"] == "active_allocated" for block in blocks)
 
 
 class MemoryLimit:

@@ -78,28 +78,6 @@ def _has_refused(device: torch.device) -> bool:
     return bool(torch.accelerator.memory_stats(device).get("num_ooms", 0))
 
 
-def let_go_of_workspaces(device: torch.device) -> bool:
-    """Free cuBLAS's workspaces but that of this thread and its stream; False if there are no others.
-
-    cuBLAS keeps one for each thread and each stream that ever multiplied matrices; a plan has room for one.
-    """
-    if device.type != "cuda":
-        return False
-    one, is_own_there = torch.ones(1, 1, device=device), True
-    try:
-        one @ one  # this thread's own comes with it
-    except torch.OutOfMemoryError:
-        is_own_there = False
-    before_bytes = torch.accelerator.memory_allocated(device)
-    torch._C._cuda_clearCublasWorkspaces()
-    others_bytes = before_bytes - torch.accelerator.memory_allocated(device)
-    if is_own_there:
-        one @ one
-        others_bytes = before_bytes - torch.accelerator.memory_allocated(device)
-    logger.debug("workspaces of other streams and threads were let go of: %d bytes", others_bytes)
-    return others_bytes > 0
-
-
 def remember_inputs(inputs: Any) -> Callable[[], bool]:
     """Note what a call works on, and return what says whether the call may be run again with it.
 

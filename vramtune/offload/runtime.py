@@ -36,7 +36,6 @@ class Runtime:
         self.plan, self.device = plan, device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
         self._limit = MemoryLimit(device, plan.budget_bytes - (context_bytes or 0))
-        self._workspace_bytes = plan.estimate.stages[0].fixed_bytes - (context_bytes or 0)
         self._binding = Binding(pipe, plan)
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
@@ -45,8 +44,7 @@ class Runtime:
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
             self._takeover.apply()
-            for component in self._binding.components:
-                self._adopt(component)
+            with_room(self._put_back, self._conductor.make_way, device=self.device, name="taking components in")
             torch.accelerator.empty_cache()
         except BaseException:
             self.remove()
@@ -117,7 +115,7 @@ class Runtime:
         """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
         with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
         self._limit.others_bytes = self._meter.others_bytes = others_bytes(
-            self.device, resident_bytes=self._resident_bytes, workspace_bytes=self._workspace_bytes
+            self.device, resident_bytes=self._resident_bytes, workspace_bytes=self._conductor.workspace_bytes
         )
         inputs = args[1:], kwargs
         self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
