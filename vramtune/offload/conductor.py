@@ -6,7 +6,7 @@ does not know (another method, weights that it found unused) is loaded whole for
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,6 +26,7 @@ from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats, pieces
+from vramtune.offload.position import Position, counts
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import call_name
@@ -34,13 +35,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_CUT_FRACTION = 1 / 8
 """Share of a stage's weights that makes room after the first out of memory; twice as much each further time."""
-
-
-class Position(NamedTuple):
-    """Where a pipeline is in its plan: in a stage, or off the plan while one component does something else."""
-
-    stage: int | None
-    component: BoundComponent | None = None
 
 
 class Conductor:
@@ -340,7 +334,7 @@ class Conductor:
         kept: dict[BoundPlacement | BoundComponent, list[Group]] = {}
         active = self._active(position)
         for placement in self.binding.placements:
-            num_kept, _ = _counts(placement, position)
+            num_kept, _ = counts(placement, position)
             groups = [group for group in placement.groups[:num_kept] if group.moves]
             kept[placement] = groups if placement in active else [g for g in groups if g in self._copies]
         if (component := position.component) is not None:
@@ -357,7 +351,7 @@ class Conductor:
         self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
 
     def _passage(self, placement: BoundPlacement, position: Position) -> Passage:
-        num_bytes = placement.ring_bytes(*_counts(placement, position))
+        num_bytes = placement.ring_bytes(*counts(placement, position))
         return Passage(Ring(num_bytes, self.device) if num_bytes else None)
 
     def _itinerary(self, position: Position) -> tuple[list[tuple[Passage, Group]], int]:
@@ -395,13 +389,3 @@ class Conductor:
 
 
 _RUN = Conductor.run.__code__
-
-
-def _counts(placement: BoundPlacement, position: Position) -> tuple[int, int]:
-    """Numbers of groups kept and of slots at a position."""
-    if position.stage is not None:
-        return placement.kept[position.stage], placement.num_slots[position.stage]
-    if placement.component is not position.component:
-        return placement.num_resident, 1
-    running = [stage for stage, active in enumerate(placement.planned.active) if active]
-    return min(placement.kept[s] for s in running), min(placement.num_slots[s] for s in running)
