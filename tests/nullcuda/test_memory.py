@@ -88,7 +88,9 @@ def sizes_apart(make: Callable[[], nn.Module], args: tuple[torch.Tensor, ...]) -
     trace = trace_call(target, (args, {}), MODE, is_known=lambda tensor: False)
     module = make()
     dtypes = {name: tensor.dtype for name, tensor in named_weights(module)}
-    return compared(module, TracedCall(trace=trace, inputs=(tuple(map(on_meta, args)), {}), dtypes=dtypes, is_tiled=False))
+    return compared(
+        module, TracedCall(trace=trace, inputs=(tuple(map(on_meta, args)), {}), dtypes=dtypes, is_tiled=False)
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
