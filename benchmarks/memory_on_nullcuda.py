@@ -35,6 +35,7 @@ from vramtune import api, catalog
 from vramtune.contract import entries, modules_of
 from vramtune.profiler import record
 from vramtune.profiler.allocator import reserved_peak_bytes, rounded_bytes
+from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS
 from vramtune.profiler.tensor_trees import map_tensors
 from vramtune.profiler.trace import ComponentMethod, Trace
 from vramtune.profiler.tracker import Allocation
@@ -43,8 +44,8 @@ from vramtune.units import MIB
 
 NAME = "memory_nullcuda"
 MOST_EVENTS = 2_000_000
-SMALL_ELEMENTS = 1 << 16
-"""Functions on nothing larger have values: masks, positions, lengths."""
+SMALL_ELEMENTS = LARGEST_TWIN_ELEMENTS
+"""Functions on nothing larger have values: masks, positions, lengths. The trace follows the values of as many."""
 CARD_BYTES = 300 * 10**9
 COPY_LIMIT_BYTES = 1 << 20
 GOAL_BYTES, GOAL_FRACTION = 2 * MIB, 0.001

@@ -12,11 +12,11 @@ from vramtune.profiler.tracker import Allocation
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def traced(make, x, kernels):
+def traced(make, x, kernels, is_known=lambda tensor: False):
     with MODE:
         module = make()
     target = ComponentMethod(component="part", method="forward", module=module, run=module.forward, called="")
-    return trace_call(target, ((x,), {}), MODE, is_known=lambda tensor: False, kernels=kernels)
+    return trace_call(target, ((x,), {}), MODE, is_known=is_known, kernels=kernels)
 
 
 def kernels_of(trace):
@@ -99,6 +99,13 @@ def test_a_linear_layer_copies_rows_that_do_not_follow_one_another_and_adds_its_
     assert taken(lambda: nn.Linear(64, 64), torch.zeros(2, 32, 64)) == [16]
     assert taken(lambda: nn.Linear(64, 64), torch.zeros(2, 48, 64)[:, :32]) == [16, 16, -16]
     assert taken(lambda: nn.Linear(64, 64), torch.zeros(1, 64, 32).transpose(1, 2)) == [8]
+
+
+def test_of_what_is_known_too_unless_the_result_is() -> None:
+    x = torch.zeros(1, 64, 32).transpose(1, 2)
+    trace = traced(lambda: nn.Linear(64, 64), x, "cuda", is_known=lambda tensor: True)
+    assert [kernel.kind for kernel in kernels_of(trace)] == ["matmul", "strided"]
+    assert born_bytes(trace) == 32 * 64 * 4  # the bias is added in place
 
 
 class Attention(nn.Module):

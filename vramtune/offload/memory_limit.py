@@ -6,19 +6,21 @@ from typing import Any
 
 import torch
 
-from vramtune.layout import workspace_block_bytes
+from vramtune.layout import SMALL_SEGMENT_BYTES, round_up, workspace_block_bytes
 
 logger = logging.getLogger(__name__)
 
 
-def others_bytes(device: torch.device, *, resident_bytes: int, workspace_bytes: int) -> int:
+def others_bytes(device: torch.device, *, resident_bytes: int, left_bytes: int, workspace_bytes: int) -> int:
     """What PyTorch's allocator holds between calls for others of this process than a pipeline.
 
-    That is all but its resident weights and the libraries' workspaces, of which there are as many as threads and streams.
+    That is all but its resident weights, what the last call left with the pipeline (`left_bytes`: a scheduler's
+    timesteps), and the libraries' workspaces, of which there are as many as threads and streams.
     """
     torch.accelerator.empty_cache()
-    workspaces_bytes = max(_num_workspaces(device, workspace_bytes), 1) * workspace_bytes
-    return max(torch.accelerator.memory_reserved(device) - resident_bytes - workspaces_bytes, 0)
+    ours_bytes = resident_bytes + max(_num_workspaces(device, workspace_bytes), 1) * workspace_bytes
+    ours_bytes += round_up(left_bytes, SMALL_SEGMENT_BYTES) if device.type == "cuda" else left_bytes
+    return max(torch.accelerator.memory_reserved(device) - ours_bytes, 0)
 
 
 def let_go_of_workspaces(device: torch.device, workspace_bytes: int) -> bool:

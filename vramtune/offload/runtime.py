@@ -12,9 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from vramtune.contract import installation_of, modules_of
+from vramtune.layout import round_up
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
@@ -115,7 +117,10 @@ class Runtime:
         """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
         with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
         self._limit.others_bytes = self._meter.others_bytes = others_bytes(
-            self.device, resident_bytes=self._resident_bytes, workspace_bytes=self._conductor.workspace_bytes
+            self.device,
+            resident_bytes=self._resident_bytes,
+            left_bytes=self._left_bytes,
+            workspace_bytes=self._conductor.workspace_bytes,
         )
         inputs = args[1:], kwargs
         self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
@@ -141,6 +146,14 @@ class Runtime:
         """What the pieces of memory take in which groups stay."""
         groups = (group for component in self._binding.components for group in component.groups)
         return sum({group.piece: group.piece_bytes for group in groups if group.piece}.values())
+
+    @property
+    def _left_bytes(self) -> int:
+        """What the last call left on the device with parts of the pipeline that are no modules: timesteps."""
+        parts = (part for part in self._pipe.components.values() if not isinstance(part, nn.Module))
+        values = (value for part in parts for value in getattr(part, "__dict__", {}).values())
+        left = {v for v in values if isinstance(v, torch.Tensor) and v.device.type == self.device.type}
+        return sum(round_up(tensor.untyped_storage().nbytes()) for tensor in left)
 
     def _take_in(self) -> None:
         """Take over what came since the last call, and what someone took our hooks off."""

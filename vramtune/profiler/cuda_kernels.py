@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from vramtune.profiler.cuda_attention import HALF, attention
 from vramtune.profiler.fakes import copy_bytes, is_dense
+from vramtune.profiler.tensor_trees import tensors_of
 
 aten = torch.ops.aten
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -84,7 +85,7 @@ _TEMPORARIES: dict[Any, Callable[..., Temporaries]] = {
 
 
 class CudaKernels(TorchFunctionMode):
-    """Replaces operations by what CUDA does; `is_known` tells tensors whose values are followed, which stay as they are."""
+    """Replaces operations by what CUDA does; what is done with known values only stays as it is, and is followed."""
 
     def __init__(self, is_known: Callable[[torch.Tensor], bool]) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class CudaKernels(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         instead = self._instead.get(func)
-        if instead is not None and args and not self._is_known(args[0]):
+        if instead is not None and not all(map(self._is_known, tensors_of((args, kwargs)))):
             out = instead(*args, **kwargs)
             if out is not None:
                 return out
