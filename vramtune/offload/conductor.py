@@ -49,7 +49,8 @@ class Conductor:
         self.is_watched = True
         """Whether someone may edit weights between two calls of components, as callbacks do: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter)
-        self.workspace_bytes = self.plan.estimate.stages[0].fixed_bytes - (meter.context_bytes or 0)
+        fixed_bytes = self.plan.estimate.stages[0].fixed_bytes
+        self.workspace_bytes = max(fixed_bytes - (meter.context_bytes or 0), 0)  # a context may be another than planned
         self._position: Position | None = None
         self._traffic: Traffic | None = None
         self._passages: dict[BoundPlacement, Passage] = {}
