@@ -224,11 +224,11 @@ class Conductor:
             for group in edited:
                 self._drop(group)
                 group.is_settled = False
-            self._settle(component)
+            self._put_on(component, self._take_off(component))
             self._refit()
 
-    def _settle(self, component: BoundComponent) -> None:
-        """Put the groups of a component where they stay, if they are not there.
+    def _take_off(self, component: BoundComponent) -> set[Group]:
+        """Take the groups of a component from where they do not stay; returns those that are to be put on the device.
 
         Where one leaves a piece of device memory, the others in it are taken off too, or it would stay allocated.
         """
@@ -245,6 +245,10 @@ class Conductor:
         for group in staying:
             group.is_settled = False
             group.update_layout()
+        return staying
+
+    def _put_on(self, component: BoundComponent, staying: set[Group]) -> None:
+        """Give groups that stay their places on the device."""
         for keeper in component.keepers:
             for sharing in pieces(keeper, staying):
                 for group, flat in flats(sharing, self.device):
@@ -270,8 +274,11 @@ class Conductor:
                 logger.debug("stage %s: weights give up %d bytes", planned.name, given_up)
         if given_up := fit_residents(placements, self._resident_limit_bytes):
             logger.debug("resident weights give up %d bytes", given_up)
-        for component in self._adopted:
-            self._settle(component)
+        staying = {
+            component: self._take_off(component) for component in self._adopted
+        }  # all make room before any takes it
+        for component, groups in staying.items():
+            self._put_on(component, groups)
             for placement in component.placements:
                 if placement.num_resident < len(placement.groups) and not placement.is_hooked:
                     hook_groups(placement, self)
