@@ -32,7 +32,7 @@ from benchmarks.results_file import environment, result_path, table, write_resul
 from tests.nullcuda.card import card
 from tests.nullcuda.values import BY_VALUE, Call, Values, alias
 from vramtune import api, catalog
-from vramtune.contract import entries, modules_of
+from vramtune.contract import CALL, call_parameters, entries, modules_of
 from vramtune.profiler import record
 from vramtune.profiler.allocator import reserved_peak_bytes, rounded_bytes
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS
@@ -90,7 +90,7 @@ def in_a_process_of_its_own(model: str) -> list[Row]:
         rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
         return rows
     print(done.stderr, file=sys.stderr)
-    last = next(reversed(done.stderr.strip().splitlines()), f"ended with {done.returncode}")
+    last = done.stderr.strip().rpartition("\n")[2] if done.returncode > 0 else f"killed by signal {-done.returncode}"
     return [{"model": model, "call": None, "outcome": last[:200]}]
 
 
@@ -115,9 +115,11 @@ def rows_of(model: str) -> Iterator[Row]:
     card().total_bytes, card().copy_limit_bytes = CARD_BYTES, COPY_LIMIT_BYTES
     entry = next(entry for entry in catalog.models() if entry.name == model)
     kwargs = {**entry.call_kwargs, **entry.images()}
-    if kwargs.keys().isdisjoint(("sigmas", "timesteps", "guidance_schedule")):  # which have as many entries as steps
+    pipe = catalog.load(model)
+    schedules = {"sigmas", "timesteps"} & kwargs.keys() | {"guidance_schedule"} & call_parameters(pipe, CALL).keys()
+    if not schedules:  # which have as many entries as there are steps
         kwargs["num_inference_steps"] = 2
-    for row in rows_of_pipeline(catalog.load(model), kwargs):
+    for row in rows_of_pipeline(pipe, kwargs):
         yield {"model": model, **row}
 
 
@@ -230,9 +232,10 @@ class ValuesOfSmall(Values):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name == "__setitem__" and args[0].is_cuda:
-            return func(args[0], positions(args[1]), args[2])
+            args = (args[0], positions(args[1]), args[2])
+        decides_a_shape = name == "__getitem__" or (name in BY_VALUE and (name != "where" or len(args) == 1))
         is_large = any(isinstance(value, torch.Tensor) and value.numel() > SMALL_ELEMENTS for value in args)
-        if is_large and name != "__getitem__" and name not in BY_VALUE:
+        if is_large and not decides_a_shape:
             return func(*args, **(kwargs or {}))
         call = Call.of(func, args, kwargs or {})
         if name in COMPILED:
