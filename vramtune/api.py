@@ -5,6 +5,7 @@ Those that take a pipeline need torch and diffusers, and import them when called
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def autotune(
     *,
     method: str = "__call__",
     call_kwargs: Mapping[str, object] | None = None,
+    first: Mapping[str, Mapping[str, object]] | None = None,
     device: "torch.device | str | None" = None,
     gpu_id: int | None = None,
     allow: str | Sequence[str] = (),
@@ -49,6 +51,8 @@ def autotune(
         method: What you will call: the pipeline itself, or a method of it by name ("encode_prompt").
         call_kwargs: Arguments that you will pass to it (`height`, `num_inference_steps`, ...); plan for the
             largest call. The prompt has a default, the rest are the pipeline's own.
+        first: Methods that you will have called before, with their arguments: `{"invert": {"image": image}}` for
+            LEDITS++, which edits only what it has inverted. What they leave is counted, not what they cost.
         device: As in `enable_model_cpu_offload`.
         gpu_id: As in `enable_model_cpu_offload`.
         allow: Names of permissions to change the output ("vae_tiling"); nothing changes it otherwise.
@@ -81,7 +85,7 @@ def autotune(
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, _names(allow))
-    costs = _predicted(pipe, method, call_kwargs or {}, gpu, progress=progress)
+    costs = _predicted(pipe, method, call_kwargs, first, gpu, progress=progress)
     chosen = search.choose_plan(costs, asked_bytes, allow=_names(allow), margin_fraction=MARGIN_FRACTION)
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
@@ -94,6 +98,7 @@ def profile(
     *,
     method: str = "__call__",
     call_kwargs: Mapping[str, object] | None = None,
+    first: Mapping[str, Mapping[str, object]] | None = None,
     gpu: str | Device | None = None,
     progress: bool = True,
 ) -> Profile:
@@ -106,6 +111,7 @@ def profile(
         method: What you would call: the pipeline itself, or a method of it by name ("encode_prompt").
         call_kwargs: Arguments that you would pass to it (`prompt`, `height`, `num_inference_steps`, ...).
             The prompt has a default, the rest are the pipeline's own.
+        first: Methods that you would have called before, with their arguments, as in `autotune`.
         gpu: Name of a GPU ("RTX 4060", "H100"; `vramtune gpus` lists them), or a `Device` of your own figures. Left
             out, it is this machine's, measured.
         progress: Whether a bar on standard error says what is traced.
@@ -125,7 +131,7 @@ def profile(
 
     expect_pipeline(pipe)
     refuse_tuned(pipe)
-    return _predicted(pipe, method, call_kwargs or {}, _device_of(gpu, pipe), progress=progress)
+    return _predicted(pipe, method, call_kwargs, first, _device_of(gpu, pipe), progress=progress)
 
 
 def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Plan:
@@ -300,12 +306,26 @@ def _held_bytes(pipe: "Pipeline") -> int:
 
 
 def _predicted(
-    pipe: "Pipeline", method: str, call_kwargs: Mapping[str, object], device: Device, *, progress: bool
+    pipe: "Pipeline",
+    method: str,
+    call_kwargs: Mapping[str, object] | None,
+    first: Mapping[str, Mapping[str, object]] | None,
+    device: Device,
+    *,
+    progress: bool,
 ) -> Profile:
     from vramtune.profiler.predict import predict_profile
 
+    predict = partial(
+        predict_profile,
+        pipe,
+        method=method,
+        call_kwargs={} if call_kwargs is None else call_kwargs,
+        first={} if first is None else first,
+        device=device,
+    )
     if not progress:
-        return predict_profile(pipe, method=method, call_kwargs=call_kwargs, device=device)
+        return predict()
 
     from tqdm.auto import tqdm  # which warns in notebooks without widgets
 
@@ -315,7 +335,7 @@ def _predicted(
             bar.set_description(f"Tracing {name}")
             bar.update()
 
-        return predict_profile(pipe, method=method, call_kwargs=call_kwargs, device=device, on_call=show)
+        return predict(on_call=show)
 
 
 def _known_context_bytes(device: Device) -> int | None:

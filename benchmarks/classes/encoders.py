@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import transformers as hf
 
 from benchmarks.classes import tokenizers
@@ -136,7 +137,7 @@ def pixtral_processor() -> hf.PixtralProcessor:
 
 
 def chatglm() -> Any:
-    """Kolors' text encoder."""
+    """Kolors' text encoder, which comes without values (`skip_init`): what memory held would be its weights."""
     from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 
     config = ChatGLMConfig(
@@ -155,4 +156,10 @@ def chatglm() -> Any:
         bias_dropout_fusion=True,
         original_rope=True,
     )
-    return ChatGLMModel(config)
+    model = ChatGLMModel(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("layernorm.weight"):
+            torch.nn.init.ones_(weight)
+        else:
+            torch.nn.init.normal_(weight, std=0.02)
+    return model

@@ -19,6 +19,7 @@ from diffusers.utils import import_utils
 from torch import nn
 
 from tests import tiny_pipelines
+from tests.classes.families import FAMILIES
 from tests.profiler.test_fake_copy import picture as state_of
 from vramtune.contract import modules_of
 from vramtune.errors import TraceError, UsageError
@@ -302,6 +303,35 @@ def test_flux_at_real_size_has_its_known_peak_and_flops():
     assert 463 * MIB < live_and_peak_bytes(first.trace)[1] < 469 * MIB
     flops = sum(entry.flops for entry in first.trace.tape if isinstance(entry, Work))
     assert flops == pytest.approx(74.4e12, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_call_that_needs_another_one_first_is_followed_with_it(device):
+    family = FAMILIES["ledits"]
+    pipe, call, kept = family.pipe(), family.inputs(), ("init_latents", "zs")
+    followed = predict_profile(pipe, call_kwargs=call, first={"invert": family.inversion()}, device=device)
+    assert not any(hasattr(pipe, name) for name in kept)
+    family.prepare(pipe)
+    inverted = predict_profile(pipe, call_kwargs=call, device=device)
+    assert [stage.activities for stage in followed.stages] == [stage.activities for stage in inverted.stages]
+    left_bytes = sum(getattr(pipe, name).nbytes for name in kept)  # by the real inversion, on the host
+    for whole, alone in zip(followed.stages, inverted.stages, strict=True):
+        assert whole.pipeline_bytes - alone.pipeline_bytes >= left_bytes
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (3, r"`first` are methods by name with their arguments"),
+        ({"invert": 3}, r"`call_kwargs` are arguments by name"),
+        ({"invertt": {}}, r"has no method 'invertt'"),
+        ({"invert": {"imag": 1}}, r"does not accept these arguments: .* It accepts image, "),
+    ],
+)
+def test_methods_to_call_first_are_checked_like_the_call(first, message, device):
+    with pytest.raises(UsageError, match=message):
+        predict_profile(FAMILIES["ledits"].pipe(), call_kwargs={}, first=first, device=device)
 
 
 def test_each_traced_call_is_logged_once_at_debug_level(device, caplog):

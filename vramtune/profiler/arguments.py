@@ -2,12 +2,15 @@
 
 import inspect
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from vramtune.contract import Pipeline, call_parameters
 from vramtune.errors import UsageError
 from vramtune.schema import Scalar, Workload
 
 DEFAULT_PROMPT = "a photo of an astronaut riding a horse on the moon"
+NOTHING: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+"""No methods to call first."""
 LARGEST = 2**63 - 1
 """What PyTorch and NumPy count with, and saved profiles hold."""
 _NEEDS_VALUES = (None, "pil", "np")
@@ -36,6 +39,15 @@ def arguments_to_trace(pipe: Pipeline, method: object, call_kwargs: object) -> d
     if "output_type" in accepted and kwargs.get("output_type") in _NEEDS_VALUES:
         kwargs["output_type"] = "pt"
     return kwargs
+
+
+def calls_to_trace_first(pipe: Pipeline, first: object) -> dict[str, dict[str, object]]:
+    """The same for the methods that are called first, with their arguments by name; the same errors."""
+    if not isinstance(first, Mapping):
+        raise UsageError(
+            f'`first` are methods by name with their arguments, such as {{"invert": {{"image": image}}}}; got {first!r}.'
+        )
+    return {method: arguments_to_trace(pipe, method, kwargs) for method, kwargs in first.items()}
 
 
 def _named(call_kwargs: object) -> dict[str, object]:

@@ -16,7 +16,7 @@ from vramtune.contract import (
 )
 from vramtune.errors import TraceError, UsageError, VramtuneError
 from vramtune.profiler import many_steps
-from vramtune.profiler.arguments import arguments_to_trace, workload_of
+from vramtune.profiler.arguments import NOTHING, arguments_to_trace, calls_to_trace_first, workload_of
 from vramtune.profiler.inventory import weigh_component
 from vramtune.profiler.record import Recording, record_runs
 from vramtune.profiler.stages import build_stages
@@ -50,18 +50,20 @@ def predict_profile(
     *,
     method: str = CALL,
     call_kwargs: Mapping[str, object],
+    first: Mapping[str, Mapping[str, object]] = NOTHING,
     device: Device,
     on_call: Callable[[str], None] | None = None,
 ) -> Profile:
     """What one call of the pipeline would cost on a device, without that device and without weights.
 
-    The call is of `method`; `call_kwargs` are its own (a prompt is made up where none is given); `on_call` gets the
-    name of each component's call when its trace begins. The pipeline is left as it was. Raises `UsageError` for what is not a
-    pipeline, for one under layer-wise offload, for quantized weights, for arguments that the call refuses and for calls
-    that run no component;
-    `TraceError` for code that depends on values.
+    The call is of `method`; `call_kwargs` are its own (a prompt is made up where none is given); the methods in `first`
+    are run before it, with their arguments, and only what they leave is counted. `on_call` gets the name of each
+    component's call when its trace begins. The pipeline is left as it was. Raises `UsageError` for what is not a
+    pipeline, for one under layer-wise offload, for quantized weights, for arguments that a method refuses and for calls
+    that run no component; `TraceError` for code that depends on values.
     """
-    return price(follow(pipe, method=method, call_kwargs=call_kwargs, device=device, on_call=on_call), device)
+    call = follow(pipe, method=method, call_kwargs=call_kwargs, first=first, device=device, on_call=on_call)
+    return price(call, device)
 
 
 def follow(
@@ -69,6 +71,7 @@ def follow(
     *,
     method: str = CALL,
     call_kwargs: Mapping[str, object],
+    first: Mapping[str, Mapping[str, object]] = NOTHING,
     device: Device,
     on_call: Callable[[str], None] | None = None,
 ) -> FollowedCall:
@@ -77,10 +80,11 @@ def follow(
     refuse_layer_offload(pipe)
     refuse_quantized(pipe)
     kwargs = arguments_to_trace(pipe, method, call_kwargs)
+    before = calls_to_trace_first(pipe, first)
 
     def followed(steps: tuple[int, ...]) -> FollowedCall:
         ways = [kwargs | {many_steps.STEPS: number} for number in steps] or [kwargs]
-        recordings = _recorded(pipe, method, ways, on_call or (lambda name: None), device.kernels)
+        recordings = _recorded(pipe, method, ways, before, on_call or (lambda name: None), device.kernels)
         if not recordings[0].calls:
             raise UsageError(
                 f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan."
@@ -130,13 +134,24 @@ def _stages(call: FollowedCall, device: Device, *, tiled: bool = False) -> tuple
 
 
 def _recorded(
-    pipe: Pipeline, method: str, ways: Sequence[Mapping[str, object]], on_call: Callable[[str], None], kernels: Kernels
+    pipe: Pipeline,
+    method: str,
+    ways: Sequence[Mapping[str, object]],
+    first: Mapping[str, Mapping[str, object]],
+    on_call: Callable[[str], None],
+    kernels: Kernels,
 ) -> list[Recording]:
     """Run it in these ways; a second time where the pipeline's own code reads what its components return."""
     for largest_real_bytes in REAL_BYTES:
         try:
             return record_runs(
-                pipe, ways, method=method, largest_real_bytes=largest_real_bytes, on_call=on_call, kernels=kernels
+                pipe,
+                ways,
+                method=method,
+                first=first,
+                largest_real_bytes=largest_real_bytes,
+                on_call=on_call,
+                kernels=kernels,
             )
         except VramtuneError:
             raise

@@ -33,6 +33,7 @@ from vramtune.contract import (
 )
 from vramtune.errors import TraceError
 from vramtune.layout import round_up
+from vramtune.profiler.arguments import NOTHING
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 from vramtune.profiler.known_values import PipelineTracker
 from vramtune.profiler.signature import describe
@@ -99,11 +100,15 @@ def record_runs(
     calls_kwargs: Sequence[Mapping[str, object]],
     *,
     method: str = CALL,
+    first: Mapping[str, Mapping[str, object]] = NOTHING,
     largest_real_bytes: int,
     on_call: Callable[[str], None],
     kernels: Kernels = "cuda",
 ) -> list[Recording]:
-    """The same of several calls of one copy: what is alike in them is traced once."""
+    """The same of several calls of one copy: what is alike in them is traced once.
+
+    The methods in `first` run before each call, with their arguments; of them only what they leave is recorded.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recordings = []
     with (
@@ -120,11 +125,10 @@ def record_runs(
         recorder.answer_for(modules_of(copied))
         for call_kwargs in calls_kwargs:
             recorder.begin()
-            inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
-            for tensor in tensors_of(inputs):
-                recorder.pipeline.count(tensor)
-            with torch.no_grad(), recorder.pipeline:
-                getattr(copied, method)(**inputs)
+            for name, kwargs in first.items():
+                recorder.run(getattr(copied, name), kwargs)
+                recorder.keep_what_is_left()
+            recorder.run(getattr(copied, method), call_kwargs)
             tape = tuple(recorder.pipeline.tape)
             recordings.append(Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tape))
     return recordings
@@ -164,6 +168,19 @@ class Recorder:
     def begin(self) -> None:
         """Record another call; the traces stay."""
         self.calls, self.pipeline = [], PipelineTracker(self._mode, self._largest_real_bytes)
+
+    def run(self, method: Callable[..., Any], call_kwargs: Mapping[str, object]) -> None:
+        """Run a method of the pipeline, with copies of its arguments."""
+        inputs = tree_map(_fresh_generator, map_tensors(_on_cpu, dict(call_kwargs)))
+        for tensor in tensors_of(inputs):
+            self.pipeline.count(tensor)
+        with torch.no_grad(), self.pipeline:
+            method(**inputs)
+
+    def keep_what_is_left(self) -> None:
+        """Forget the calls so far, and all memory but what is still held."""
+        self.calls = []
+        self.pipeline.keep_what_is_left()
 
     def answer_for(self, components: Mapping[str, nn.Module]) -> None:
         """Replace the methods on the instances, which are copies."""

@@ -177,6 +177,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if (storage := reference()) is not None:
                 yield key, storage
 
+    def keep_what_is_left(self) -> None:
+        """Forget what was done so far; the storages that live now are all that there was."""
+        self.tape[:] = [Allocation(key, rounded_bytes(storage.nbytes())) for key, storage in self.alive()]
+
     def forget(self, storage: torch.UntypedStorage) -> None:
         """Stop following a storage whose death is on the tape already."""
         key = self.keys.pop(storage._cdata)
