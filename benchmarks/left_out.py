@@ -27,15 +27,7 @@ class Fitted:
     """Kinds of operations whose shares were fitted; `all` is one factor for all arithmetic."""
 
 
-FITTED = (
-    Fitted(
-        name="A100: products, convolutions",
-        cards=("A100", "A100 40GB", "A100 80GB SXM"),
-        kinds=("matmul", "convolution"),
-    ),
-    Fitted(name="T4: what its power limit leaves", cards=("T4",), kinds=("all",)),
-    Fitted(name="A10G: what its power limit leaves", cards=("A10G",), kinds=("all",)),
-)
+FITTED = (Fitted(name="A10G: what its power limit leaves", cards=("A10G",), kinds=("all",)),)
 
 Part = tuple[int, Counter[Work]]
 """A component's call, or the pipeline's own work: how often, and of which operations."""

@@ -1,9 +1,13 @@
 """For all tests: the same examples every time, the simulated accelerator as a fixture, log lines for `caplog`."""
 
 import gc
+import itertools
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -21,6 +25,19 @@ def pytest_collection_finish() -> None:
     """Every collection would walk all that torch, diffusers and transformers are made of, and tests ask for many."""
     gc.collect()
     gc.freeze()
+
+
+CACHES = Path(tempfile.gettempdir()) / f"vramtune-tests-{os.getpid()}"
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of a GPU no test knows what another one measured, nor what the user's own calls did."""
+    folder = CACHES / str(next(_numbers))
+    monkeypatch.setenv("VRAMTUNE_CACHE", str(folder))
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

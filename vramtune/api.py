@@ -89,6 +89,7 @@ def autotune(
     chosen = search.choose_plan(costs, asked_bytes, allow=_names(allow), margin_fraction=MARGIN_FRACTION)
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
+    runtime.on_measured = partial(_remember_call, target, chosen, gpu.times_predicted)
     logger.log(logging.INFO if progress else logging.DEBUG, "%s", said)
     return Tuned(runtime, costs)
 
@@ -353,6 +354,17 @@ def _one_line(plan: Plan, target: "torch.device") -> str:
     held = "" if others[0].num_bytes is None else f" {format_bytes(others[0].num_bytes)}"
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     return f"{one_line(plan)} {others[0].name or others[0].pid} holds{held} of the GPU's memory{more}."
+
+
+def _remember_call(target: "torch.device", plan: Plan, times_predicted: float, measured: Measurement) -> None:
+    """Keep what a call's arithmetic took beside what the rates said; what the plan had of that already is in it."""
+    from vramtune.machine.remembered import remember_call
+
+    is_as_planned = [stage.name for stage in measured.stages] == [stage.name for stage in plan.stages]
+    if is_as_planned and not measured.num_out_of_memory and plan.estimate.compute_seconds:
+        seconds = measured.seconds - sum(stage.exposed_copy_seconds for stage in measured.stages)
+        call = f"{plan.pipeline_class}.{plan.workload.method} {plan.workload.call_kwargs}"
+        remember_call(target, call, times_predicted * seconds / plan.estimate.compute_seconds)
 
 
 _MADE_BY = {

@@ -339,3 +339,15 @@ def test_workspaces_are_what_stays_reserved_or_the_prior_where_nothing_does(
         live.probe.cache_clear()
         priors.append(live_device(CUDA).workspace_bytes)
     assert priors == [20 * MIB, 32 * MIB, 32 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"), [(":4096:8", 32 * MIB), (":16:8", 2 * MIB), (":4096:2:16:8", 20 * MIB), ("nonsense", 20 * MIB)]
+)
+def test_who_asks_pytorch_for_another_workspace_has_it_counted(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, asked: str, taken: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", asked)
+    gpu.probing["reserved"] = gpu.reserved
+    assert live_device(CUDA).workspace_bytes == taken

@@ -1,17 +1,21 @@
 """`vramtune doctor`."""
 
+from typing import Annotated
+
 import typer
 
 from vramtune.cli import options, output
 
-EXAMPLES = options.examples("vramtune doctor", "vramtune doctor --json")
+EXAMPLES = options.examples("vramtune doctor", "vramtune doctor --forget", "vramtune doctor --json")
+Forget = Annotated[bool, typer.Option("--forget", help="Forget what was measured here before.")]
 
 
-def doctor(as_json: options.Json = False) -> None:
+def doctor(forget: Forget = False, as_json: options.Json = False) -> None:
     """Say whether autotune works on this machine, or what it lacks.
 
     Versions are held against those that vramtune supports. What says "measured" was: copies and arithmetic are
-    timed on the GPU in about half a second.
+    timed on the GPU in about half a second. They are remembered, and later predictions on this machine use them, with
+    what calls of tuned pipelines took; --forget begins anew.
 
     --json prints {"ready": true, "checks": [], "machine": {}}.
 
@@ -19,9 +23,12 @@ def doctor(as_json: options.Json = False) -> None:
     """
     with output.progress() as show:
         show("Looking at this machine")
+        from vramtune.machine import remembered
         from vramtune.machine.doctor import examine
         from vramtune.reports import doctor
 
+        if forget:
+            remembered.forget()
         machine = examine()
     rows = doctor.check_rows(machine)
     if as_json:

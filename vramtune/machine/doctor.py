@@ -18,7 +18,7 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def examine() -> Machine:
-    """This machine, as it is now; the first look at an accelerator measures its rates, in about half a second."""
+    """This machine, as it is now; an accelerator's rates are measured, in about half a second, and remembered."""
     packages = tuple(installed_packages())
     build, error, accelerator = None, None, None
     try:
@@ -85,7 +85,8 @@ def _accelerator() -> Accelerator | None:
     """The accelerator that PyTorch would use, measured; `error` says why where that fails."""
     import torch
 
-    from vramtune.machine.live import holders, live_device
+    from vramtune.machine import remembered
+    from vramtune.machine.live import holders, measured_again
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
@@ -94,7 +95,7 @@ def _accelerator() -> Accelerator | None:
     name = torch.get_device_module(indexed).get_device_name(indexed)
     device, error = None, None
     try:
-        device = live_device(indexed)
+        device = measured_again(indexed)
     except RuntimeError as failure:  # PyTorch's for whatever a device refuses: memory, kernels
         error = str(failure).splitlines()[0]
     return Accelerator(
@@ -105,6 +106,8 @@ def _accelerator() -> Accelerator | None:
         error=error,
         listed=_listed(name),
         holders=holders(indexed),
+        remembered=remembered.recall(indexed),
+        remembered_path=str(known.path) if (known := remembered.identity(indexed)) is not None else None,
     )
 
 

@@ -4,8 +4,10 @@
 instead: `float16_tflops` (dense, accumulating in float32) is multiprocessors x boost clock x FLOP per clock, 512
 on GeForce cards, which agrees with the NVIDIA whitepapers (RTX 2080 Ti, 3090, 4090, 5090) within 0.3%;
 `usable_gib` is the lowest "total capacity" in PyTorch's out-of-memory messages on Linux for cards of that size.
-`sustained_fraction` is the share of that rate that the card's power limit leaves, where this is less than all: fitted
-to several published calls each (`benchmarks/against_published.py`). `memory_gib` is the nominal size. `aliases` say which GPU a short name means: H100 is the 80 GB SXM one.
+`sustained_fraction` is the share of that rate that the card's power limit leaves, where this is less than all: of the T4,
+its base clock by its boost clock (585 / 1590 MHz; at 70 W it multiplies at 24 of 65 TFLOP/s); of the A10G, fitted to two
+published calls (`benchmarks/against_published.py`). `memory_gib` is the nominal size. `aliases` say which GPU a short name
+means: H100 is the 80 GB SXM one.
 """
 
 import csv
@@ -60,7 +62,7 @@ OPERATION_SECONDS = 22e-6
 """Host time of a light eager operation and the Python around it (`roofline.host_seconds`): 21 microseconds beside an
 H100; of published rows, 33 an operation of any kind beside an RTX 4090, 38 beside an L40S, 55-59 on older hosts."""
 SPREADS = Spreads(
-    gpu=Spread(low=0.83, high=1.25),
+    gpu=Spread(low=0.8, high=1.35),
     host=Spread(low=0.7, high=1.6),
     copies=Spread(low=0.9, high=1.4),
     pageable_copies=Spread(low=0.4, high=3.0),
@@ -114,7 +116,7 @@ ARCHITECTURES = {
         float32_lanes=64,
         clock_hertz=1.41e9,
         has_tensorfloat32=True,
-        efficiency_fraction=_shares(matmul=0.85, convolution=0.36, attention=0.60, memory=0.85),
+        efficiency_fraction=_shares(matmul=0.80, convolution=0.50, attention=0.60, memory=0.85),
     ),
     "Ada": Architecture(
         float32_lanes=128,
@@ -135,9 +137,9 @@ ARCHITECTURES = {
         efficiency_fraction=_shares(matmul=0.75, convolution=0.42, attention=0.60, memory=0.88),
     ),
 }
-"""Hopper's shares are fitted to calls that were measured (`calls_on_gpu`, H100), the A100's products and convolutions to
-what others published (`against_published`); of Turing, Ampere and Ada published calls left no reason to change what
-was assumed, of Blackwell there is one."""
+"""Hopper's shares are fitted to calls that were measured (`calls_on_gpu`, H100); the A100's products and convolutions are
+taken to reach the same. Nothing here is fitted to what others published (`against_published`), which leaves no reason to
+change the rest, either; of Blackwell there is one row."""
 
 MEMORY_TOLERANCE = 0.1
 """Share by which NVML's total may differ from the nominal size; it is up to 6.3% lower (ECC on L4, A10, L40S)."""

@@ -5,8 +5,9 @@ Facts by name, of a GPU that need not be here, are in `gpus.py`.
 
 import logging
 import os
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import TypeVar
 
@@ -14,7 +15,8 @@ import pynvml
 import torch
 
 from vramtune.errors import NoAcceleratorError, UsageError
-from vramtune.machine import nvml
+from vramtune.layout import round_up, segment_bytes
+from vramtune.machine import nvml, remembered
 from vramtune.machine.gpus import CONTEXT_BYTES, MEASURED_SPREADS, WORKSPACE_BYTES, gpu_of_driver
 from vramtune.machine.rates import Rates, measure_rates
 from vramtune.schema import CERTAIN, Device, Holder, Spreads
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """What is measured once in the life of a process."""
+    """What is measured once for a GPU under its driver and this PyTorch, and remembered."""
 
     rates: Rates
     context_bytes: int | None
@@ -69,11 +71,29 @@ def live_device(device: torch.device, *, own_bytes: int = 0) -> Device:
     Usable bytes are those that are free, or reserved by PyTorch's allocator in this process for nothing but the
     libraries' workspace and `own_bytes` (weights of the pipeline to be planned that are there already), up to the limit
     that `set_per_process_memory_fraction` put on the allocator, plus the context: what other models of this process hold
-    is theirs. The first call for a device measures the rates (about half a second); they are kept for the life of the
-    process. Raises `UsageError` for a device that is not there, `NoAcceleratorError` where there is none.
+    is theirs. The first call for a device measures the rates (about half a second); they are remembered, from process to
+    process where NVIDIA's driver says which GPU it is (`remembered`), and what calls took since corrects them. Raises
+    `UsageError` for a device that is not there, `NoAcceleratorError` where there is none.
     """
     device = _indexed(device)
-    probed = probe(device)
+    return _corrected(device, _facts(device, probe(device), own_bytes=own_bytes))
+
+
+def measured_again(device: torch.device) -> Device:
+    """The facts as they are now, whatever is remembered; they are remembered from now on."""
+    device = _indexed(device)
+    facts = _facts(device, measure(device))
+    remembered.remember(device, facts)
+    probe.cache_clear()
+    return _corrected(device, facts)
+
+
+def _corrected(device: torch.device, facts: Device) -> Device:
+    known = remembered.recall(device)
+    return facts if known is None else remembered.corrected(facts, known.times_predicted)
+
+
+def _facts(device: torch.device, probed: Probed, *, own_bytes: int = 0) -> Device:
     context_bytes = CONTEXT_BYTES if probed.context_bytes is None else probed.context_bytes
     torch.accelerator.empty_cache()
     free_bytes, total_bytes = torch.accelerator.get_memory_info(device)
@@ -112,6 +132,22 @@ def holders(device: torch.device) -> tuple[Holder, ...]:
 
 @cache
 def probe(device: torch.device) -> Probed:
+    """What is remembered of a device with an index, or measured now and remembered."""
+    known = remembered.recall(device)
+    if known is None:
+        probed = measure(device)
+        remembered.remember(device, _facts(device, probed))
+        return probed
+    facts = known.facts
+    logger.debug("%s as measured on %s", device, known.measured_on)
+    return Probed(
+        rates=Rates(**{field.name: getattr(facts, field.name) for field in fields(Rates)}),
+        context_bytes=facts.context_bytes if facts.is_context_measured else None,
+        workspace_bytes=_workspace_prior(device),  # which this process's environment decides
+    )
+
+
+def measure(device: torch.device) -> Probed:
     """The rates of a device with an index, and what its libraries hold once they have been used."""
     free_before = None if _has_context(device) else _ask(nvml.free_bytes, device)
     torch.accelerator.empty_cache()
@@ -149,8 +185,12 @@ def _has_context(device: torch.device) -> bool:
 
 
 def _workspace_prior(device: torch.device) -> int:
+    """What PyTorch takes for cuBLAS: as `CUBLAS_WORKSPACE_CONFIG` says (":4096:8" is 8 times 4096 KiB), or its default."""
     if device.type != "cuda":
         return 0
+    asked = re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
+    if num_bytes := sum(int(kibibytes) * int(count) * 1024 for kibibytes, count in asked):
+        return segment_bytes(round_up(num_bytes))
     is_hopper_or_later = torch.cuda.get_device_capability(device) >= (9, 0)
     return WORKSPACE_BYTES["Hopper" if is_hopper_or_later else "Ampere"]
 

@@ -41,7 +41,7 @@ def driver() -> Driver | None:
     try:
         with _session():
             cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-            version = str(pynvml.nvmlSystemGetDriverVersion())
+        version = driver_version()
     except pynvml.NVMLError:
         return None
     try:
@@ -50,6 +50,12 @@ def driver() -> Driver | None:
         gpu = None
     # 12080 is CUDA 12.8
     return Driver(version=version, cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}", gpu=gpu)
+
+
+def driver_version() -> str:
+    """The driver's own number; raises NVML's error where there is no driver."""
+    with _session():
+        return str(pynvml.nvmlSystemGetDriverVersion())
 
 
 def free_bytes(uuid: str) -> int:

@@ -85,6 +85,11 @@ class Meter:
         """Forget the call that failed or never ended: the one before it stays the last."""
         self._readings, self._num_out_of_memory = [], 0
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the device has done with the last finished call."""
+        return bool(self._last) and self._last[-1].end is not None and self._last[-1].end.query()
+
     def measurement(self) -> Measurement | None:
         """The last finished call, or None before there is one; waits for its last operation."""
         if not self._last:

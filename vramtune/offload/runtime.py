@@ -25,6 +25,7 @@ from vramtune.offload.memory_limit import MemoryLimit, others_bytes
 from vramtune.offload.meter import Meter
 from vramtune.offload.pipeline_class import PipelineTakeover
 from vramtune.offload.retry import remember_draws, remember_inputs, with_room
+from vramtune.offload.settings import are_planned
 from vramtune.offload.stack import is_running
 from vramtune.schema import Measurement, Plan
 
@@ -43,6 +44,9 @@ class Runtime:
         self._lock = threading.RLock()
         self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock)
         self._is_removed = False
+        self.on_measured: Callable[[Measurement], None] = lambda measurement: None
+        """Told of each call whose settings are the plan's, but for the first, once the device has done with it."""
+        self._is_warm = self._is_to_be_told = False
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
             self._takeover.apply()
@@ -89,6 +93,7 @@ class Runtime:
         with self._lock:
             if self._is_removed or installation_of(self._pipe) not in (self, None):
                 return
+            self._tell()
             for component in self._binding.components:
                 self._dismiss(component)
                 for group in component.groups:
@@ -110,6 +115,7 @@ class Runtime:
             if is_running(_RUN, self=self):  # a method that calls another one
                 return method(*args, **kwargs)
             self._limit.end()
+            self._tell()
             self._refuse_foreign_hooks()
             return self._conductor.run(partial(self._call, method, args, kwargs))
 
@@ -139,7 +145,17 @@ class Runtime:
 
         result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
         self._meter.finish()
+        self._is_to_be_told = self._is_warm and are_planned(self.plan.workload, *inputs)
+        self._is_warm = True
+        self._tell()
         return result
+
+    def _tell(self) -> None:
+        """Say what the last call took, if the device has done with it: nobody waits for that."""
+        if self._is_to_be_told and self._meter.is_done:
+            self._is_to_be_told = False
+            if (measurement := self._meter.measurement()) is not None:
+                self.on_measured(measurement)
 
     @property
     def _resident_bytes(self) -> int:

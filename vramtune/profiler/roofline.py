@@ -61,8 +61,13 @@ def work_seconds(work: Work, device: Device) -> float:
     `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency), elements) + kernels * launch`. A
     dtype without a rate on the device is computed at the rate of float32, a kind of attention without an efficiency at
     that of `attention`. What comes one after the other is added: a convolution's operands are put into another order
-    by kernels of their own, and group norm goes through its elements for the statistics first.
+    by kernels of their own, and group norm goes through its elements for the statistics first. All of it as many times
+    as calls on the device were seen to take (`Device.times_predicted`).
     """
+    return device.times_predicted * _work_seconds(work, device)
+
+
+def _work_seconds(work: Work, device: Device) -> float:
     compute = 0.0
     if work.flops:
         rate = _flops_per_second(work, device)
@@ -99,7 +104,7 @@ def _flops_per_second(work: Work, device: Device) -> float:
 def host_seconds(work: Work, device: Device) -> float:
     """What the host takes to issue an operation: `operation_seconds`, of heavy ones more often."""
     is_heavy = work.kind in ("matmul", "convolution", "group_norm") or work.kind.endswith("attention")
-    return device.operation_seconds * (HEAVY_OPERATIONS if is_heavy else 1)
+    return device.times_predicted * device.operation_seconds * (HEAVY_OPERATIONS if is_heavy else 1)
 
 
 def operation_work(

@@ -167,6 +167,20 @@ def _accelerator(accelerator: Accelerator) -> Iterator[CheckRow]:
     context, workspaces = format_bytes(device.context_bytes), format_bytes(device.workspace_bytes)
     yield _ok("GPU context", f"{context}, and {workspaces} for libraries' workspaces", source="measured")
     yield from _rates(device, accelerator.listed)
+    yield from _remembered(accelerator)
+
+
+def _remembered(accelerator: Accelerator) -> Iterator[CheckRow]:
+    """What predictions on this machine rest on; nothing where the driver does not say which GPU this is."""
+    known = accelerator.remembered
+    if known is None:
+        return
+    finding = f"these rates, measured on {known.measured_on}"
+    if times := sorted(known.times_predicted.values()):
+        calls = "1 call took" if len(times) == 1 else f"{len(times)} different calls took"
+        usual = accelerator.device.times_predicted if accelerator.device is not None else 1.0
+        finding += f"; {calls} {times[0]:.2f} to {times[-1]:.2f} times what they say, predictions take {usual:.2f}"
+    yield _ok("remembered", f"{finding} ({accelerator.remembered_path}; vramtune doctor --forget)")
 
 
 def _holders(holders: Iterable[Holder]) -> str:

@@ -16,6 +16,8 @@ Saving = Annotated[float, Meta(ge=-1e12, le=1e12)]
 PerSecond = Annotated[float, Meta(ge=1, le=1e24)]
 Fraction = Annotated[float, Meta(gt=1e-6, le=1)]
 Factor = Annotated[float, Meta(ge=1, le=100)]
+Times = Annotated[float, Meta(ge=1e-3, le=1e3)]
+"""One figure by another of its kind."""
 Total = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 """Bytes over a whole call, or a difference of them."""
 Budget = Annotated[int, Meta(ge=1, le=2**60)]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vramtune.schema.figures import Bytes, Count, Factor, Fraction, PerSecond, Seconds
+from vramtune.schema.figures import Bytes, Count, Factor, Fraction, PerSecond, Seconds, Times
+from vramtune.schema.files import Saved
 
 Source = Literal["predicted", "measured"]
 Kernels = Literal["cuda", "cpu"]
@@ -81,6 +82,8 @@ class Device:
     """What the host takes to issue an eager operation, with the Python around it (`roofline.host_seconds`)."""
     kernels: Kernels = "cuda"
     """Whose kernels PyTorch runs there, which decides what they allocate: of another accelerator, the CPU's."""
+    times_predicted: Times = 1.0
+    """How many times what the rates say arithmetic took in calls on this machine (`Remembered`)."""
     spreads: Spreads = Spreads()
     """How sure these facts are."""
     source: Source = "predicted"
@@ -89,6 +92,18 @@ class Device:
     def takes_segments(self) -> bool:
         """Whether PyTorch's allocator there takes whole segments: CUDA's does."""
         return self.kernels == "cuda"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remembered(Saved):
+    """What a GPU of this machine has shown, under one driver and one PyTorch."""
+
+    measured_on: str
+    """Day of the measurement: `2026-11-26`."""
+    facts: Device
+    """As measured."""
+    times_predicted: dict[str, Times] = field(default_factory=dict)
+    """How many times what these facts say arithmetic took, by call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +156,10 @@ class Accelerator:
     """The data sheet's facts for a GPU of that name, or None."""
     holders: tuple[Holder, ...]
     """Other processes that hold its memory, the largest share first."""
+    remembered: Remembered | None = None
+    """What predictions on this machine rest on from now on; None where the driver does not say which GPU this is."""
+    remembered_path: str | None = None
+    """Its file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

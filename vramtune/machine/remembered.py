@@ -1,0 +1,127 @@
+"""What a GPU of this machine has shown, kept from process to process: its rates, its context, what calls took.
+
+One file for each GPU under one driver and one PyTorch, in the user's cache folder; who deletes it loses half a second.
+GPUs that NVIDIA's driver does not answer for have none.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import platformdirs
+import pynvml
+import torch
+
+from vramtune.errors import FileError
+from vramtune.machine import nvml
+from vramtune.schema import Device, Remembered, Spread
+
+MOST_CALLS = 50
+"""Different calls of which it is known what they took; the oldest goes first."""
+ENOUGH_CALLS = 3
+"""From so many on their spread says how sure a prediction is."""
+LEAST_SPREAD = Spread(low=0.9, high=1.1)
+"""A few calls that agree say no more than this."""
+
+SAME_FRACTION = 0.02
+"""What is no further off is not written again."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What rates depend on."""
+
+    gpu: str
+    """The GPU's own number (UUID)."""
+    driver: str
+    torch: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        name = hashlib.sha256(f"{self.gpu} {self.driver} {self.torch}".encode()).hexdigest()[:16]
+        return folder() / f"gpu-{name}.json"
+
+
+def folder() -> Path:
+    """Where the files are: what `VRAMTUNE_CACHE` names, else the user's cache folder (`~/.cache/vramtune` on Linux)."""
+    return Path(os.environ.get("VRAMTUNE_CACHE") or platformdirs.user_cache_path("vramtune"))
+
+
+def identity(device: torch.device) -> Identity | None:
+    """Of a device with an index; None where NVIDIA's driver does not answer for it."""
+    if device.type != "cuda":
+        return None
+    try:
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        return Identity(gpu=uuid, driver=nvml.driver_version(), torch=torch.__version__)
+    except pynvml.NVMLError:
+        return None
+
+
+def recall(device: torch.device) -> Remembered | None:
+    """What is remembered of a device; None where nothing is, or its file cannot be read, which is logged."""
+    known = identity(device)
+    if known is None or not known.path.exists():
+        return None
+    try:
+        return Remembered.load(known.path)
+    except FileError as error:
+        logger.warning("What was measured here before is lost: %s", error)
+        return None
+
+
+def remember(device: torch.device, facts: Device) -> None:
+    """Keep what was measured; what calls took before stays."""
+    if (known := identity(device)) is None:
+        return
+    before = recall(device)
+    calls = before.times_predicted if before is not None else {}
+    _keep(known, Remembered(measured_on=date.today().isoformat(), facts=facts, times_predicted=calls))
+
+
+def remember_call(device: torch.device, call: str, times_predicted: float) -> None:
+    """Keep how many times what the rates alone say a call's arithmetic took; nothing where no rates are remembered."""
+    known, before = identity(device), recall(device)
+    if known is None or before is None or not times_predicted > 0:
+        return
+    if abs(times_predicted / before.times_predicted.get(call, float("inf")) - 1) < SAME_FRACTION:
+        return
+    others = {name: times for name, times in before.times_predicted.items() if name != call}
+    calls = dict([*others.items(), (call, times_predicted)][-MOST_CALLS:])
+    _keep(known, replace(before, times_predicted=calls))
+
+
+def forget() -> int:
+    """Delete all files; their number."""
+    files = sorted(folder().glob("gpu-*.json"))
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
+
+
+def corrected(facts: Device, times_predicted: Mapping[str, float]) -> Device:
+    """The facts with what calls took: the median, and how sure it makes predictions once several are known."""
+    if not times_predicted:
+        return facts
+    times = sorted(times_predicted.values())
+    usual = median(times)
+    gpu = facts.spreads.gpu
+    if len(times) >= ENOUGH_CALLS:
+        gpu = Spread(low=min(times[0] / usual, LEAST_SPREAD.low), high=max(times[-1] / usual, LEAST_SPREAD.high))
+    return replace(facts, times_predicted=usual, spreads=replace(facts.spreads, gpu=gpu))
+
+
+def _keep(known: Identity, noun: Remembered) -> None:
+    try:
+        known.path.parent.mkdir(parents=True, exist_ok=True)
+        noun.save(known.path)
+    except (OSError, FileError) as error:  # a home that cannot be written to costs half a second, the next time
+        logger.debug("not remembered: %s", error)
