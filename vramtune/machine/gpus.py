@@ -4,10 +4,9 @@
 instead: `float16_tflops` (dense, accumulating in float32) is multiprocessors x boost clock x FLOP per clock, 512
 on GeForce cards, which agrees with the NVIDIA whitepapers (RTX 2080 Ti, 3090, 4090, 5090) within 0.3%;
 `usable_gib` is the lowest "total capacity" in PyTorch's out-of-memory messages on Linux for cards of that size.
-`sustained_fraction` is the share of that rate that the card's power limit leaves, where this is less than all: of the T4,
-its base clock by its boost clock (585 / 1590 MHz; at 70 W it multiplies at 24 of 65 TFLOP/s); of the A10G, fitted to two
-published calls (`benchmarks/against_published.py`). `memory_gib` is the nominal size. `aliases` say which GPU a short name
-means: H100 is the 80 GB SXM one.
+`sustained_fraction` is the share of that rate that the card's power limit leaves, where that is known to be less than
+all: base clock by boost clock (T4: 585 / 1590 MHz, and at 70 W it multiplies at 24 of 65 TFLOP/s; A10G: 1320 / 1710 MHz).
+`memory_gib` is the nominal size. `aliases` say which GPU a short name means: H100 is the 80 GB SXM one.
 """
 
 import csv
