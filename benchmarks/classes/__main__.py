@@ -40,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--patience",
         type=float,
-        default=5,
+        default=3,
         metavar="S",
-        help="seconds of processor time for other calls of a case that works (default 5)",
+        help="seconds of processor time for other calls of a case that works (default 3)",
     )
     made.add_argument(
         "--out", type=Path, default=Path("build/classes"), metavar="DIR", help="results (default build/classes)"

@@ -1,6 +1,7 @@
 """What a plan says that its pipeline takes of the card is what it takes, in the allocator's segments."""
 
 import gc
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -13,7 +14,8 @@ from tests.nullcuda.tuned_pipelines import context_bytes
 from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
 from vramtune.offload.install import install
-from vramtune.offload.pieces import new_piece
+from vramtune.offload.memory_limit import others_bytes
+from vramtune.offload.pieces import gaps_filled, new_piece
 from vramtune.profiler.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
@@ -126,3 +128,34 @@ def test_nothing_else_comes_to_lie_in_a_piece_of_memory(num_bytes: int) -> None:
     assert taken_bytes - num_bytes < 2 * MIB or taken_bytes == 10 * MIB
     assert torch.cuda.memory_allocated() >= taken_bytes
     assert held.numel() == num_bytes
+
+
+@pytest.fixture
+def image() -> Iterator[torch.Tensor]:
+    """12 MiB that live in a segment of 100, in which activations were before."""
+    torch.cuda.empty_cache()
+    activations = torch.empty(100 * MIB, dtype=torch.uint8, device="cuda")
+    del activations
+    yield torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def test_a_piece_that_stays_takes_no_part_of_a_segment_in_which_something_lives(image: torch.Tensor) -> None:
+    before = torch.cuda.memory_reserved()
+    with gaps_filled(image.device):
+        piece = new_piece(30 * MIB, image.device)
+    assert torch.cuda.memory_reserved() == before + 30 * MIB
+    assert not 0 <= piece.data_ptr() - image.data_ptr() < 100 * MIB
+    assert torch.empty(80 * MIB, dtype=torch.uint8, device="cuda").data_ptr() == image.data_ptr() + image.nbytes
+
+
+def test_what_a_piece_keeps_of_a_segment_is_no_others(image: torch.Tensor) -> None:
+    def others(pieces: dict[int, int]) -> int:
+        return others_bytes(image.device, pieces=pieces, left_bytes=0, workspace_bytes=0)
+
+    before = others({})
+    piece = new_piece(30 * MIB, image.device)
+    assert piece.data_ptr() == image.data_ptr() + image.nbytes
+    assert others({}) == before  # all 100 MiB were there before
+    assert others({piece.data_ptr(): 30 * MIB}) == before - 30 * MIB - 58 * MIB

@@ -9,7 +9,7 @@ import torch
 from tests import tiny_pipelines
 from tests.offload.tuned_pipelines import NUM_ENCODERS, held_bytes, tuned, weight_bytes, whole
 from vramtune.offload.component_calls import ComponentCalls
-from vramtune.offload.retry import is_out_of_memory, remember_draws, with_room
+from vramtune.offload.retry import NO_MORE_ROOM, is_out_of_memory, remember_draws, with_room
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
 
@@ -190,6 +190,47 @@ def test_a_call_that_runs_out_of_memory_is_run_again_while_room_can_be_made(erro
     with pytest.raises(type(error)) as raised:
         with_room(call, lambda: False, device=torch.device("cpu"))
     assert raised.value is error
+
+
+def test_room_that_cannot_be_made_for_lack_of_memory_is_made_by_giving_up_more() -> None:
+    attempts: list[str] = []
+
+    def call() -> str:
+        attempts.append("call")
+        if len(attempts) == 1:
+            raise torch.OutOfMemoryError("for the test")
+        return "done"
+
+    def make_room() -> bool:
+        attempts.append("room")
+        if attempts.count("room") < 3:
+            raise torch.OutOfMemoryError("what stays finds no place")
+        return True
+
+    assert with_room(call, make_room, device=torch.device("cpu")) == "done"
+    assert attempts == ["call", "room", "room", "room", "call"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "seen"),
+    [
+        (torch.OutOfMemoryError("what stays finds no place"), "for the test"),
+        (RuntimeError("shapes differ"), "shapes differ"),
+    ],
+    ids=str,
+)
+def test_room_that_can_never_be_made_ends_with_the_calls_own_error_any_other_at_once(
+    failure: RuntimeError, seen: str
+) -> None:
+    def call() -> None:
+        raise torch.OutOfMemoryError("for the test")
+
+    def make_room() -> bool:
+        raise failure
+
+    with pytest.raises(RuntimeError, match=seen) as raised:
+        with_room(call, make_room, device=torch.device("cpu"))
+    assert getattr(raised.value, "__notes__", []) == ([NO_MORE_ROOM] if seen == "for the test" else [])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory")], ids=str)

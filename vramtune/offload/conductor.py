@@ -25,7 +25,7 @@ from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
 from vramtune.offload.meter import Meter
-from vramtune.offload.pieces import flats, pieces
+from vramtune.offload.pieces import flats, gaps_filled, pieces
 from vramtune.offload.position import Position, counts
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
@@ -239,8 +239,6 @@ class Conductor:
         for group in displaced:
             if group not in resident or (group.is_settled and group.piece):
                 group.settle_on_host(self.device)
-        if left:
-            torch.accelerator.empty_cache()  # or smaller pieces would come to lie in larger ones' segments, and keep them
         staying = {group for group in displaced if group in resident}
         for group in staying:
             group.is_settled = False
@@ -249,11 +247,13 @@ class Conductor:
 
     def _put_on(self, component: BoundComponent, staying: set[Group]) -> None:
         """Give groups that stay their places on the device."""
-        for keeper in component.keepers:
-            for sharing in pieces(keeper, staying):
-                for group, flat in flats(sharing, self.device):
-                    group.settle_on_device(flat)
-                staying.difference_update(sharing)
+        if staying:
+            with gaps_filled(self.device):
+                for keeper in component.keepers:
+                    for sharing in pieces(keeper, staying):
+                        for group, flat in flats(sharing, self.device):
+                            group.settle_on_device(flat)
+                        staying.difference_update(sharing)
 
     def _settle_edits(self, component: BoundComponent) -> None:
         """Give what someone put on the device during the call its master on the host."""

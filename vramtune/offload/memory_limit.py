@@ -1,6 +1,7 @@
 """The budget, held by PyTorch's allocator for the length of a call."""
 
 import logging
+from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -8,17 +9,23 @@ import torch
 
 from vramtune.layout import SMALL_SEGMENT_BYTES, round_up, workspace_block_bytes
 
+Segment = dict[str, Any]
+"""As `torch.cuda.memory_snapshot` tells of it."""
+
 logger = logging.getLogger(__name__)
 
 
-def others_bytes(device: torch.device, *, resident_bytes: int, left_bytes: int, workspace_bytes: int) -> int:
+def others_bytes(device: torch.device, *, pieces: Mapping[int, int], left_bytes: int, workspace_bytes: int) -> int:
     """What PyTorch's allocator holds between calls for others of this process than a pipeline.
 
-    That is all but its resident weights, what the last call left with the pipeline (`left_bytes`: a scheduler's
-    timesteps), and the libraries' workspaces, of which there are as many as threads and streams.
+    That is all but the pieces of its resident weights (bytes by address), with what the segments that they lie in keep
+    from others, what the last call left with the pipeline (`left_bytes`: a scheduler's timesteps), and the libraries'
+    workspaces, of which there are as many as threads and streams.
     """
     torch.accelerator.empty_cache()
-    ours_bytes = resident_bytes + max(_num_workspaces(device, workspace_bytes), 1) * workspace_bytes
+    segments = segments_of(device)
+    ours_bytes = sum(pieces.values()) + sum(_free_bytes(segment) for segment in segments if _has(segment, pieces))
+    ours_bytes += max(_num_workspaces(segments, workspace_bytes), 1) * workspace_bytes
     ours_bytes += round_up(left_bytes, SMALL_SEGMENT_BYTES) if device.type == "cuda" else left_bytes
     return max(torch.accelerator.memory_reserved(device) - ours_bytes, 0)
 
@@ -35,7 +42,7 @@ def let_go_of_workspaces(device: torch.device, workspace_bytes: int) -> bool:
         num_least = 2
     except torch.OutOfMemoryError:
         num_least = 1
-    num_workspaces = _num_workspaces(device, workspace_bytes)
+    num_workspaces = _num_workspaces(segments_of(device), workspace_bytes)
     if num_workspaces < num_least:
         return False
     torch._C._cuda_clearCublasWorkspaces()
@@ -44,13 +51,27 @@ def let_go_of_workspaces(device: torch.device, workspace_bytes: int) -> bool:
     return True
 
 
-def _num_workspaces(device: torch.device, workspace_bytes: int) -> int:
-    """Number of cuBLAS's workspaces there are on a device, as far as PyTorch's allocator tells."""
+def segments_of(device: torch.device) -> list[Segment]:
+    """What PyTorch's CUDA allocator has taken of a device; nothing where another one is at work, which does not tell."""
     if device.type != "cuda" or torch.cuda.get_allocator_backend() != "native":
-        return 0
-    segments: Any = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-    blocks = (block for segment in segments if segment["device"] == device.index for block in segment["blocks"])
+        return []
+    segments: list[Segment] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return [segment for segment in segments if segment["device"] == device.index]
+
+
+def _has(segment: Segment, addresses: Collection[int]) -> bool:
+    return any(block["address"] in addresses for block in segment["blocks"])
+
+
+def _free_bytes(segment: Segment) -> int:
+    """What nothing lies in, and nothing but the allocator can use: a piece may lie where activations were before."""
+    return sum(int(block["size"]) for block in segment["blocks"] if block["state"] != "active_allocated")
+
+
+def _num_workspaces(segments: Iterable[Segment], workspace_bytes: int) -> int:
+    """Number of cuBLAS's workspaces among them."""
     size = workspace_block_bytes(workspace_bytes)
+    blocks = (block for segment in segments for block in segment["blocks"])
     return sum(block["size"] == size and block["state"] == "active_allocated" for block in blocks)
 
 

@@ -1,6 +1,7 @@
 """Device memory of weight groups, in pieces that several of them share."""
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from vramtune.layout import asked_bytes, piece_ends
 from vramtune.offload.binding import BoundComponent, BoundPlacement
 from vramtune.offload.groups import Group
+from vramtune.offload.memory_limit import segments_of
 
 
 def new_piece(num_bytes: int, device: torch.device) -> torch.Tensor:
@@ -24,6 +26,28 @@ def flats(groups: list[Group], device: torch.device) -> Iterator[tuple[Group, to
     for group in groups:
         yield group, flat[start : start + group.num_bytes]
         start += group.num_bytes
+
+
+@contextmanager
+def gaps_filled(device: torch.device) -> Iterator[None]:
+    """While entered, nothing new comes to lie beside what lives in a segment of PyTorch's CUDA allocator already.
+
+    A piece that stays would keep all of the segment from the device: one that held activations is hundreds of MiB.
+    """
+    torch.accelerator.empty_cache()
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    blocks = (
+        block
+        for segment in segments_of(device)
+        if segment["segment_type"] == "large" and segment["stream"] == stream
+        for block in segment["blocks"]
+    )
+    sizes = [block["size"] for block in blocks if block["state"] == "inactive"]
+    gaps = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]  # each finds the gap of its size
+    try:
+        yield
+    finally:
+        gaps.clear()
 
 
 def pieces(keeper: BoundPlacement | BoundComponent, groups: Collection[Group]) -> Iterator[list[Group]]:

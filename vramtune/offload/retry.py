@@ -22,6 +22,8 @@ NO_ENGINE = "unable to find an engine to execute this computation"
 """A convolution's message where every engine of cuDNN lacked memory for its workspace, or none supports the dtype."""
 
 
+MOST_CUTS = 8
+"""Times that weights give up more before the next attempt: an eighth of them, doubled so often, is more than all."""
 NO_MORE_ROOM = "vramtune: no more weights can be taken off the GPU; only a larger budget or a smaller call helps."
 NOT_REPEATABLE = (
     "vramtune: the call was not run again, because its callbacks, or inputs that it changed, would see that; the next call "
@@ -54,7 +56,7 @@ def with_room(
             # The frames of the failed call hold its activations; they must be gone before it is tried again.
             traceback.clear_frames(error.__traceback__)
             failure = error.with_traceback(None)
-        if not make_room():
+        if not _is_made(make_room):
             failure.add_note(NO_MORE_ROOM)
             raise failure
         if not is_repeatable():
@@ -62,6 +64,18 @@ def with_room(
             raise failure
         attempt += 1
         logger.debug("%s ran out of memory: attempt %d with fewer weights", name, attempt)
+
+
+def _is_made(make_room: Callable[[], bool]) -> bool:
+    """Whether room could be made; where what keeps its place lacks memory for that as well, more is given up."""
+    for _ in range(MOST_CUTS):
+        try:
+            return make_room()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+    return False
 
 
 PLAIN = ("builtins", "torch", "numpy", "PIL")

@@ -124,7 +124,7 @@ class Runtime:
         with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
         self._limit.others_bytes = self._meter.others_bytes = others_bytes(
             self.device,
-            resident_bytes=self._resident_bytes,
+            pieces=self._pieces,
             left_bytes=self._left_bytes,
             workspace_bytes=self._conductor.workspace_bytes,
         )
@@ -158,10 +158,10 @@ class Runtime:
                 self.on_measured(measurement)
 
     @property
-    def _resident_bytes(self) -> int:
-        """What the pieces of memory take in which groups stay."""
+    def _pieces(self) -> dict[int, int]:
+        """Bytes of the pieces of memory in which groups stay, by address."""
         groups = (group for component in self._binding.components for group in component.groups)
-        return sum({group.piece: group.piece_bytes for group in groups if group.piece}.values())
+        return {group.piece: group.piece_bytes for group in groups if group.piece}
 
     @property
     def _left_bytes(self) -> int:
