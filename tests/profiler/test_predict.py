@@ -431,6 +431,28 @@ KEPT: list[torch.Tensor] = []
 """At the module's level: what a function remembers is copied with its pipeline."""
 
 
+def test_a_cache_that_the_first_step_fills_is_followed_once_and_then_found(device):
+    """Qwen-Image's positions."""
+
+    def caching(forward):
+        def remembers(*args, **kwargs):
+            outputs = forward(*args, **kwargs)
+            if not KEPT:
+                KEPT.append(outputs[0].repeat(2**10, 1, 1, 1))
+            return outputs
+
+        return remembers
+
+    pipe, begun = tiny_pipelines.build("sd15"), []
+    pipe.unet.forward = caching(pipe.unet.forward)
+    call = {"prompt": "a cat", "num_inference_steps": 6, **tiny_pipelines.CALL["sd15"]}
+    try:
+        predict_profile(pipe, call_kwargs=call, device=device, on_call=begun.append)
+    finally:
+        KEPT.clear()
+    assert begun.count("unet") == 2
+
+
 @pytest.mark.parametrize("are_left", [False, True], ids=["taken away", "left there"])
 def test_what_a_component_leaves_elsewhere_than_in_its_outputs_is_there_after_each_call_and_counts(are_left, device):
     """A pipeline that edits by attention maps has its unet keep them and reads them after each step."""

@@ -242,9 +242,10 @@ class Recorder:
         return traces[-1]
 
     def _like(self, traces: Sequence[Trace], inputs: Any) -> Trace | None:
-        """The trace of a call whose values, as far as they decided anything, are these."""
+        """The trace of a call whose values, as far as they decided anything, are these: the last, which found what the
+        first one left behind (a cache of positions)."""
         given = tensors_of(inputs) if any(trace.deciding_values for trace in traces) else []
-        for trace in traces:
+        for trace in reversed(traces):
             decided = trace.deciding_values.items()
             if all(self.pipeline.is_known(given[n]) and torch.equal(given[n], value) for n, value in decided):
                 return trace
