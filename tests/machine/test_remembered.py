@@ -135,6 +135,7 @@ def test_calls_that_take_as_long_as_predicted_change_nothing(known_card: None) -
     assert times == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_card_slower_than_its_rates_is_predicted_so_the_next_time(known_card: None) -> None:
     live.live_device(sim_device())
     known = remembered.recall(sim_device())
