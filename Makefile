@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 NULLCUDA := .venv-nullcuda
+# the tests for a GPU by themselves: they ask PyTorch for another workspace, which their process keeps
+ON_NULLCUDA = $(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
+	--numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 .PHONY: setup demo check fmt test proofs classes browser soak bench pictures notebooks gpu nullcuda
 
@@ -61,8 +64,8 @@ gpu: setup  ## The tests that need a CUDA GPU, which fail without one, then real
 	$(BIN)/python -m benchmarks.on_gpu
 
 nullcuda: $(NULLCUDA)/.ready  ## PyTorch's real CUDA code without a GPU (tests/nullcuda): its own tests, and those that need a GPU.
-	$(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
-		--numprocesses=logical --maxprocesses=4 --dist=worksteal tests/nullcuda tests/test_on_gpu.py
+	$(ON_NULLCUDA) tests/nullcuda
+	$(ON_NULLCUDA) tests/test_on_gpu.py
 
 # Without dependencies, or pip would fetch NVIDIA's libraries with PyTorch, and another PyTorch with the rest.
 $(NULLCUDA)/.ready: constraints.txt pyproject.toml tests/nullcuda/torch.txt tests/nullcuda/headers.txt
