@@ -1,7 +1,6 @@
 """For all tests: the same examples every time, the simulated accelerator as a fixture, log lines for `caplog`."""
 
 import gc
-import itertools
 import logging
 import os
 import shutil
@@ -14,6 +13,9 @@ from hypothesis import settings
 
 # before torch is imported, and for child processes too: the operations are tiny, threads would wait for one another
 os.environ["OMP_NUM_THREADS"] = "1"
+CACHE = Path(tempfile.gettempdir()) / f"vramtune-tests-{os.getpid()}"
+# not the user's own, nor for child processes
+os.environ["VRAMTUNE_CACHE"] = str(CACHE)
 
 pytest_plugins = ["tests.simgpu.fixtures"]
 
@@ -27,17 +29,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-CACHES = Path(tempfile.gettempdir()) / f"vramtune-tests-{os.getpid()}"
-_numbers = itertools.count()
-
-
 @pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Of a GPU no test knows what another one measured, nor what the user's own calls did."""
-    folder = CACHES / str(next(_numbers))
-    monkeypatch.setenv("VRAMTUNE_CACHE", str(folder))
+def nothing_remembered() -> Iterator[None]:
+    """Of a GPU no test knows what another one measured."""
     yield
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import torch
 import vramtune
 from tests import tiny_pipelines
 from tests.cli.cli_runner import run as run_cli
+from vramtune.errors import FileError
 from vramtune.machine import doctor, live, remembered
 from vramtune.machine.gpus import find_gpu
 from vramtune.machine.remembered import Identity, corrected
@@ -87,6 +88,28 @@ def test_where_nothing_can_be_written_every_process_measures(
     monkeypatch.setenv("VRAMTUNE_CACHE", str(tmp_path / "file" / "cache"))
     assert live.live_device(sim_device()).source == "measured"
     assert remembered.recall(sim_device()) is None
+
+
+def test_a_folder_that_cannot_be_looked_into_is_said_and_costs_a_measurement(
+    known_card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VRAMTUNE_CACHE", "/" + 300 * "x")  # a longer name than files may have
+    with caplog.at_level(logging.WARNING, logger="vramtune"):
+        assert live.live_device(sim_device()).source == "measured"
+    assert "What was measured here before is lost" in caplog.text
+
+
+def test_what_cannot_be_forgotten_is_an_error_of_our_own(known_card: None) -> None:
+    (remembered.folder() / "gpu-folder.json").mkdir(parents=True)
+    with pytest.raises(FileError, match=r"Cannot delete .*gpu-folder\.json"):
+        remembered.forget()
+
+
+@pytest.mark.parametrize("times", [0.0, 1e-3, 1e3, float("inf"), float("nan")])
+def test_times_that_no_card_takes_are_not_kept(known_card: None, times: float) -> None:
+    live.live_device(sim_device())
+    remembered.remember_call(sim_device(), "a call", times)
+    assert times_predicted() == []
 
 
 def test_the_doctor_measures_anew_and_keeps_what_calls_took(known_card: None, slow: ModuleType) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 from tests.nullcuda.build import NullCudaBuildError, stubs
 
@@ -13,6 +15,8 @@ def main() -> None:
     except NullCudaBuildError as error:
         sys.exit(str(error))
     os.environ["OMP_NUM_THREADS"] = "1"  # as in `tests/conftest.py`, and here torch may come before it
+    # what the null card shows is not to be remembered among the user's GPUs
+    os.environ.setdefault("VRAMTUNE_CACHE", str(Path(tempfile.gettempdir()) / f"vramtune-nullcuda-{os.getpid()}"))
     os.environ["LD_PRELOAD"] = ":".join(map(str, libraries))
     os.execvp(sys.argv[1], sys.argv[1:])
 

@@ -5,7 +5,8 @@ instead: `float16_tflops` (dense, accumulating in float32) is multiprocessors x 
 on GeForce cards, which agrees with the NVIDIA whitepapers (RTX 2080 Ti, 3090, 4090, 5090) within 0.3%;
 `usable_gib` is the lowest "total capacity" in PyTorch's out-of-memory messages on Linux for cards of that size.
 `sustained_fraction` is the share of that rate that the card's power limit leaves, where that is known to be less than
-all: base clock by boost clock (T4: 585 / 1590 MHz, and at 70 W it multiplies at 24 of 65 TFLOP/s; A10G: 1320 / 1710 MHz).
+all: of the T4, base clock by boost clock (585 / 1590 MHz; at 70 W it multiplies at 24 of 65 TFLOP/s); of the A10G, what two
+published calls of two sources left of it (`benchmarks/against_published.py`).
 `memory_gib` is the nominal size. `aliases` say which GPU a short name means: H100 is the 80 GB SXM one.
 """
 
@@ -137,7 +138,7 @@ ARCHITECTURES = {
     ),
 }
 """Hopper's shares are fitted to calls that were measured (`calls_on_gpu`, H100); the A100's products and convolutions are
-taken to reach the same. Nothing here is fitted to what others published (`against_published`), which leaves no reason to
+taken to reach the same. No share is fitted to what others published (`against_published`), which leaves no reason to
 change the rest, either; of Blackwell there is one row."""
 
 MEMORY_TOLERANCE = 0.1

@@ -28,6 +28,8 @@ ENOUGH_CALLS = 3
 LEAST_SPREAD = Spread(low=0.9, high=1.1)
 """A few calls that agree say no more than this."""
 
+MOST_TIMES = 20
+"""What took longer than that, or as much less, was another call."""
 SAME_FRACTION = 0.02
 """What is no further off is not written again."""
 
@@ -68,12 +70,11 @@ def identity(device: torch.device) -> Identity | None:
 
 def recall(device: torch.device) -> Remembered | None:
     """What is remembered of a device; None where nothing is, or its file cannot be read, which is logged."""
-    known = identity(device)
-    if known is None or not known.path.exists():
+    if (known := identity(device)) is None:
         return None
     try:
-        return Remembered.load(known.path)
-    except FileError as error:
+        return Remembered.load(known.path) if known.path.exists() else None
+    except (OSError, FileError) as error:  # OSError: a folder that may not be looked into
         logger.warning("What was measured here before is lost: %s", error)
         return None
 
@@ -90,7 +91,7 @@ def remember(device: torch.device, facts: Device) -> None:
 def remember_call(device: torch.device, call: str, times_predicted: float) -> None:
     """Keep how many times what the rates alone say a call's arithmetic took; nothing where no rates are remembered."""
     known, before = identity(device), recall(device)
-    if known is None or before is None or not times_predicted > 0:
+    if known is None or before is None or not 1 / MOST_TIMES < times_predicted < MOST_TIMES:
         return
     if abs(times_predicted / before.times_predicted.get(call, float("inf")) - 1) < SAME_FRACTION:
         return
@@ -100,10 +101,13 @@ def remember_call(device: torch.device, call: str, times_predicted: float) -> No
 
 
 def forget() -> int:
-    """Delete all files; their number."""
+    """Delete all files; their number. Raises a `FileError` for one that cannot be deleted."""
     files = sorted(folder().glob("gpu-*.json"))
     for file in files:
-        file.unlink(missing_ok=True)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(f"Cannot delete {str(file)!r}: {error.strerror}.") from error
     return len(files)
 
 
