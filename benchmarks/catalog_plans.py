@@ -142,10 +142,8 @@ def planned(profile: Profile, allow: tuple[str, ...]) -> dict[str, Any]:
 
 def limit(plan: Plan) -> str:
     """Compute, or the copies of one stage."""
-    bound = next((reason for reason in plan.reasons if reason.kind in ("compute_bound", "copy_bound")), None)
-    if bound is None:
-        return ""
-    return f"copies in {bound.stage}" if bound.kind == "copy_bound" else "compute"
+    words = {"compute_bound": "compute", "copy_bound": "copies in {}", "host_bound": "the host in {}"}
+    return next((words[reason.kind].format(reason.stage) for reason in plan.reasons if reason.kind in words), "")
 
 
 def billions(pipe: Any) -> dict[str, float]:

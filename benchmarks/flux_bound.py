@@ -37,7 +37,7 @@ def row(profile, budget: int) -> list[str]:
     room = budget * GIB - stage.overhead_bytes - unit.sizes[0]
     rate = problem.copy_bytes_per_second
     num_bytes, seconds = [0], [0.0]  # of all visits before this one
-    for _, group, span in stage.visits:
+    for _, group, span, _ in stage.visits:
         num_bytes.append(num_bytes[-1] + (unit.sizes[group] if group else 0))
         seconds.append(seconds[-1] + span)
     stretches = (

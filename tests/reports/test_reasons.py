@@ -38,6 +38,11 @@ SENTENCES = (
         "and loses 90 ms.",
     ),
     (
+        Reason(kind="host_bound", stage="unet", seconds={"host": 44.0, "compute": 40.0, "exposed": 4.0}),
+        "Stage 'unet' waits longest for the host, which takes 44.0 s to ask for its operations and copies beside 40.0 s of "
+        "compute: it loses 4.00 s.",
+    ),
+    (
         Reason(kind="peak", stage="vae.decode", num_bytes={"weights": 2 * GIB, "others": 6 * GIB, "free": 32 * MIB}),
         "The peak is in stage 'vae.decode': 2.00 GiB of weights and slots, 6.00 GiB of activations, pipeline tensors, "
         "workspaces and context; 32 MiB stay free.",

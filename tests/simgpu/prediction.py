@@ -69,6 +69,7 @@ def sim_device() -> Device:
         memory_bytes_per_second=rates.memory_bytes_per_second,
         efficiency_fraction=dict.fromkeys(("matmul", "convolution", "attention", "pointwise", "memory"), 1.0),
         launch_seconds=rates.launch_seconds,
+        operation_seconds=rates.enqueue_seconds,
     )
 
 

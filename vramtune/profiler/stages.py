@@ -125,12 +125,15 @@ class Estimator:
         stretches = self._stretches(trace.tape, component)
         parts = [part for _, own, after in stretches for part in (own, after)]
         gpu_seconds, host_seconds = sum(part.gpu_seconds for part in parts), sum(part.host_seconds for part in parts)
+        seconds = max(gpu_seconds, host_seconds)
         return Activity(
             component=trace.component,
             method=trace.method,
             num_calls=1,
             segments=tuple(_segments(stretches, waits_for_host=host_seconds > gpu_seconds)),
             activation_bytes=self._beside_workspace(reserved_peak_bytes, self._allocations(trace.tape)),
+            gpu_fraction=gpu_seconds / seconds if seconds else 1.0,
+            host_fraction=host_seconds / seconds if seconds else 0.0,
             spread=self._spread(gpu_seconds, host_seconds),
         )
 

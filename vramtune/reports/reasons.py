@@ -19,6 +19,11 @@ def sentence(reason: Reason) -> str:
                 f"Stage {reason.stage!r} waits longest for copies: it {verb} {sizes[moved]} ({times['copies']} of "
                 f"copying beside {times['compute']} of compute) and loses {times['exposed']}."
             )
+        case "host_bound":
+            return (
+                f"Stage {reason.stage!r} waits longest for the host, which takes {times['host']} to ask for its operations and "
+                f"copies beside {times['compute']} of compute: it loses {times['exposed']}."
+            )
         case "peak":
             return (
                 f"The peak is in stage {reason.stage!r}: {sizes['weights']} of weights and slots, {sizes['others']} of "

@@ -15,6 +15,7 @@ Saving = Annotated[float, Meta(ge=-1e12, le=1e12)]
 """Seconds, or a difference of them."""
 PerSecond = Annotated[float, Meta(ge=1, le=1e24)]
 Fraction = Annotated[float, Meta(gt=1e-6, le=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Factor = Annotated[float, Meta(ge=1, le=100)]
 Times = Annotated[float, Meta(ge=1e-3, le=1e3)]
 """One figure by another of its kind."""

@@ -168,10 +168,19 @@ class Estimate:
 
 
 ReasonKind = Literal[
-    "permission_used", "compute_bound", "copy_bound", "peak", "excluded", "not_resident", "all_resident", "more_memory"
+    "permission_used",
+    "compute_bound",
+    "copy_bound",
+    "host_bound",
+    "peak",
+    "excluded",
+    "not_resident",
+    "all_resident",
+    "more_memory",
 ]
 FIGURES: dict[ReasonKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "copy_bound": ((), ("copies", "compute", "exposed")),
+    "host_bound": ((), ("host", "compute", "exposed")),
     "peak": (("weights", "others", "free"), ()),
     "excluded": (("weights",), ()),
     "not_resident": (("missing", "over_budget"), ("exposed",)),
@@ -188,6 +197,8 @@ class Reason:
     - `compute_bound`: copies are hidden behind compute, or there are none.
     - `copy_bound`: `stage` waits longest. Bytes `streamed` or `loaded`; seconds of its `copies`, of its `compute`, and
       those `exposed`.
+    - `host_bound`: `stage` waits longest, for the host to ask for its copies. Seconds of the `host` for all it has to
+      ask for, of `compute`, and those `exposed`.
     - `peak`: `stage` needs most memory. Bytes of `weights` and slots, of `others`, and those left `free`.
     - `excluded`: the pipeline excludes `component` from offload. Bytes of its `weights`.
     - `not_resident`: `component` is not always on the device, because of `stage`. Bytes `missing`, and by how many

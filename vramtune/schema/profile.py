@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds
+from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds, Share
 from vramtune.schema.files import Saved
 from vramtune.schema.machine import CERTAIN, Device, Spread
 from vramtune.schema.shown import Shown
@@ -143,6 +143,10 @@ class Activity:
     """One call, in execution order."""
     activation_bytes: Bytes
     """Highest *reserved* bytes of one call (no weights): allocated, after the caching allocator's rounding."""
+    gpu_fraction: Share = 1.0
+    """Of its seconds, how many the GPU computes; 1 unless it waits for the host..."""
+    host_fraction: Share = 0.0
+    """...and how many the host takes to issue the operations."""
     spread: Spread = CERTAIN
     """Of its seconds: the GPU's, or the host's where that may be the slower one."""
 

@@ -22,7 +22,10 @@ def problem_at(problem: Problem, end: End) -> Problem:
         activation_bytes = round(activations * stage.activation_bytes)
         return replace(
             stage,
-            visits=tuple((unit, group, factor * seconds) for unit, group, seconds in stage.visits),
+            visits=tuple(
+                visit._replace(gpu_seconds=factor * visit.gpu_seconds, host_seconds=factor * visit.host_seconds)
+                for visit in stage.visits
+            ),
             compute_seconds=factor * stage.compute_seconds,
             pipeline_seconds=factor * stage.pipeline_seconds,
             activation_bytes=activation_bytes,

@@ -69,7 +69,7 @@ def _bound_of(problem: Problem, stage: StageProblem, budget_bytes: int) -> float
     room = budget_bytes - stage.overhead_bytes
     room -= sum(unit.prefix[count] for unit, count in zip(problem.units, given, strict=True))
     visits: dict[tuple[int, int], int] = {}
-    for u, group, _ in stage.visits:
+    for u, group, *_ in stage.visits:
         if group >= given[u]:
             visits[u, group] = visits.get((u, group), 0) + 1
     copied = 0.0

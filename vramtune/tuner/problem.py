@@ -6,6 +6,7 @@ share weights (a VAE's encoder and decoder are two). Its groups stand in keep or
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from vramtune.layout import SMALL_SEGMENT_BYTES, kept_bytes, ring_bytes, round_u
 from vramtune.schema import CERTAIN, Activity, Component, Device, PlannedStage, Profile, Spread, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
+COPY_OPERATIONS = 3
+"""Host time of a group's copy, in eager operations: it waits for an event, is asked for, and records one."""
+GROUP_OPERATIONS = 6
+"""Host time of a group that is copied, with that: hooks, three more events (`benchmarks/host_overhead.py`: 106
+microseconds on a host that takes some 20 for an operation)."""
+CALL_OPERATIONS = 5
+"""Host time of what is done around each call of a component: events, the root's arrival."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +70,16 @@ class Unit:
         return tuple(self.prefix[count] for count in kept)
 
 
+class PosedVisit(NamedTuple):
+    """A visit of a group: what the GPU computes with it, and what the host takes to issue that."""
+
+    unit: int
+    group: int
+    """Rank in keep order. The root's, 0, begins a call of a component."""
+    gpu_seconds: float
+    host_seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageProblem:
     """One stage, ready to be simulated."""
@@ -72,8 +90,8 @@ class StageProblem:
     """What is called in it: `transformer`, `vae.decode`."""
     active: tuple[int, ...]
     """Indices of the units that run in it."""
-    visits: tuple[tuple[int, int, float], ...]
-    """One iteration in execution order: unit, group (rank in keep order), compute seconds."""
+    visits: tuple["PosedVisit", ...]
+    """One iteration in execution order."""
     num_visits: tuple[float, ...]
     """By unit: mean visits of a byte of its weights in one iteration (0 if it is not active)."""
     streamed_bytes: tuple[tuple[int, ...], ...]
@@ -118,6 +136,11 @@ class Problem:
         return tuple(u for u, unit in enumerate(self.units) if not unit.is_excluded)
 
     @property
+    def operation_seconds(self) -> float:
+        """What the host takes to issue an eager operation."""
+        return self.device.times_predicted * self.device.operation_seconds
+
+    @property
     def copy_bytes_per_second(self) -> float:
         """Rate of copies that run beside kernels."""
         return self.device.pinned_copy_bytes_per_second * self.device.overlap_fraction
@@ -160,7 +183,7 @@ def planned_stages(problem: Problem) -> tuple[PlannedStage, ...]:
             name=stage.name,
             num_iterations=stage.num_iterations,
             calls=stage.calls,
-            visits=tuple((unit, group) for unit, group, _ in stage.visits),
+            visits=tuple((visit.unit, visit.group) for visit in stage.visits),
         )
         for stage in problem.stages
     )
@@ -294,11 +317,13 @@ def _stage_problem(
     rank: dict[tuple[str, str], tuple[int, list[int]]],
     unused_bytes: int,
 ) -> StageProblem:
-    visits: list[tuple[int, int, float]] = []
+    visits: list[PosedVisit] = []
     for activity in stage.activities:
         unit, ranks = rank[activity.component, activity.method]
+        on_gpu, on_host = activity.gpu_fraction, activity.host_fraction
         call = group_visits(profile.component(activity.component), activity)
-        visits += [(unit, ranks[group], seconds) for group, seconds in call] * activity.num_calls
+        posed = [PosedVisit(unit, ranks[group], on_gpu * seconds, on_host * seconds) for group, seconds in call]
+        visits += posed * activity.num_calls
     carried = [0.0] * len(units)
     for (unit, group), count in _count_runs(visits).items():
         carried[unit] += count * units[unit].sizes[group]
@@ -311,7 +336,7 @@ def _stage_problem(
         name=stage.name,
         num_iterations=stage.num_iterations,
         calls=stage.calls,
-        active=tuple(dict.fromkeys(unit for unit, _, _ in visits)),
+        active=tuple(dict.fromkeys(visit.unit for visit in visits)),
         visits=tuple(visits),
         num_visits=tuple(
             total / unit.total_bytes if unit.total_bytes else 0.0 for total, unit in zip(carried, units, strict=True)
@@ -325,18 +350,18 @@ def _stage_problem(
     )
 
 
-def _streamed_bytes(visits: list[tuple[int, int, float]], u: int, unit: Unit) -> tuple[int, ...]:
+def _streamed_bytes(visits: list[PosedVisit], u: int, unit: Unit) -> tuple[int, ...]:
     """`[k]`: bytes of all visits of a unit's groups from the k-th on."""
     carried = [0] * len(unit.sizes)
-    for visited, group, _ in visits:
-        if visited == u:
-            carried[group] += unit.sizes[group]
+    for visit in visits:
+        if visit.unit == u:
+            carried[visit.group] += unit.sizes[visit.group]
     return tuple(reversed(list(accumulate(reversed(carried), initial=0))))
 
 
-def _count_runs(visits: list[tuple[int, int, float]]) -> dict[tuple[int, int], int]:
+def _count_runs(visits: list[PosedVisit]) -> dict[tuple[int, int], int]:
     """Visits by (unit, group); the root counts once, since it stays."""
     counts: dict[tuple[int, int], int] = {}
-    for unit, group, _ in visits:
+    for unit, group, *_ in visits:
         counts[unit, group] = counts.get((unit, group), 0) + 1 if group else 1
     return counts

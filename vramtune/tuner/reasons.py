@@ -4,6 +4,7 @@ from vramtune.schema import Estimate, Reason, placement_name
 from vramtune.tuner.linear_program import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem
+from vramtune.tuner.schedule import host_seconds
 from vramtune.units import GIB
 
 HIDDEN_FRACTION = 0.005
@@ -33,8 +34,12 @@ def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
     if sum(exposed) < HIDDEN_FRACTION * estimate.seconds:
         return Reason(kind="compute_bound")
     problem, stage = candidate.problem, estimate.stages[s]
-    residencies = candidate.residencies(s).items()
-    streams = any(residency.kept < len(problem.units[u].groups) for u, residency in residencies)
+    residencies = candidate.residencies(s)
+    by_host = host_seconds(problem, problem.stages[s], residencies)
+    if by_host >= (1 - HIDDEN_FRACTION) * stage.seconds:
+        seconds = {"host": by_host, "compute": stage.compute_seconds, "exposed": exposed[s]}
+        return Reason(kind="host_bound", stage=stage.name, seconds=seconds)
+    streams = any(residency.kept < len(problem.units[u].groups) for u, residency in residencies.items())
     return Reason(
         kind="copy_bound",
         stage=stage.name,

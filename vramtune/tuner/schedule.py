@@ -1,16 +1,17 @@
-"""One stage on two engines: when is each group copied, when does each visit compute.
+"""One stage on two engines and a host: when is each group copied, when does each visit compute.
 
 The recurrence of a first-in-first-out copy engine beside a compute engine. A visit computes when the one before
-it is done and its group has arrived. A group that stays is copied once, whenever its turn comes. A streamed
-group is copied on every visit into a ring of bytes, and waits there until the visits whose bytes it overwrites
-are done. Nothing is copied back, and no copy starts before its stage does.
+it is done, its group has arrived, and the host has issued it; it ends when the host has issued its last operation and
+the GPU has computed all of it. A group that stays is copied once, whenever its turn comes. A streamed group is copied
+on every visit into a ring of bytes, and waits there until the visits whose bytes it overwrites are done. Nothing is
+copied back, and no copy starts before its stage does. The host waits for neither engine: it runs ahead of both.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from vramtune.layout import next_place
-from vramtune.tuner.problem import Problem, StageProblem, Unit
+from vramtune.tuner.problem import CALL_OPERATIONS, COPY_OPERATIONS, GROUP_OPERATIONS, Problem, StageProblem, Unit
 
 # Iterations simulated one by one; the others repeat the mean period of those after the warm-up, over which the
 # phase of the ring averages out.
@@ -38,6 +39,22 @@ class Visit(NamedTuple):
 
 def stage_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     """Seconds of all iterations of a stage."""
+    # a component's call lasts at least as long as the slower of GPU and host, whatever the others do meanwhile
+    return max(_recurrence_seconds(problem, stage, residency), stage.num_iterations * stage.compute_seconds)
+
+
+def host_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
+    """What the host takes to issue all iterations of a stage."""
+    once = _num_loaded(residency) * GROUP_OPERATIONS * problem.operation_seconds
+    return once + stage.num_iterations * _issued_seconds(problem, stage, residency)
+
+
+def _issued_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
+    """What the host takes to issue one iteration."""
+    return sum(step.host_seconds for step in _steps(problem, stage, residency)) + stage.pipeline_seconds
+
+
+def _recurrence_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     last = num_simulated(problem, stage, residency)
     ends = [0.0] + [
         iteration[-1][5] + stage.pipeline_seconds for iteration in _iterations(problem, stage, residency, last)
@@ -45,7 +62,7 @@ def stage_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Re
     left = stage.num_iterations - last
     if last > WARM_UP:
         return ends[-1] + left * (ends[-1] - ends[WARM_UP]) / (last - WARM_UP)
-    return ends[-1] + left * stage.compute_seconds
+    return ends[-1] + left * max(stage.compute_seconds, _issued_seconds(problem, stage, residency))
 
 
 def num_simulated(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
@@ -75,16 +92,16 @@ def _iterations(
     """Yield each iteration's visits as the fields of `Visit` (plain tuples: this is the search's inner loop)."""
     rate, latency = problem.copy_bytes_per_second, problem.device.copy_latency_seconds
     rings = {unit: _Ring(problem.units[unit], r) for unit, r in residency.items()}
-    sizes = {unit: problem.units[unit].sizes for unit in residency}
-    absent = {unit: {g for g in range(r.present, r.kept) if sizes[unit][g]} for unit, r in residency.items()}
-    steps = [
-        (unit, group, sizes[unit][group], seconds, group >= residency[unit].kept)
-        for unit, group, seconds in stage.visits
-    ]
+    steps = _steps(problem, stage, residency)
+    absent = {
+        unit: {g for g in range(r.present, r.kept) if problem.units[unit].sizes[g]} for unit, r in residency.items()
+    }
     copy_clock = clock = 0.0
+    issued = _num_loaded(residency) * COPY_OPERATIONS * problem.operation_seconds  # when the host is free
+    arrival_seconds = (GROUP_OPERATIONS - COPY_OPERATIONS) * problem.operation_seconds
     for _ in range(num_iterations):
         visits = []
-        for unit, group, size, seconds, is_streamed in steps:
+        for unit, group, size, gpu, host, is_streamed in steps:
             copy_start = None
             ready = 0.0
             if is_streamed:
@@ -94,15 +111,51 @@ def _iterations(
             elif group in absent[unit]:
                 absent[unit].remove(group)
                 copy_start = copy_clock
+                issued += arrival_seconds
             if copy_start is not None:
                 ready = copy_clock = copy_start + latency + size / rate
             start = ready if ready > clock else clock
-            clock = start + seconds
+            if issued > start:
+                start = issued
+            clock = start + gpu
+            issued += host
+            if issued > clock:
+                clock = issued
             if is_streamed:
                 rings[unit].ends.append(clock)
             visits.append((unit, group, copy_start, ready, start, clock))
         clock += stage.pipeline_seconds
+        issued += stage.pipeline_seconds
         yield visits
+
+
+def _num_loaded(residency: dict[int, Residency]) -> int:
+    """Groups that are copied once and stay, all of which the host asks for before it begins."""
+    return sum(r.kept - r.present for r in residency.values())
+
+
+class _Step(NamedTuple):
+    """A visit of one iteration, as things are placed."""
+
+    unit: int
+    group: int
+    num_bytes: int
+    gpu_seconds: float
+    host_seconds: float
+    is_streamed: bool
+
+
+def _steps(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> list[_Step]:
+    """The visits of one iteration, with the host's time for what the plan adds to them."""
+    call_seconds = CALL_OPERATIONS * problem.operation_seconds
+    copy_seconds = GROUP_OPERATIONS * problem.operation_seconds
+    sizes = {unit: problem.units[unit].sizes for unit in residency}
+    steps = []
+    for unit, group, gpu, host in stage.visits:
+        size, is_streamed = sizes[unit][group], group >= residency[unit].kept
+        ours = (0.0 if group else call_seconds) + (copy_seconds if is_streamed and size else 0.0)
+        steps.append(_Step(unit, group, size, gpu, host + ours, is_streamed))
+    return steps
 
 
 class _Ring:
