@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramtune.profiler.allocator import _peak_bytes, least_limit_bytes, reserved_peak_bytes, rounded_bytes
+from vramtune.profiler.allocator import Allocator, least_limit_bytes, reserved_peak_bytes, rounded_bytes
 from vramtune.units import MIB
 
 SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 2 * MIB), st.integers(1, 64 * MIB))
@@ -100,7 +100,21 @@ def test_reserved_memory_only_grows(events):
 def test_the_lowest_limit_lies_between_what_lives_and_what_an_unlimited_pool_reserves(events):
     least = least_limit_bytes(events)
     assert allocated_peak_bytes(events) <= least <= reserved_peak_bytes(events)
-    assert _peak_bytes(events, limit_bytes=least) == least
+    allocator = Allocator()
+    assert allocator.replay(events, 0, limit_bytes=least) == len(events)
+    assert allocator.peak_bytes == least
+
+
+@given(histories(), st.data())
+def test_a_copy_goes_on_as_the_allocator_itself_would(events, data):
+    start = data.draw(st.integers(0, len(events)))
+    allocator = Allocator()
+    allocator.replay(events[:start], 0, limit_bytes=None)
+    allocator.copy().replay(events, start, limit_bytes=None)  # which changes nothing in this one
+    twin = allocator.copy()
+    twin.replay(events, start, limit_bytes=None)
+    allocator.replay(events, start, limit_bytes=None)
+    assert twin.peak_bytes == allocator.peak_bytes == reserved_peak_bytes(events)
 
 
 def test_at_its_limit_the_allocator_gives_free_segments_back():

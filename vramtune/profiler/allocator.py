@@ -6,7 +6,7 @@ one stream, no expandable segments, no garbage collection, no largest split size
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vramtune.layout import ALIGNMENT_BYTES, LARGE_SEGMENT_ROUNDING_BYTES, SMALL_REQUEST_BYTES, round_up, segment_bytes
 
@@ -98,27 +98,102 @@ def join(left: Block, right: Block) -> Block:
     return left
 
 
-def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
+class Allocator:
+    """The allocator, empty at first, as it is after some of a sequence of allocations and frees.
+
+    An event is (key, bytes) for an allocation or (key, -bytes) for a free.
+    """
+
+    def __init__(self) -> None:
+        self._pools = Pool(least_rest_bytes=ALIGNMENT_BYTES), Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
+        """For small and for large requests."""
+        self._in_use: dict[int, tuple[int, Block]] = {}
+        """By key: the number of the pool, and the block."""
+        self._reserved_bytes = self._next_address = 0
+        self.peak_bytes = 0
+        """The most bytes that were reserved."""
+
+    def replay(
+        self, events: Sequence[tuple[int, int]], start: int, *, limit_bytes: int | None, gives_back: bool = True
+    ) -> int:
+        """Do the events from `start` on; returns the number of the first that does not fit under the limit, or of all.
+
+        At its limit PyTorch gives all cached segments back that are free as a whole, and tries once more: unless it
+        is to stop before it does.
+        """
+        pools, in_use = self._pools, self._in_use
+        for number in range(start, len(events)):
+            key, num_bytes = events[number]
+            if num_bytes <= 0:
+                which, freed = in_use.pop(key)
+                pools[which].release(freed)
+                continue
+            needed = rounded_bytes(num_bytes)
+            which = 0 if needed <= SMALL_REQUEST_BYTES else 1
+            block = pools[which].take(needed)
+            if block is None:
+                block = Block(address=self._next_address, num_bytes=segment_bytes(needed))
+                if not self._has_room(block, limit_bytes, gives_back=gives_back):
+                    return number
+                self._reserved_bytes += block.num_bytes
+                self.peak_bytes = max(self.peak_bytes, self._reserved_bytes)
+                self._next_address += block.num_bytes
+            block.is_free = False
+            pools[which].split(block, needed)
+            in_use[key] = which, block
+        return len(events)
+
+    def _has_room(self, segment: Block, limit_bytes: int | None, *, gives_back: bool) -> bool:
+        if limit_bytes is None or self._reserved_bytes + segment.num_bytes <= limit_bytes:
+            return True
+        if not gives_back:
+            return False
+        self._reserved_bytes -= sum(pool.give_back() for pool in self._pools)
+        return self._reserved_bytes + segment.num_bytes <= limit_bytes
+
+    def copy(self) -> "Allocator":
+        """Another one in the same state."""
+        twin = Allocator()
+        free = [block for pool in self._pools for block in pool.blocks.values()]
+        twins = {block: replace(block) for block in [*free, *(block for _, block in self._in_use.values())]}
+        for block in twins.values():
+            block.before, block.after = block.before and twins[block.before], block.after and twins[block.after]
+        for pool, other in zip(self._pools, twin._pools, strict=True):
+            other.order = list(pool.order)
+            other.blocks = {address: twins[block] for address, block in pool.blocks.items()}
+        twin._in_use = {key: (which, twins[block]) for key, (which, block) in self._in_use.items()}
+        twin._reserved_bytes, twin._next_address = self._reserved_bytes, self._next_address
+        twin.peak_bytes = self.peak_bytes
+        return twin
+
+
+def reserved_peak_bytes(events: Sequence[tuple[int, int]]) -> int:
     """Bytes that the allocator, empty at first, has reserved after a sequence of allocations and frees.
 
-    An event is (key, bytes) for an allocation or (key, -bytes) for a free. Segments stay cached, so the last figure
-    is the peak.
+    Segments stay cached, so the last figure is the peak.
     """
-    reserved_bytes = _peak_bytes(events, limit_bytes=None)
-    assert reserved_bytes is not None
-    return reserved_bytes
+    allocator = Allocator()
+    allocator.replay(events, 0, limit_bytes=None)
+    return allocator.peak_bytes
 
 
 def least_limit_bytes(events: Sequence[tuple[int, int]]) -> int:
-    """The lowest limit under which the allocator gets through, to `TOLERANCE_FRACTION` or a large segment's rounding.
-
-    At its limit PyTorch gives all cached segments back that are free as a whole, and tries once more.
-    """
-    most = reserved_peak_bytes(events)
+    """The lowest limit under which the allocator gets through, to `TOLERANCE_FRACTION` or a large segment's rounding."""
     least = _most_in_use_bytes(events) - 1
+    # Until it reserves more than the least, every limit is alike; of a tiled decode that is nearly all.
+    alike = Allocator()
+    start = alike.replay(events, 0, limit_bytes=least, gives_back=False)
+
+    def peak_bytes(limit_bytes: int | None) -> int | None:
+        allocator = alike.copy()
+        is_through = allocator.replay(events, start, limit_bytes=limit_bytes) == len(events)
+        return allocator.peak_bytes if is_through else None
+
+    most = peak_bytes(None)
+    assert most is not None, "without a limit everything fits"
     while most - least > max(LARGE_SEGMENT_ROUNDING_BYTES, TOLERANCE_FRACTION * most):
         tried = (least + most) // 2
-        found = _peak_bytes(events, limit_bytes=tried)
+        found = peak_bytes(tried)
         if found is None:
             least = tried
         else:
@@ -138,32 +213,3 @@ def _most_in_use_bytes(events: Iterable[tuple[int, int]]) -> int:
         else:
             in_use -= sizes.pop(key)
     return most
-
-
-def _peak_bytes(events: Iterable[tuple[int, int]], *, limit_bytes: int | None) -> int | None:
-    """The most bytes that were reserved; None where a request does not fit under the limit."""
-    small = Pool(least_rest_bytes=ALIGNMENT_BYTES)
-    large = Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
-    in_use: dict[int, tuple[Pool, Block]] = {}
-    reserved = peak = next_address = 0
-    for key, num_bytes in events:
-        if num_bytes <= 0:
-            pool, freed = in_use.pop(key)
-            pool.release(freed)
-            continue
-        needed = rounded_bytes(num_bytes)
-        pool = small if needed <= SMALL_REQUEST_BYTES else large
-        block = pool.take(needed)
-        if block is None:
-            block = Block(address=next_address, num_bytes=segment_bytes(needed))
-            if limit_bytes is not None and reserved + block.num_bytes > limit_bytes:
-                reserved -= small.give_back() + large.give_back()
-                if reserved + block.num_bytes > limit_bytes:
-                    return None
-            reserved += block.num_bytes
-            peak = max(peak, reserved)
-            next_address += block.num_bytes
-        block.is_free = False
-        pool.split(block, needed)
-        in_use[key] = pool, block
-    return peak

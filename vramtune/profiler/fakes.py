@@ -28,6 +28,10 @@ WITH_A_NUMBER = {
 }
 
 
+FILL = {aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default}
+"""What they return is what they fill, whatever with. A mask that is made row by row is forty thousand of them."""
+
+
 class StorageLayout(NamedTuple):
     """How a tensor lies in its storage."""
 
@@ -156,6 +160,10 @@ class FakeOperations:
         """What `func` returns; it is done only where it was not yet with arguments like these."""
         if is_pure_view(func) and _is_plain(args[0]):
             return self._view(func, args, kwargs)
+        if func in FILL and _is_plain(args[0]):
+            return args[0]
+        if func is aten.lift_fresh.default and _is_one_number(args[0]):
+            return new_fake(layout_of(args[0]), self._mode)
         inputs: list[torch.Tensor] = []
         tokens: list[object] = [func, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
         # Whatever numbers a pointwise operation is done with, its result has the same shape.
@@ -277,6 +285,11 @@ def _is_plain(value: Any) -> bool:
         and value.layout is torch.strided
         and not (value.requires_grad or value.is_conj() or value.is_neg())
     )
+
+
+def _is_one_number(value: Any) -> bool:
+    """Whether a value is a real tensor such as `x[0] = 1` makes of its number."""
+    return type(value) is torch.Tensor and value.numel() == 1 and value.is_cpu
 
 
 def _sharing(tensor: torch.Tensor, others: Sequence[torch.Tensor]) -> int | None:

@@ -19,7 +19,7 @@ from vramtune.profiler import many_steps
 from vramtune.profiler.arguments import NOTHING, arguments_to_trace, calls_to_trace_first, workload_of
 from vramtune.profiler.inventory import weigh_component
 from vramtune.profiler.record import Recording, record_runs
-from vramtune.profiler.stages import build_stages
+from vramtune.profiler.stages import Estimator, build_stages
 from vramtune.profiler.trace import Trace
 from vramtune.schema import Component, Device, Kernels, Profile, Stage, Variant, Workload
 from vramtune.units import MIB
@@ -100,14 +100,15 @@ def follow(
         )
 
     few = many_steps.steps_to_follow(pipe, kwargs)
-    if few and _stages(drawn := followed(few), device) is not None:
+    if few and _stages(drawn := followed(few), Estimator(device)) is not None:
         return drawn
     return followed(())
 
 
 def price(call: FollowedCall, device: Device) -> Profile:
     """What a call that was followed costs on a device, which must have the same kernels."""
-    stages = _stages(call, device)
+    estimator = Estimator(device)
+    stages = _stages(call, estimator)
     assert stages is not None, "it was followed whole, or seen to be drawn out"
     return Profile(
         pipeline_class=call.pipeline_class,
@@ -115,21 +116,21 @@ def price(call: FollowedCall, device: Device) -> Profile:
         device=device,
         components=call.components,
         stages=stages,
-        variants=_variants(call, device, stages),
+        variants=_variants(call, estimator, stages),
         offload_sequence=call.offload_sequence,
         excluded=call.excluded,
         versions={name: _version(name) for name in ("torch", "diffusers", "transformers", "vramtune")},
     )
 
 
-def _stages(call: FollowedCall, device: Device, *, tiled: bool = False) -> tuple[Stage, ...] | None:
+def _stages(call: FollowedCall, estimator: Estimator, *, tiled: bool = False) -> tuple[Stage, ...] | None:
     """The call's stages, with VAE tiling or as it is; None where it cannot be drawn out from calls of fewer steps."""
     by_name = {component.name: component for component in call.components}
 
     def traces(recording: Recording) -> list[Trace]:
         return [(tiled and each.trace.tiled) or each.trace for each in recording.calls]
 
-    built = [build_stages(each, traces(each), by_name, device) for each in call.recordings]
+    built = [build_stages(each, traces(each), by_name, estimator) for each in call.recordings]
     return built[0] if call.num_steps is None else many_steps.drawn_out(built, num_steps=call.num_steps)
 
 
@@ -180,11 +181,11 @@ def _weighed(recordings: Sequence[Recording]) -> tuple[Component, ...]:
     return tuple(weigh_component(name, component, list(traces[name])) for name, component in recorded.items())
 
 
-def _variants(call: FollowedCall, device: Device, stages: tuple[Stage, ...]) -> tuple[Variant, ...]:
+def _variants(call: FollowedCall, estimator: Estimator, stages: tuple[Stage, ...]) -> tuple[Variant, ...]:
     """The same calls with VAE tiling on, if that changes a peak."""
     if all(each.trace.tiled is None for recording in call.recordings for each in recording.calls):
         return ()
-    tiled = _stages(call, device, tiled=True)
+    tiled = _stages(call, estimator, tiled=True)
     if tiled is None or [stage.activation_bytes for stage in tiled] == [stage.activation_bytes for stage in stages]:
         return ()
     return (Variant(permission="vae_tiling", stages=tiled),)

@@ -59,10 +59,9 @@ class Interval:
 
 
 def build_stages(
-    recording: Recording, traces: Sequence[Trace], components: Mapping[str, Component], device: Device
+    recording: Recording, traces: Sequence[Trace], components: Mapping[str, Component], estimator: "Estimator"
 ) -> tuple[Stage, ...]:
     """The stages of a recorded call; `traces` holds, call by call, how the component was executed."""
-    estimator = Estimator(device)
     intervals = pipeline_intervals(recording, estimator)
     activities = {trace: estimator.activity(trace, components[trace.component]) for trace in dict.fromkeys(traces)}
     stages: list[Stage] = []
@@ -110,6 +109,7 @@ class Estimator:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._seconds: dict[Work, tuple[float, float]] = {}
+        self._activities: dict[Trace, Activity] = {}
         self._least_bytes: dict[Trace, int] = {}
 
     def add(self, stretch: Stretch, work: Work) -> None:
@@ -121,7 +121,12 @@ class Estimator:
         stretch.host_seconds += known[1]
 
     def activity(self, trace: Trace, component: Component) -> Activity:
-        """One call, cut into segments."""
+        """One call, cut into segments; each different one is computed once."""
+        if trace not in self._activities:
+            self._activities[trace] = self._activity(trace, component)
+        return self._activities[trace]
+
+    def _activity(self, trace: Trace, component: Component) -> Activity:
         stretches = self._stretches(trace.tape, component)
         parts = [part for _, own, after in stretches for part in (own, after)]
         gpu_seconds, host_seconds = sum(part.gpu_seconds for part in parts), sum(part.host_seconds for part in parts)
