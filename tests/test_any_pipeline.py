@@ -93,11 +93,12 @@ def that_calls_a_child(pipe):
 
 KINDS = [
     with_safety_checker,
-    with_an_empty_buffer,
     with_a_tiling_that_fails,
-    that_needs_a_prompt,
-    that_offloads_itself,
     that_calls_a_child,
+    *(
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in (with_an_empty_buffer, that_needs_a_prompt, that_offloads_itself)
+    ),
 ]
 
 

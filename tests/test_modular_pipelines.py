@@ -28,10 +28,12 @@ def profiled(pipe, call_kwargs, gpu="RTX 4060"):
     return vramtune.profile(pipe, gpu=gpu, call_kwargs=call_kwargs, progress=False)
 
 
-SLOW = pytest.param("minimax_h3", marks=pytest.mark.slow)  # 124 frames are the fewest that it makes
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "minimax_h3")
+]  # 124 frames are the fewest that it makes
 
 
-@pytest.mark.parametrize("name", ["flux", "sdxl", "flux3", SLOW])
+@pytest.mark.parametrize("name", ["flux", "flux3", *SLOW])
 def test_tuned_and_streamed_it_has_its_own_output_and_is_given_back(sim, no_garbage, name):
     wanted = run(build(name).to("sim"), name).cpu()
     pipe = build(name)

@@ -48,6 +48,7 @@ def test_a_test_that_needs_it_then_fails_with_that_line_alone(monkeypatch: pytes
     assert not failure.value.pytrace
 
 
+@pytest.mark.slow
 def test_a_built_library_is_used_again_without_a_compiler(sim: ModuleType) -> None:
     program = "from tests.simgpu import load; print(load().device_count())"
     assert run_python(program, PATH="", CXX="no-such-compiler") == "2\n"

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.profiles import MIB, activity, component, device, profile, stage
@@ -39,6 +39,7 @@ def resident() -> Profile:
     )
 
 
+@settings(max_examples=30)
 @given(with_or_without_exclusion(), st.floats(0, 1))
 def test_what_is_expected_lies_between_the_ends(certain: Profile, share: float) -> None:
     plan = choose_plan(unsure(certain), budget_between(pose(certain), share))
@@ -48,6 +49,7 @@ def test_what_is_expected_lies_between_the_ends(certain: Profile, share: float) 
         assert found.low.peak_bytes <= found.peak_bytes <= found.high.peak_bytes
 
 
+@settings(max_examples=30)
 @given(with_or_without_exclusion(), st.floats(0, 1))
 def test_where_all_is_certain_the_ends_are_what_is_expected(certain: Profile, share: float) -> None:
     plan = choose_plan(certain, budget_between(pose(certain), share))
@@ -57,6 +59,7 @@ def test_where_all_is_certain_the_ends_are_what_is_expected(certain: Profile, sh
             assert end.peak_bytes == found.peak_bytes
 
 
+@settings(max_examples=30)
 @given(with_or_without_exclusion(), st.floats(0, 1))
 def test_a_spread_changes_no_plan(certain: Profile, share: float) -> None:
     budget_bytes = budget_between(pose(certain), share)

@@ -107,7 +107,7 @@ class TestAgainstBruteForce:
 
 
 class TestBudget:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(with_or_without_exclusion(), fractions)
     def test_a_plan_never_exceeds_it(self, given_profile: Profile, fraction: float) -> None:
         budget = budget_between(pose(given_profile), fraction)
@@ -118,7 +118,7 @@ class TestBudget:
         assert max(held) <= budget
 
     @pytest.mark.slow
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(with_or_without_exclusion(), fractions, fractions)
     def test_more_is_never_slower(self, given_profile: Profile, one: float, other: float) -> None:
         problem = pose(given_profile)
@@ -128,7 +128,7 @@ class TestBudget:
         # a plan may give up SLACK_FRACTION of its speed to move fewer bytes; the search is within 1% of the best
         assert more.seconds <= less.seconds * (1 + SLACK_FRACTION + 0.01)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(with_or_without_exclusion())
     def test_the_smallest_one_works_and_a_byte_less_does_not(self, given_profile: Profile) -> None:
         smallest = Candidate.least(pose(given_profile)).peak_bytes
@@ -137,7 +137,7 @@ class TestBudget:
             choose_plan(given_profile, smallest - 1)
         assert raised.value.smallest_bytes == smallest
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(with_or_without_exclusion(), st.floats(0.001, 0.2))
     def test_the_smallest_one_counts_the_margin(self, given_profile: Profile, margin: float) -> None:
         with pytest.raises(BudgetError) as raised:
@@ -145,7 +145,7 @@ class TestBudget:
         smallest = raised.value.smallest_bytes
         assert choose_plan(given_profile, smallest, margin_fraction=margin).budget_bytes == smallest
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(with_or_without_exclusion())
     def test_a_model_that_fits_whole_moves_nothing(self, given_profile: Profile) -> None:
         plan = choose_plan(given_profile, whole_bytes(pose(given_profile)))
@@ -165,7 +165,7 @@ class TestBudget:
 
 
 class TestBound:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(with_or_without_exclusion(max_components=2, max_groups=3), fractions, st.randoms(use_true_random=False))
     def test_no_plan_beats_it(self, given_profile: Profile, fraction: float, random) -> None:
         problem = pose(given_profile)
@@ -187,7 +187,7 @@ class TestBound:
 
 
 class TestExclusion:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(excluding(), fractions)
     def test_is_honoured_in_every_stage(self, given_profile: Profile, fraction: float) -> None:
         plan = choose_plan(given_profile, budget_between(pose(given_profile), fraction))
@@ -195,7 +195,7 @@ class TestExclusion:
             if placement.component in given_profile.excluded:
                 assert set(placement.kept) == {len(placement.groups)}
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(excluding(), fractions)
     def test_every_byte_of_the_components_counts(self, given_profile: Profile, fraction: float) -> None:
         plan = choose_plan(given_profile, budget_between(pose(given_profile), fraction))
@@ -203,7 +203,7 @@ class TestExclusion:
             planned = sum(p.kept_bytes(s) + p.slot_bytes(s) for p in plan.placements)
             assert found.peak_bytes == planned + one.activation_bytes + unused_bytes(given_profile)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(excluding(), fractions)
     def test_leaves_the_program_no_choice(self, given_profile: Profile, fraction: float) -> None:
         problem = pose(given_profile)
@@ -241,7 +241,7 @@ class TestExclusion:
 
 
 class TestInvariance:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(with_or_without_exclusion(), fractions, st.sampled_from([2, 3, 7]))
     def test_names_and_scale_of_bytes_change_nothing(
         self, given_profile: Profile, fraction: float, factor: int

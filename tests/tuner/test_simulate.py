@@ -17,7 +17,7 @@ from vramtune.tuner.simulate import recall, timeline
 
 
 class TestTimeline:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(with_or_without_exclusion(), st.floats(0, 1))
     def test_covers_the_call_without_holes_and_peaks_where_the_estimate_says(
         self, given_profile: Profile, fraction: float
@@ -36,7 +36,7 @@ class TestTimeline:
         copied = [s for s in timeline(small(), plan).spans if s.engine == "copy"]
         assert sum(sizes[span.component, span.group] for span in copied) == plan.estimate.moved_bytes
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(with_or_without_exclusion(), st.floats(0, 1))
     def test_spans_lie_in_their_stage_and_in_the_order_of_its_iterations(
         self, given_profile: Profile, fraction: float
@@ -54,7 +54,7 @@ class TestTimeline:
             kept = {(p.component, g.name) for p in plan.placements for g in p.groups[: p.kept[index]]}
             assert all(span.is_kept == ((span.component, span.group) in kept) for span in spans)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(excluding(), st.floats(0, 1))
     def test_excluded_components_own_all_their_weights_all_the_time(
         self, given_profile: Profile, fraction: float

@@ -1,6 +1,6 @@
 import dataclasses
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from tests.reports import examples
 from tests.reports.plots import factories
@@ -13,6 +13,7 @@ UNLUCKY = ("context", "slots", *(owner.name for owner in OWNER_LOOKS))
 """Names that a component shares with what is not a component, or nearly so."""
 
 
+@settings(max_examples=30)
 @given(factories.timelines())
 def test_the_owners_of_a_level_hold_all_of_it(timeline):
     for level in timeline.memory[:5]:
