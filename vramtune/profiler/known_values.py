@@ -136,7 +136,8 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         if twins is not None and torch.Tag.nondeterministic_seeded not in func.tags:
             outputs = list(tensors_in((out,)))
             if all(output.numel() <= LARGEST_TWIN_ELEMENTS for output in outputs):
-                self._attach(outputs, self._real(func, args, kwargs), twins)
+                is_itself = func is aten.lift_fresh.default
+                self._attach(outputs, twins[0].value if is_itself else self._real(func, args, kwargs), twins)
                 return out
         if func is aten.topk.default:
             self._suppose_routing(args, out[1])
