@@ -227,20 +227,24 @@ def compared(module: nn.Module, call: TracedCall) -> Row:
 
 
 class ValuesOfSmall(Values):
-    """Values where they may decide something, and take no time."""
+    """Values where they may decide something, and take no time: of tensors with few elements."""
+
+    def __init__(self, most_elements: int = SMALL_ELEMENTS) -> None:
+        super().__init__()
+        self.most_elements = most_elements
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name == "__setitem__" and args[0].is_cuda:
             args = (args[0], positions(args[1]), args[2])
         decides_a_shape = name == "__getitem__" or (name in BY_VALUE and (name != "where" or len(args) == 1))
-        is_large = any(isinstance(value, torch.Tensor) and value.numel() > SMALL_ELEMENTS for value in args)
+        is_large = any(isinstance(value, torch.Tensor) and value.numel() > self.most_elements for value in args)
         if is_large and not decides_a_shape:
             return func(*args, **(kwargs or {}))
         call = Call.of(func, args, kwargs or {})
         if name in COMPILED:
             return call.on_cpu().to("cuda")
-        if all(tensor.numel() <= SMALL_ELEMENTS for tensor in call.tensors) or call.decides_a_shape():
+        if all(tensor.numel() <= self.most_elements for tensor in call.tensors) or call.decides_a_shape():
             return super().__torch_function__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
 

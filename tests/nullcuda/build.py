@@ -27,7 +27,7 @@ HEADERS = Path(sys.prefix, "cuda", "nvidia", "cu13", "include")
 RUNTIME = "libcudart.so.13"
 """The stub that has the card: the others are linked to it."""
 BY_HAND = {
-    RUNTIME: ("card.cpp", "device.cpp", "memory.cpp", "streams.cpp", "kernels.cpp"),
+    RUNTIME: ("card.cpp", "clock.cpp", "device.cpp", "memory.cpp", "streams.cpp", "kernels.cpp"),
     "libcuda.so.1": ("driver.cpp",),
     "libnvidia-ml.so.1": ("nvml.cpp",),
     "libcublas.so.13": ("blas.cpp",),

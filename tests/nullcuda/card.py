@@ -20,41 +20,73 @@ class Card(ctypes.Structure):
 
 
 class Counters(ctypes.Structure):
-    """What has been counted since `reset()`; the used and the pinned bytes are those of now."""
+    """What has been counted since `reset()`, as `csrc/card.h` has it; the used and the pinned bytes are those of now."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "to_card_bytes",
-            "from_card_bytes",
-            "pageable_bytes",
-            "used_bytes",
-            "used_peak_bytes",
-            "pinned_bytes",
-            "num_launches",
-        )
+    _fields_ = (
+        *(
+            (name, ctypes.c_uint64)
+            for name in (
+                "to_card_bytes",
+                "from_card_bytes",
+                "pageable_bytes",
+                "on_card_bytes",
+                "num_to_card_copies",
+                "num_from_card_copies",
+                "num_pageable_copies",
+                "num_on_card_copies",
+                "num_launches",
+                "num_host_waits",
+                "num_mallocs",
+                "num_frees",
+                "num_page_locks",
+                "used_bytes",
+                "used_peak_bytes",
+                "pinned_bytes",
+                "pinned_peak_bytes",
+                "pinned_total_bytes",
+            )
+        ),
+        *(
+            (name, ctypes.c_double)
+            for name in ("host_wait_seconds", "to_card_seconds", "from_card_seconds", "kernel_seconds")
+        ),
     )
+
+    def as_dict(self) -> dict[str, float]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name, _ in self._fields_}
 
 
 @cache
-def _runtime() -> ctypes.CDLL:
-    return ctypes.CDLL(RUNTIME)  # it is loaded already: the null card's, not NVIDIA's
+def runtime() -> ctypes.CDLL:
+    """The null card's runtime, not NVIDIA's: it is loaded already."""
+    library = ctypes.CDLL(RUNTIME)
+    library.nullcuda_card.restype = ctypes.POINTER(Card)
+    library.nullcuda_host_seconds.restype = ctypes.c_double
+    library.nullcuda_host_work.argtypes = [ctypes.c_double]
+    library.nullcuda_kernels_are_told.argtypes = [ctypes.c_bool]
+    library.nullcuda_busy.argtypes = [ctypes.c_void_p, ctypes.c_double]
+    library.nullcuda_num_launches.restype = ctypes.c_uint64
+    return library
 
 
 def card() -> Card:
     """The card itself."""
-    find = _runtime().nullcuda_card
-    find.restype = ctypes.POINTER(Card)
-    return find().contents  # type: ignore[no-any-return]
+    return runtime().nullcuda_card().contents  # type: ignore[no-any-return]
 
 
 def counters() -> Counters:
     """What has been counted by now."""
     found = Counters()
-    _runtime().nullcuda_counters(ctypes.byref(found))
+    runtime().nullcuda_counters(ctypes.byref(found))
     return found
 
 
 def reset() -> None:
-    """Count from zero; the peak from what is used now."""
-    _runtime().nullcuda_reset_counters()
+    """Count from zero; peaks from what there is now."""
+    runtime().nullcuda_reset_counters()
+
+
+def host_seconds() -> float:
+    """The clock of this thread of the host."""
+    return runtime().nullcuda_host_seconds()  # type: ignore[no-any-return]

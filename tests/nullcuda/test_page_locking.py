@@ -37,7 +37,8 @@ def test_rates_are_measured_and_those_of_pinned_copies_are_the_slower_ones(reque
     locked = measure_rates(torch.device("cuda", 0))
     request.getfixturevalue("refused")
     ordinary = measure_rates(torch.device("cuda", 0))
-    assert ordinary.pinned_copy_bytes_per_second == pytest.approx(ordinary.pageable_copy_bytes_per_second)
+    # the host's calls are in both, not the same ones
+    assert ordinary.pinned_copy_bytes_per_second == pytest.approx(ordinary.pageable_copy_bytes_per_second, rel=0.01)
     assert ordinary.pinned_copy_bytes_per_second < locked.pinned_copy_bytes_per_second / 2
     others = {"pinned_copy_bytes_per_second", "overlap_fraction"}
     for field in dataclasses.fields(Rates):

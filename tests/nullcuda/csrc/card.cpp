@@ -40,6 +40,15 @@ Card read_card() {
     card.flops_per_second = setting("NULLCUDA_FLOPS_PER_SECOND", 4e13);
     card.memory_bytes_per_second = setting("NULLCUDA_MEMORY_BYTES_PER_SECOND", 2.5e11);
     card.copy_bytes_per_second = setting("NULLCUDA_COPY_BYTES_PER_SECOND", 1.2e10);
+    card.pageable_copy_bytes_per_second =
+        setting("NULLCUDA_PAGEABLE_COPY_BYTES_PER_SECOND", card.copy_bytes_per_second / 3);
+    card.kernel_seconds = setting("NULLCUDA_KERNEL_SECONDS", 2e-6);
+    card.copy_seconds = setting("NULLCUDA_COPY_SECONDS", 4e-6);
+    card.host_launch_seconds = setting("NULLCUDA_HOST_LAUNCH_SECONDS", 6e-6);
+    card.host_copy_seconds = setting("NULLCUDA_HOST_COPY_SECONDS", 8e-6);
+    card.host_call_seconds = setting("NULLCUDA_HOST_CALL_SECONDS", 1e-6);
+    card.host_malloc_seconds = setting("NULLCUDA_HOST_MALLOC_SECONDS", 1e-4);
+    card.page_lock_bytes_per_second = setting("NULLCUDA_PAGE_LOCK_BYTES_PER_SECOND", 4e9);
     for (int i = 0; i < 16; ++i) card.uuid[i] = 0xa0 + i;
     if (const char *path = getenv("NULLCUDA_TRACE")) trace_file = strcmp(path, "-") ? fopen(path, "a") : stderr;
     return card;
@@ -67,12 +76,15 @@ EXPORT bool nullcuda_take(size_t bytes) {
     auto *card = nullcuda_card();
     if (nullcuda_used_bytes() + card->others_bytes + granules(bytes) > card->total_bytes) return false;
     taken_bytes += granules(bytes);
+    ++counters.num_mallocs;
+    spend_host(card->host_malloc_seconds);
     counters.used_peak_bytes = std::max(counters.used_peak_bytes, nullcuda_used_bytes());
     return true;
 }
 EXPORT void nullcuda_give(size_t bytes) {
     Lock lock(mutex);
     taken_bytes -= granules(bytes);
+    ++counters.num_frees;
 }
 
 EXPORT void *nullcuda_reserve(size_t bytes, bool accessible) {
@@ -104,6 +116,7 @@ const Span *find(const void *pointer) {
     return address < next->first + next->second.bytes ? &next->second : nullptr;
 }
 
+EXPORT uint64_t nullcuda_num_launches() { return counters.num_launches; }
 EXPORT void nullcuda_counters(Counters *found) {
     Lock lock(mutex);
     *found = counters;
@@ -111,5 +124,6 @@ EXPORT void nullcuda_counters(Counters *found) {
 }
 EXPORT void nullcuda_reset_counters() {
     Lock lock(mutex);
-    counters = {.used_peak_bytes = nullcuda_used_bytes(), .pinned_bytes = counters.pinned_bytes};
+    auto pinned_bytes = counters.pinned_bytes;
+    counters = {.used_peak_bytes = nullcuda_used_bytes(), .pinned_bytes = pinned_bytes, .pinned_peak_bytes = pinned_bytes};
 }

@@ -17,12 +17,20 @@ struct Card {  // settings, each from an environment variable of the same name (
     size_t pinned_limit_bytes;  // page-locking beyond is refused
     size_t copy_limit_bytes;    // copies above are only counted: for weights of real size, which nobody reads
     int major, minor, multiprocessors;
-    double flops_per_second, memory_bytes_per_second, copy_bytes_per_second;
+    double flops_per_second, memory_bytes_per_second, copy_bytes_per_second, pageable_copy_bytes_per_second;
+    double kernel_seconds, copy_seconds;  // what the card takes for each, however small
+    // What the host takes for a launch (with PyTorch's own work for it), for a copy, for any other call, and for memory.
+    double host_launch_seconds, host_copy_seconds, host_call_seconds, host_malloc_seconds;
+    double page_lock_bytes_per_second;
     unsigned char uuid[16];
 };
 
 struct Counters {  // in the order of tests/nullcuda/card.py
-    uint64_t to_card_bytes, from_card_bytes, pageable_bytes, used_bytes, used_peak_bytes, pinned_bytes, num_launches;
+    uint64_t to_card_bytes, from_card_bytes, pageable_bytes, on_card_bytes;
+    uint64_t num_to_card_copies, num_from_card_copies, num_pageable_copies, num_on_card_copies;
+    uint64_t num_launches, num_host_waits, num_mallocs, num_frees, num_page_locks;
+    uint64_t used_bytes, used_peak_bytes, pinned_bytes, pinned_peak_bytes, pinned_total_bytes;
+    double host_wait_seconds, to_card_seconds, from_card_seconds, kernel_seconds;  // waited; each engine busy
 };
 
 extern "C" {

@@ -1,4 +1,4 @@
-// Memory of the device and of the host, and copies: they happen at once, whatever their stream has to do before.
+// Memory of the device and of the host, and copies: bytes move at once, whatever their stream has to do before.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -7,21 +7,31 @@
 #include "runtime.h"
 
 namespace {
-constexpr double COPY_SECONDS = 8e-6;
+constexpr size_t STAGED_BYTES = 64 << 10;  // as much of pageable memory the driver takes along without holding the host up
 
 bool is_on_card(const void *pointer) {
     auto *found = find(pointer);
     return found && found->kind == Kind::device;
 }
-// How long it takes; counts it. Pageable memory goes through a buffer of the driver's, at a third of the rate.
-double count_copy(const void *to, const void *from, size_t bytes) {
+// Passes the time of a copy and counts it; whether the host is held up until it is done. Pageable memory goes through a
+// buffer of the driver's, which the host fills or empties.
+bool pass(const void *to, const void *from, size_t bytes, void *stream) {
     bool is_to = is_on_card(to), is_from = is_on_card(from);
     auto *card = nullcuda_card();
-    if (is_to == is_from) return COPY_SECONDS + 2 * bytes / card->memory_bytes_per_second;
+    spend_host(card->host_copy_seconds);
+    if (is_to && is_from) {
+        ++counters.num_on_card_copies, counters.on_card_bytes += bytes;
+        spend(stream, KERNELS, card->kernel_seconds + 2.0 * bytes / card->memory_bytes_per_second);
+        return false;
+    }
+    if (!is_to && !is_from) return true;
     bool is_pinned = find(is_to ? from : to) != nullptr;
+    ++(is_to ? counters.num_to_card_copies : counters.num_from_card_copies);
     (is_to ? counters.to_card_bytes : counters.from_card_bytes) += bytes;
-    if (!is_pinned) counters.pageable_bytes += bytes;
-    return COPY_SECONDS + bytes / (card->copy_bytes_per_second / (is_pinned ? 1 : 3));
+    if (!is_pinned) ++counters.num_pageable_copies, counters.pageable_bytes += bytes;
+    double rate = is_pinned ? card->copy_bytes_per_second : card->pageable_copy_bytes_per_second;
+    spend(stream, is_to ? TO_CARD : FROM_CARD, card->copy_seconds + bytes / rate);
+    return !is_pinned && (is_from || bytes > STAGED_BYTES);
 }
 void really_copy(void *to, const void *from, size_t bytes) {
     if (bytes <= nullcuda_card()->copy_limit_bytes) memmove(to, from, bytes);
@@ -41,17 +51,34 @@ void really_set(void *to, int value, size_t bytes) {
 cudaError_t copy(void *to, const void *from, size_t bytes, void *stream, bool waits) {
     Lock lock(mutex);
     nullcuda_make_context();
-    spend(stream, count_copy(to, from, bytes));
+    bool is_held_up = pass(to, from, bytes, stream);
     really_copy(to, from, bytes);
-    if (waits) wait_for(stream);
+    if (waits || is_held_up) wait_for(stream);
     return cudaSuccess;
 }
-bool may_lock(size_t bytes) {
-    return counters.pinned_bytes + bytes <= nullcuda_card()->pinned_limit_bytes;
+// False beyond the limit; whoever locks pages waits until it is done.
+bool lock_pages(size_t bytes) {
+    auto *card = nullcuda_card();
+    if (counters.pinned_bytes + bytes > card->pinned_limit_bytes) return false;
+    ++counters.num_page_locks, counters.pinned_total_bytes += bytes, counters.pinned_bytes += bytes;
+    counters.pinned_peak_bytes = std::max(counters.pinned_peak_bytes, counters.pinned_bytes);
+    spend_host(card->host_malloc_seconds + bytes / card->page_lock_bytes_per_second);
+    return true;
 }
 std::map<uintptr_t, Span>::iterator find_start(void *pointer, Kind kind) {
     auto found = spans.find(reinterpret_cast<uintptr_t>(pointer));
     return found != spans.end() && found->second.kind == kind ? found : spans.end();
+}
+cudaError_t give_back(void *pointer) {
+    Lock lock(mutex);
+    nullcuda_make_context();
+    if (!pointer) return cudaSuccess;
+    auto found = find_start(pointer, Kind::device);
+    if (found == spans.end()) return fail(cudaErrorInvalidValue);  // such as memory freed twice
+    nullcuda_give(found->second.bytes);
+    munmap(pointer, granules(found->second.bytes));
+    spans.erase(found);
+    return cudaSuccess;
 }
 }  // namespace
 
@@ -70,18 +97,12 @@ EXPORT cudaError_t cudaMalloc(void **pointer, size_t bytes) {
 }
 EXPORT cudaError_t cudaFree(void *pointer) {
     Lock lock(mutex);
-    nullcuda_make_context();
-    if (!pointer) return cudaSuccess;
-    auto found = find_start(pointer, Kind::device);
-    if (found == spans.end()) return fail(cudaErrorInvalidValue);  // such as memory freed twice
-    nullcuda_give(found->second.bytes);
-    munmap(pointer, granules(found->second.bytes));
-    spans.erase(found);
-    return cudaSuccess;
+    if (pointer) wait_for_all();
+    return give_back(pointer);
 }
 // The driver's own pools keep no more than is in use.
 EXPORT cudaError_t cudaMallocAsync(void **pointer, size_t bytes, cudaStream_t) { return cudaMalloc(pointer, bytes); }
-EXPORT cudaError_t cudaFreeAsync(void *pointer, cudaStream_t) { return cudaFree(pointer); }
+EXPORT cudaError_t cudaFreeAsync(void *pointer, cudaStream_t) { return give_back(pointer); }
 EXPORT cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int) {
     *pool = reinterpret_cast<cudaMemPool_t>(0x1000);
     return cudaSuccess;
@@ -111,10 +132,12 @@ EXPORT cudaError_t cudaHostAlloc(void **pointer, size_t bytes, unsigned) {
     nullcuda_make_context();
     *pointer = nullptr;
     if (bytes == 0) return cudaSuccess;
-    if (!may_lock(bytes)) return fail(cudaErrorMemoryAllocation);
     void *raw = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (raw == MAP_FAILED) return fail(cudaErrorMemoryAllocation);
-    counters.pinned_bytes += bytes;
+    if (!lock_pages(bytes)) {
+        munmap(raw, bytes);
+        return fail(cudaErrorMemoryAllocation);
+    }
     spans[reinterpret_cast<uintptr_t>(raw)] = {bytes, Kind::host};
     *pointer = raw;
     return cudaSuccess;
@@ -137,8 +160,7 @@ EXPORT cudaError_t cudaHostRegister(void *pointer, size_t bytes, unsigned) {
     auto next = spans.upper_bound(start);
     bool overlaps = find(pointer) || (next != spans.end() && next->first < start + bytes);
     if (overlaps) return fail(cudaErrorHostMemoryAlreadyRegistered);
-    if (!may_lock(bytes)) return fail(cudaErrorMemoryAllocation);
-    counters.pinned_bytes += bytes;
+    if (!lock_pages(bytes)) return fail(cudaErrorMemoryAllocation);
     spans[start] = {bytes, Kind::registered};
     return cudaSuccess;
 }
@@ -166,7 +188,7 @@ EXPORT cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemc
     return copy(to, from, bytes, nullptr, true);
 }
 EXPORT cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-    return copy(to, from, bytes, stream, !find(to) || !find(from));
+    return copy(to, from, bytes, stream, false);
 }
 EXPORT cudaError_t cudaMemcpyPeerAsync(void *to, int, const void *from, int, size_t bytes, cudaStream_t stream) {
     return copy(to, from, bytes, stream, false);
@@ -176,7 +198,7 @@ EXPORT cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from
     Lock lock(mutex);
     for (size_t row = 0; row < height; ++row)
         really_copy(static_cast<char *>(to) + row * to_pitch, static_cast<const char *>(from) + row * from_pitch, width);
-    spend(stream, count_copy(to, from, width * height));
+    if (pass(to, from, width * height, stream)) wait_for(stream);
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
