@@ -1,13 +1,15 @@
 # Everything runs in .venv, made from pyproject.toml and constraints.txt; what needs PyTorch's CUDA build in .venv-nullcuda.
+# The rivals of the race lie unpacked in .venv-race.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 NULLCUDA := .venv-nullcuda
+RIVALS := .venv-race
 # the tests for a GPU by themselves: they ask PyTorch for another workspace, which their process keeps
 ON_NULLCUDA = $(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
 	--numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: setup demo check fmt test proofs classes browser soak bench pictures notebooks gpu nullcuda
+.PHONY: setup demo check fmt test proofs classes browser soak bench pictures notebooks gpu nullcuda race
 
 setup: $(READY)
 
@@ -66,6 +68,14 @@ gpu: setup  ## The tests that need a CUDA GPU, which fail without one, then real
 nullcuda: $(NULLCUDA)/.ready  ## PyTorch's real CUDA code without a GPU (tests/nullcuda): its own tests, and those that need a GPU.
 	$(ON_NULLCUDA) tests/nullcuda
 	$(ON_NULLCUDA) tests/test_on_gpu.py
+
+race: $(RIVALS)/.ready  ## vramtune and its rivals on the simulated card, hours; goes on where it was cut; then docs/race.md.
+	$(NULLCUDA)/bin/python -m benchmarks.race --jobs 2
+	$(NULLCUDA)/bin/python -m benchmarks.race.page
+
+$(RIVALS)/.ready: benchmarks/race/requirements.txt $(NULLCUDA)/.ready
+	$(NULLCUDA)/bin/python -m pip install --quiet --no-deps --upgrade --target $(RIVALS) --requirement benchmarks/race/requirements.txt
+	touch $(RIVALS)/.ready
 
 # Without dependencies, or pip would fetch NVIDIA's libraries with PyTorch, and another PyTorch with the rest.
 $(NULLCUDA)/.ready: constraints.txt pyproject.toml tests/nullcuda/torch.txt tests/nullcuda/headers.txt

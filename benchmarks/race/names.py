@@ -1,0 +1,47 @@
+"""What the race is between: the names of pipelines and contestants, without what makes them."""
+
+from dataclasses import dataclass
+
+PIPELINES = {
+    "flux": "like FLUX.1, 512 x 512",
+    "flux-awkward": "the same, with groups just above multiples of 2 MiB",
+    "sdxl": "like SDXL, 1024 x 1024",
+    "wan": "like Wan 2.1 14B, 33 frames of 416 x 240",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """One that takes part."""
+
+    title: str
+    package: str
+    """Whose version is written down."""
+    knobs: tuple[str, ...] = ("",)
+    """The settings that are tried, a process each; the fastest that runs counts."""
+    num_warm_calls: int = 1
+    """Calls after which it is as fast as it gets."""
+
+
+CONTESTANTS = {
+    "vramtune": Contestant(title="vramtune", package="vramtune"),
+    "resident": Contestant(title="all resident", package="diffusers"),
+    "model": Contestant(title="diffusers: model offload", package="diffusers"),
+    "sequential": Contestant(title="diffusers: sequential offload", package="diffusers"),
+    "group-block": Contestant(title="diffusers: group, block, stream", package="diffusers", knobs=("1",)),
+    "group-block-recorded": Contestant(
+        title="diffusers: group, block, stream, recorded", package="diffusers", knobs=("1",)
+    ),
+    "group-leaf": Contestant(title="diffusers: group, leaf, stream", package="diffusers"),
+    "group-leaf-recorded": Contestant(title="diffusers: group, leaf, stream, recorded", package="diffusers"),
+    "diffusers-mm": Contestant(title="diffusers-mm", package="diffusers-mm", knobs=("as it comes", "1.0", "1.5")),
+    "mmgp": Contestant(title="mmgp", package="mmgp", knobs=("1", "2 x 1", "2 x 1.5")),
+    "flextensor": Contestant(title="FlexTensor", package="flextensor", knobs=("1", "0.9"), num_warm_calls=2),
+    "dynamic-offloader": Contestant(
+        title="diffusers-dynamic-offloader",
+        package="diffusers-dynamic-offloader",
+        knobs=("as it comes", "warm_process"),
+        num_warm_calls=2,
+    ),
+}
+"""By the name that the command line takes."""

@@ -1,0 +1,198 @@
+"""Makes docs/race.md and its two plots of the newest result file.
+
+.venv/bin/python -m benchmarks.race.page
+.venv/bin/python -m benchmarks.race.page benchmarks/results/race_2026-11-26.json
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.race.names import CONTESTANTS, PIPELINES
+from benchmarks.race.report import REQUIREMENTS, WHAT_THE_CLOCK_CANNOT_SAY, load, name_of, place_of
+from benchmarks.race.rows import LINKS, NUM_STEPS, Base, Row, bases, best
+from benchmarks.results_file import RESULTS, table
+
+DOCS = Path(__file__).parents[2] / "docs"
+WITHIN = 0.005
+"""Of the fastest: as fast."""
+RIVALS_OF_OURS = [name for name in CONTESTANTS if name not in ("vramtune", "resident")]
+
+Place = tuple[str, str, int]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", type=Path, default=max(RESULTS.glob("race_*.json"), default=None))
+    path = parser.parse_args().path
+    rows = load(path)
+    known, chosen = bases(rows), best(rows)
+    link = min(LINKS, key=lambda name: (-sum(row.key.link == name for row in chosen), name))
+    drawn = [row for row in chosen if row.key.link == link and not row.reason]
+    draw("race_seconds", drawn, lambda row: row.seconds, "seconds of a steady call")
+    draw("race_pinned", drawn, lambda row: row.found["counters"]["pinned_peak_bytes"] / 1e9, "page-locked memory, GB")
+    page = DOCS / "race.md"
+    page.write_text("\n".join(lines(chosen, known, path, link)) + "\n")
+    print(page)
+
+
+def lines(rows: list[Row], known: dict[tuple[str, str], Base], path: Path, link: str) -> Iterator[str]:
+    """The page's."""
+    places = {place: list(group) for place, group in groupby(rows, key=place_of)}
+    yield from [
+        "# The race",
+        "",
+        "Every tool that streams or offloads a diffusers pipeline and can be installed from PyPI, and diffusers' own modes: the",
+        "same pipelines, the same memory, the same link, the same version of PyTorch and diffusers, unmodified. Made by",
+        f"`make race` and `python -m benchmarks.race.page` of [{path.name}](../benchmarks/results/{path.name});",
+        f"[all tables](../benchmarks/results/{path.with_suffix('.md').name}).",
+        "",
+        "**" + " ".join(WHAT_THE_CLOCK_CANNOT_SAY).replace("page- locking", "page-locking").partition(". ")[0] + ".**",
+        "What the clock knows, and what it does not, is [below](#limits).",
+        "",
+        "## Who is fastest",
+        "",
+        "Seconds of a steady call. *x bound*: by the kernels alone, or by the copies of what no room is left for alone.",
+        "",
+        *table(
+            ["pipeline, cap, link", "vramtune, s", "x bound", "fastest other, s", "x bound", "which", "vramtune by it"],
+            [summary(place, group, known) for place, group in places.items()],
+        ),
+        "",
+        f"![Seconds against memory, {link}](img/race_seconds.png)",
+        "",
+        f"![Page-locked memory, {link}](img/race_pinned.png)",
+        "",
+        "## Where vramtune loses",
+        "",
+        *(
+            losses(places)
+            or ["Nowhere in these runs: it is the fastest, or within 0.5% of the fastest, and locks no more memory."]
+        ),
+        "",
+        "## Who did not run",
+        "",
+        *failures(rows),
+        "",
+        *method(known),
+    ]
+
+
+def summary(place: Place, rows: list[Row], known: dict[tuple[str, str], Base]) -> list[str]:
+    """One line: ours and the fastest other."""
+    pipeline, link, percent = place
+    bound = known[pipeline, link].bound_seconds(rows[0])
+    ours, other = ours_of(rows), fastest_other(rows)
+    cells = [f"{pipeline}, {percent}%, {link}"]
+    cells += [f"{ours.seconds:.4f}", f"{ours.seconds / bound:.3f}"] if ours else ["did not run", ""]
+    cells += [f"{other.seconds:.4f}", f"{other.seconds / bound:.3f}", name_of(other)] if other else ["none ran", "", ""]
+    return [*cells, f"{ours.seconds / other.seconds:.3f}" if ours and other else ""]
+
+
+def ours_of(rows: list[Row]) -> Row | None:
+    """Ours, if it ran."""
+    return next((row for row in rows if row.key.contestant == "vramtune" and not row.reason), None)
+
+
+def fastest_other(rows: list[Row]) -> Row | None:
+    """Of those that ran; they are sorted."""
+    return next((row for row in rows if row.key.contestant in RIVALS_OF_OURS and not row.reason), None)
+
+
+def losses(places: dict[Place, list[Row]]) -> list[str]:
+    """Where another one is faster, or locks less memory at the same speed."""
+    found = []
+    for (pipeline, link, percent), rows in places.items():
+        ours, other = ours_of(rows), fastest_other(rows)
+        if other is None:
+            continue
+        where = f"- {pipeline}, {percent}%, {link}"
+        if ours is None:
+            found.append(f"{where}: it did not run, and {name_of(other)} did.")
+            continue
+        if ours.seconds > other.seconds * (1 + WITHIN):
+            found.append(f"{where}: {name_of(other)} takes {other.seconds:.4f} s, vramtune {ours.seconds:.4f} s.")
+        locked, least = (row.found["counters"]["pinned_peak_bytes"] for row in (ours, other))
+        if locked > least:
+            found.append(
+                f"{where}: it locks {locked / 1e6:.0f} MB of the host's memory, {name_of(other)} {least / 1e6:.0f} MB, "
+                f"at {other.seconds / ours.seconds:.2f} times its seconds."
+            )
+    return found
+
+
+def failures(rows: list[Row]) -> list[str]:
+    """Each reason once, with the places."""
+    places = defaultdict(list)
+    for row in rows:
+        if row.reason:
+            reason = row.reason.partition(" Tried to allocate")[0]
+            places[CONTESTANTS[row.key.contestant].title, reason].append(f"{row.key.pipeline} {row.key.percent}%")
+    return [f"- {title}: {', '.join(dict.fromkeys(where))}: {reason}" for (title, reason), where in places.items()]
+
+
+def method(known: dict[tuple[str, str], Base]) -> Iterator[str]:
+    """How it was done, and what it cannot say."""
+    yield from ["## Method", ""]
+    yield (
+        "PyTorch's CUDA build, unmodified, runs over libraries that stand in the place of NVIDIA's "
+        "([the null card](../tests/nullcuda/README.md)). It has virtual clocks: one for each thread of the host and each "
+        "stream, and three engines (copies to the card, copies back, kernels) that each do one thing at a time. "
+        "A kernel takes a roofline of PyTorch's own FLOP formulas at 40 TFLOP/s and 250 GB/s; a launch takes the host 8 "
+        "microseconds with PyTorch's own work, a copy 8, `cudaMalloc` 100. `cudaFree` waits for the card."
+    )
+    yield ""
+    pipelines = sorted({pipeline for pipeline, _ in known}, key=list(PIPELINES).index)
+    for pipeline in pipelines:
+        base = next(base for (name, _), base in known.items() if name == pipeline)
+        yield f"- **{pipeline}**: {PIPELINES[pipeline]}, {NUM_STEPS} steps, {base.peak_bytes / 1e9:.2f} GB when all is resident."
+    yield ""
+    yield (
+        "They are real classes at the proportions of the models that they are named after, a few times smaller, with weights "
+        "that nobody wrote. A cap is the card's memory: that share of what the pipeline takes when all is resident. Each run "
+        "has a process of its own. A contestant is installed as its own text says; where it has a setting, the few values in "
+        "[names.py](../benchmarks/race/names.py) are tried and the fastest counts; where it must know what activations take, "
+        "it is told ([contestants.py](../benchmarks/race/contestants.py)). A steady call comes after as many as it needs to "
+        f"learn. Versions are in [requirements.txt](../benchmarks/race/{REQUIREMENTS.name}). Rates of links, in GB/s of "
+        "page-locked memory: " + ", ".join(f"{name} {rate / 1e9:g}" for name, rate in LINKS.items()) + "; of pageable "
+        "memory half, at most 10."
+    )
+    yield from ["", "## Limits", "", *WHAT_THE_CLOCK_CANNOT_SAY]
+
+
+def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) -> None:
+    """One axes a pipeline, one line a contestant, over the cap."""
+    pipelines = sorted({row.key.pipeline for row in rows}, key=list(PIPELINES).index)
+    figure = Figure(figsize=(5 * len(pipelines), 4.2), layout="constrained")
+    all_axes = figure.subplots(1, len(pipelines), squeeze=False)[0]
+    for axes, pipeline in zip(all_axes, pipelines, strict=True):
+        for number, (contestant, about) in enumerate(CONTESTANTS.items()):
+            points = sorted(
+                (row.cap_bytes / 1e9, value(row))
+                for row in rows
+                if (row.key.pipeline, row.key.contestant) == (pipeline, contestant)
+            )
+            is_ours = contestant == "vramtune"
+            axes.plot(
+                [gigabytes for gigabytes, _ in points],
+                [height for _, height in points],
+                label=about.title,
+                marker="os^vD<>ph*Xd"[number],
+                color="black" if is_ours else f"C{number - 1}" if number <= 10 else "gray",
+                linewidth=2.5 if is_ours else 1.2,
+                zorder=3 if is_ours else 2,
+            )
+        axes.set(title=pipeline, xlabel="the card's memory, GB", ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.suptitle("PyTorch's real CUDA code on a simulated card", fontsize="medium")
+    figure.savefig(DOCS / "img" / f"{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What vramtune takes in the race, kept in `ours.json`, so that a change that makes it slower or larger is seen.
+
+    .venv-nullcuda/bin/python -m benchmarks.race.regression           # once more, beside what is kept; fails if worse
+    .venv-nullcuda/bin/python -m benchmarks.race.regression --keep    # what the last race found is kept from now on
+
+Virtual seconds are the same each time: whatever differs is our doing, or a new version's of PyTorch or diffusers.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.race.rows import ROWS, Key, Row, bases, best, read
+from benchmarks.race.start import Stable
+
+KEPT = Path(__file__).with_name("ours.json")
+MOST_SLOWER = 0.01
+"""Of seconds; nothing else may be more at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ours:
+    """One case, and what it took."""
+
+    pipeline: str
+    link: str
+    percent: int
+    cap_bytes: int
+    activation_bytes: int
+    seconds: float
+    first_seconds: float
+    moved_bytes: int
+    """To the card, in a steady call."""
+    peak_bytes: int
+    """Of the process on the card, in the first call or a steady one."""
+    pinned_bytes: int
+    num_mallocs: int
+    """`cudaMalloc`, in a steady call."""
+
+    @classmethod
+    def of(cls, row: Row, activation_bytes: int) -> "Ours":
+        """A finished run of vramtune's."""
+        assert row.reason is None, row.reason
+        assert row.key.percent is not None
+        first, steady = row.found["first_counters"], row.found["counters"]
+        return cls(
+            pipeline=row.key.pipeline,
+            link=row.key.link,
+            percent=row.key.percent,
+            cap_bytes=row.cap_bytes,
+            activation_bytes=activation_bytes,
+            seconds=round(row.seconds, 6),
+            first_seconds=round(row.found["first_seconds"], 6),
+            moved_bytes=steady["to_card_bytes"],
+            peak_bytes=max(first["used_peak_bytes"], steady["used_peak_bytes"]),
+            pinned_bytes=steady["pinned_peak_bytes"],
+            num_mallocs=steady["num_mallocs"],
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.pipeline}, {self.percent}%, {self.link}"
+
+    def again(self, stable: Stable) -> "Ours":
+        """The same case now."""
+        key = Key(pipeline=self.pipeline, link=self.link, percent=self.percent, contestant="vramtune", knob="")
+        return Ours.of(stable.run(key, self.cap_bytes, self.activation_bytes), self.activation_bytes)
+
+    def worse(self, now: "Ours") -> list[str]:
+        """By what it is worse now, one sentence a figure."""
+        return [
+            f"{self.name}: {figure} {value - before:+.6g}, from {before:.6g} to {value:.6g} ({value / before - 1:+.2%})"
+            for figure, allowed in FIGURES.items()
+            if (value := getattr(now, figure)) > (before := getattr(self, figure)) * (1 + allowed)
+        ]
+
+
+FIGURES = {
+    "seconds": MOST_SLOWER,
+    "first_seconds": MOST_SLOWER,
+    "moved_bytes": 0,
+    "peak_bytes": 0,
+    "pinned_bytes": 0,
+    "num_mallocs": 0,
+}
+"""What must not become more, and by what share it may."""
+
+
+def kept() -> list[Ours]:
+    """The cases that are kept."""
+    return [Ours(**each) for each in json.loads(KEPT.read_text())]
+
+
+def keep(cases: Iterable[Ours]) -> None:
+    """Keep these, a line each."""
+    KEPT.write_text("[\n" + ",\n".join(json.dumps(asdict(each)) for each in cases) + "\n]\n")
+
+
+def of_the_race(rows: dict[Key, Row]) -> list[Ours]:
+    """Ours of all that has run."""
+    known = bases(rows.values())
+    return [
+        Ours.of(row, known[row.key.pipeline, row.key.link].activation_bytes)
+        for row in best(rows.values())
+        if row.key.contestant == "vramtune" and not row.reason
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="keep what the last race has found, and run nothing")
+    if parser.parse_args().keep:
+        return keep(of_the_race(read(ROWS)))
+    worse = []
+    with Stable() as stable:
+        for before in tqdm(kept(), unit="case"):
+            now = before.again(stable)
+            worse += before.worse(now)
+            tqdm.write(f"{now.name}: {before.seconds:.4f} s before, {now.seconds:.4f} s now")
+    return sys.exit("\n".join(worse)) if worse else None
+
+
+if __name__ == "__main__":
+    main()

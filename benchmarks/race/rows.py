@@ -1,0 +1,140 @@
+"""What a run has shown, one line of JSON each, and what follows from it: caps, the bound, who counts."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vramtune.units import MIB
+
+ROWS = Path(__file__).parents[2] / "build" / "race" / "rows.jsonl"
+"""Of all runs that have finished, a line each."""
+CONTEXT_BYTES = 100 * MIB
+"""A smaller context for smaller pipelines."""
+ROOMY_BYTES = 64 * 10**9
+"""The card on which everything is resident and which tells what that takes."""
+NUM_STEPS = 8
+LINKS = {"pcie3x8": 6.5e9, "pcie4x8": 1.2e10, "pcie4x16": 2.4e10, "pcie5x16": 4.8e10}
+"""Bytes per second of page-locked memory, each way."""
+MOST_PAGEABLE_BYTES_PER_SECOND = 1e10
+"""Pageable memory is copied at half of a link's rate, and never faster than a host fills its driver's buffers."""
+CAPS = (100, 60, 40, 25)
+"""Percent of what the pipeline takes when all of it is resident."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One run."""
+
+    pipeline: str
+    link: str
+    percent: int | None
+    """None: on the roomy card."""
+    contestant: str
+    knob: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What it has shown."""
+
+    key: Key
+    cap_bytes: int
+    found: dict[str, Any] = field(default_factory=dict)
+    """As `one.py` has it."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it did not run, or None."""
+        failed = self.found.get("failed")
+        return f"{self.found.get('step', 'start')}: {failed}" if failed else None
+
+    @property
+    def seconds(self) -> float:
+        """Of a steady call."""
+        return float(self.found["seconds"])
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of_json(cls, line: str) -> "Row":
+        known = json.loads(line)
+        return cls(key=Key(**known["key"]), cap_bytes=known["cap_bytes"], found=known["found"])
+
+
+def read(path: Path) -> dict[Key, Row]:
+    """The rows of a file, the last of each run."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row.key: row for row in map(Row.of_json, lines)}
+
+
+def pageable_bytes_per_second(link: str) -> float:
+    """Of a link."""
+    return min(LINKS[link] / 2, MOST_PAGEABLE_BYTES_PER_SECOND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A pipeline with all of its weights on a card that has room for them."""
+
+    row: Row
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the process takes of the card."""
+        return max(self.row.found[counted]["used_peak_bytes"] for counted in ("first_counters", "counters"))
+
+    @property
+    def weights(self) -> dict[str, int]:
+        return dict(self.row.found["weights"])
+
+    @property
+    def activation_bytes(self) -> int:
+        """What the call takes beyond the weights."""
+        return self.peak_bytes - CONTEXT_BYTES - sum(self.weights.values())
+
+    def cap_bytes(self, percent: int) -> int:
+        """The memory of a card with that share of the peak; the context is not shared."""
+        return CONTEXT_BYTES + (self.peak_bytes - CONTEXT_BYTES) * percent // 100 + 2 * MIB
+
+    def bound_seconds(self, row: Row) -> float:
+        """No contestant can be faster: its kernels alone, or the copies of what no room is left for alone.
+
+        A fractional knapsack: the denoiser's weights come once a step and are kept first, beside its activations; what
+        no room is left for of the other models comes once a call.
+        """
+        denoiser = max(self.weights, key=self.weights.__getitem__)
+        others_bytes = sum(self.weights.values()) - self.weights[denoiser]
+        room_bytes = row.cap_bytes - CONTEXT_BYTES - self.row.found["denoiser_activation_bytes"]
+        lacking_bytes = max(0, self.weights[denoiser] - room_bytes)
+        left_bytes = max(0, room_bytes - self.weights[denoiser])
+        moved_bytes = NUM_STEPS * lacking_bytes + max(0, others_bytes - left_bytes)
+        kernel_seconds = float(self.row.found["counters"]["kernel_seconds"])
+        return max(kernel_seconds, moved_bytes / LINKS[row.key.link])
+
+
+def bases(rows: Iterable[Row]) -> dict[tuple[str, str], Base]:
+    """By pipeline and link."""
+    return {(row.key.pipeline, row.key.link): Base(row=row) for row in rows if row.key.percent is None}
+
+
+def best(rows: Iterable[Row]) -> list[Row]:
+    """Of each contestant, pipeline, link and cap the fastest run; one that failed where all did."""
+    chosen: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        key = row.key
+        if key.percent is None:
+            continue
+        place = (key.pipeline, key.link, -key.percent, key.contestant)
+        known = chosen.get(place)
+        if known is None or _rank(row) < _rank(known):
+            chosen[place] = row
+    return sorted(
+        chosen.values(), key=lambda row: (row.key.pipeline, row.key.link, -(row.key.percent or 0), _rank(row))
+    )
+
+
+def _rank(row: Row) -> tuple[bool, float]:
+    return (True, 0.0) if row.reason else (False, row.seconds)
