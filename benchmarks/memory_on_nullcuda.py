@@ -237,9 +237,9 @@ class ValuesOfSmall(Values):
         name = getattr(func, "__name__", "")
         if name == "__setitem__" and args[0].is_cuda:
             args = (args[0], positions(args[1]), args[2])
-        decides_a_shape = name == "__getitem__" or (name in BY_VALUE and (name != "where" or len(args) == 1))
+        may_decide_a_shape = name == "__getitem__" or (name in BY_VALUE and (name != "where" or len(args) == 1))
         is_large = any(isinstance(value, torch.Tensor) and value.numel() > self.most_elements for value in args)
-        if is_large and not decides_a_shape:
+        if is_large and not may_decide_a_shape:
             return func(*args, **(kwargs or {}))
         call = Call.of(func, args, kwargs or {})
         if name in COMPILED:

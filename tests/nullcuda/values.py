@@ -91,6 +91,8 @@ class Call:
     def decides_a_shape(self) -> bool:
         """Whether the shape of the result depends on values."""
         masks = [t for t in self.tensors[1:] if t.dtype in (torch.bool, torch.uint8)]
+        if self.name == "repeat_interleave":
+            return len(self.tensors) > 1  # which says how often
         return self.name in BY_VALUE or (self.name == "__getitem__" and bool(masks))
 
     def is_answered_by(self, result: Any) -> bool:
