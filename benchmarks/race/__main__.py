@@ -25,6 +25,8 @@ from benchmarks.race.report import write
 from benchmarks.race.rows import CAPS, LINKS, ROOMY_BYTES, ROWS, Base, Key
 from benchmarks.race.start import Stable
 
+MOST_SETTINGS = max(len(contestant.knobs) for contestant in CONTESTANTS.values())
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -34,6 +36,9 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--caps", nargs="+", type=int, choices=CAPS, default=CAPS, metavar="PERCENT")
     parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS), metavar="LINK")
+    parser.add_argument(
+        "--settings", type=int, default=MOST_SETTINGS, help="how many of a contestant's settings are tried"
+    )
     parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="processes at a time")
     parser.add_argument("--again", action="store_true", help="run also what is there")
     parser.add_argument("--write-only", action="store_true", help="run nothing")
@@ -76,7 +81,7 @@ def finish(todo: list[tuple[Key, int, int]], num_jobs: int) -> None:
 
 def entries(options: argparse.Namespace, bases: dict[tuple[str, str], Base]) -> Iterator[tuple[Key, int, int]]:
     """Each run with its cap and what the activations take; everyone's first setting before anyone's second."""
-    for number in range(max(len(contestant.knobs) for contestant in CONTESTANTS.values())):
+    for number in range(options.settings):
         for ((pipeline, link), base), percent, name in product(bases.items(), options.caps, options.contestants):
             knobs = CONTESTANTS[name].knobs
             if number < len(knobs) and not (name == "resident" and percent < 100):  # which could not be

@@ -24,8 +24,11 @@ SMALL_BYTES = 1 << 16
 
 
 def replace_time() -> None:
-    """From now on `time.time` and `time.perf_counter` tell the host's virtual time, to all who look them up in `time`."""
+    """From now on Python's clocks tell the host's virtual time, to all who look them up in `time`; but `monotonic`, which
+    threads wait by.
+    """
     time.perf_counter = time.time = host_seconds
+    time.perf_counter_ns = time.time_ns = lambda: int(host_seconds() * 1e9)
 
 
 class Cost(TorchDispatchMode):

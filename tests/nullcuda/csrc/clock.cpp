@@ -5,18 +5,19 @@
 #include "runtime.h"
 
 namespace {
-constexpr double SAME_SECONDS = 1e-9;     // gaps below are none
+constexpr double SAME_SECONDS = 1e-9;    // gaps below are none
 constexpr size_t NUM_REMEMBERED = 4096;  // stretches of work of one engine; no stream is further behind than that
 
-thread_local double clock_seconds = -1;  // below zero until this thread first asks
-double last_clock_seconds = 0;           // of the thread that asked last: there a new one starts
-thread_local bool kernels_are_told = false;  // someone who knows will say what the next launches take (tests/nullcuda/clock.py)
+thread_local double clock_seconds = -1;      // below zero until this thread first asks
+double last_clock_seconds = 0;               // of the thread that asked last: there a new one starts
+thread_local bool kernels_are_told = false;  // someone who knows will say what the next launches take: clock.Cost
 
 std::map<double, double> stretches[NUM_ENGINES];  // of work, from start to end, by their start
 
 void move_to(double seconds) { clock_seconds = last_clock_seconds = seconds; }
 double &busy_seconds(Engine engine) {
-    return engine == TO_CARD ? counters.to_card_seconds : engine == FROM_CARD ? counters.from_card_seconds : counters.kernel_seconds;
+    if (engine == KERNELS) return counters.kernel_seconds;
+    return engine == TO_CARD ? counters.to_card_seconds : counters.from_card_seconds;
 }
 }  // namespace
 
@@ -54,9 +55,7 @@ double place(Engine engine, double ready, double seconds) {
     if (all.size() > NUM_REMEMBERED) all.erase(all.begin());
     return end;
 }
-double kernel_seconds(double guess) {
-    return nullcuda_card()->kernel_seconds + (kernels_are_told ? 0 : guess);
-}
+double kernel_seconds(double guess) { return nullcuda_card()->kernel_seconds + (kernels_are_told ? 0 : guess); }
 
 // For tests/nullcuda/clock.py.
 EXPORT double nullcuda_host_seconds() { return host_now(); }

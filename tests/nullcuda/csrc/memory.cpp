@@ -7,7 +7,7 @@
 #include "runtime.h"
 
 namespace {
-constexpr size_t STAGED_BYTES = 64 << 10;  // as much of pageable memory the driver takes along without holding the host up
+constexpr size_t STAGED_BYTES = 64 << 10;  // as much of pageable memory is taken along without holding the host up
 
 bool is_on_card(const void *pointer) {
     auto *found = find(pointer);
