@@ -82,7 +82,6 @@ def race(task: Task, row: dict[str, Any]) -> None:
     row["counters"] = counters().as_dict()
     after = torch.cuda.memory_stats()
     row["allocated_peak_bytes"] = torch.cuda.max_memory_allocated()
-    row["reserved_peak_bytes"] = torch.cuda.max_memory_reserved()
     row["num_alloc_retries"] = after["num_alloc_retries"] - before["num_alloc_retries"]
     row["num_out_of_memory"] = after["num_ooms"] - before["num_ooms"]
     if task["contestant"] == "vramtune":

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
@@ -51,7 +52,7 @@ def lines(rows: list[Row], known: dict[tuple[str, str], Base], path: Path, link:
         f"`make race` and `python -m benchmarks.race.page` of [{path.name}](../benchmarks/results/{path.name});",
         f"[all tables](../benchmarks/results/{path.with_suffix('.md').name}).",
         "",
-        "**" + " ".join(WHAT_THE_CLOCK_CANNOT_SAY).replace("page- locking", "page-locking").partition(". ")[0] + ".**",
+        "**" + WHAT_THE_CLOCK_CANNOT_SAY[0].partition(". ")[0] + ".**",
         "What the clock knows, and what it does not, is [below](#limits).",
         "",
         "## Who is fastest",
@@ -138,7 +139,7 @@ def failures(rows: list[Row]) -> list[str]:
 def method(known: dict[tuple[str, str], Base]) -> Iterator[str]:
     """How it was done, and what it cannot say."""
     yield from ["## Method", ""]
-    yield (
+    yield paragraph(
         "PyTorch's CUDA build, unmodified, runs over libraries that stand in the place of NVIDIA's "
         "([the null card](../tests/nullcuda/README.md)). It has virtual clocks: one for each thread of the host and each "
         "stream, and three engines (copies to the card, copies back, kernels) that each do one thing at a time. "
@@ -151,7 +152,7 @@ def method(known: dict[tuple[str, str], Base]) -> Iterator[str]:
         base = next(base for (name, _), base in known.items() if name == pipeline)
         yield f"- **{pipeline}**: {PIPELINES[pipeline]}, {NUM_STEPS} steps, {base.peak_bytes / 1e9:.2f} GB when all is resident."
     yield ""
-    yield (
+    yield paragraph(
         "They are real classes at the proportions of the models that they are named after, a few times smaller, with weights "
         "that nobody wrote. A cap is the card's memory: that share of what the pipeline takes when all is resident. Each run "
         "has a process of its own. A contestant is installed as its own text says; where it has a setting, the few values in "
@@ -162,6 +163,11 @@ def method(known: dict[tuple[str, str], Base]) -> Iterator[str]:
         "memory half, at most 10."
     )
     yield from ["", "## Limits", "", *WHAT_THE_CLOCK_CANNOT_SAY]
+
+
+def paragraph(text: str) -> str:
+    """In lines."""
+    return fill(text, width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) -> None:
@@ -187,7 +193,7 @@ def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) 
                 zorder=3 if is_ours else 2,
             )
         axes.set(title=pipeline, xlabel="the card's memory, GB", ylabel=label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(value(row) for row in rows if row.key.pipeline == pipeline))
         axes.grid(alpha=0.3)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle("PyTorch's real CUDA code on a simulated card", fontsize="medium")

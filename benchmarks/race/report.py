@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.race.names import CONTESTANTS, PIPELINES
-from benchmarks.race.rows import LINKS, Base, Row, bases, best
+from benchmarks.race.rows import CONTEXT_BYTES, LINKS, Base, Row, bases, best
 from benchmarks.results_file import environment, result_path, table, write_result
 
 NAME = "race"
@@ -61,7 +61,8 @@ def report(rows: list[Row]) -> list[str]:
         "",
         "Seconds are a steady call's, of the best of a contestant's settings. *x resident*: by the same call with all weights on",
         "a card that has room. *x bound*: by the kernels alone, or the copies of what no room is left for alone, whichever is",
-        "longer. Device peak: the process's, its context with it. Copies: both ways, host to host and on the card left out.",
+        "longer. Device peak: the process's, its context with it; reserved: without it. Copies: both ways, on the card left out.",
+        "Retries: of PyTorch's allocator, which gave memory back and asked again.",
         *(line for place, group in groupby(chosen, key=place_of) for line in section(place, list(group), known)),
         *predictions(chosen),
         *predicted_modes(chosen),
@@ -120,7 +121,7 @@ def cells(row: Row, resident_seconds: float, bound_seconds: float) -> list[str]:
         f"{found['first_seconds']:.3f}",
         f"{found['setup_seconds']:.2f}",
         megabytes(peak_bytes(row)),
-        megabytes(found["reserved_peak_bytes"]),
+        megabytes(peak_bytes(row) - CONTEXT_BYTES),
         megabytes(counted["pinned_peak_bytes"]),
         megabytes(counted["to_card_bytes"]),
         megabytes(counted["from_card_bytes"]),
