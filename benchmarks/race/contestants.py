@@ -12,7 +12,6 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.race.names import NO_COPIES_OF_IMAGES
 from benchmarks.race.pipelines import denoiser, models, weight_bytes
 from vramtune.profiler import roofline
 from vramtune.profiler.stages import Estimator
@@ -64,13 +63,16 @@ Installed = Any
 
 
 def vramtune(start: Start) -> Installed:
-    """As it comes, or told that this card's cuDNN makes no copies of images, which it does on GPUs."""
     from vramtune import autotune
 
-    if start.knob == NO_COPIES_OF_IMAGES:
-        mock.patch.object(roofline, "LAYOUT_PASSES", 0).start()
-        mock.patch.object(Estimator, "_with_workspaces", lambda self, tape, **_: iter(tape)).start()
     return autotune(start.pipe, start.cap_bytes / GIB, call_kwargs=start.call_kwargs, device="cuda", progress=False)
+
+
+def vramtune_told(start: Start) -> Installed:
+    """With what no setting says: on GPUs cuDNN copies a convolution's images, which takes memory and time, and here not."""
+    mock.patch.object(roofline, "LAYOUT_PASSES", 0).start()
+    mock.patch.object(Estimator, "_with_workspaces", lambda self, tape, **_: iter(tape)).start()
+    return vramtune(start)
 
 
 def resident(start: Start) -> Installed:
@@ -145,15 +147,17 @@ def mmgp(start: Start) -> Installed:
 def flextensor(start: Start) -> Installed:
     """The denoiser by its recipe for diffusers; the other models stay on the card, as its text says.
 
-    Its budget is a share of the card's memory: the knob times what the cap leaves.
+    Its budget is a share of the card's memory: the knob times what the cap leaves; with a second word, its way to profile.
     """
     import flextensor as ft
 
     for module in start.others.values():
         module.to("cuda")
-    room_bytes = start.denoiser_room_bytes * float(start.knob)
+    share, _, profile_mode = start.knob.partition(", ")
+    room_bytes = start.denoiser_room_bytes * float(share)
     fraction = min(1.0, max(0.02, room_bytes / start.cap_bytes))
-    config = ft.OffloadConfig(include_patterns=BLOCKS[start.denoiser], max_gpu_mem_fraction=fraction)
+    options = {"profile_mode": profile_mode} if profile_mode else {}
+    config = ft.OffloadConfig(include_patterns=BLOCKS[start.denoiser], max_gpu_mem_fraction=fraction, **options)
     wrapped = ft.offload(getattr(start.pipe, start.denoiser), config=config)
     setattr(start.pipe, start.denoiser, wrapped)
     return wrapped
@@ -172,6 +176,7 @@ def dynamic_offloader(start: Start) -> Installed:
 
 INSTALLS: dict[str, Callable[[Start], Installed]] = {
     "vramtune": vramtune,
+    "vramtune-told": vramtune_told,
     "resident": resident,
     "model": model_offload,
     "sequential": sequential_offload,

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.memory_on_nullcuda import ValuesOfSmall
 from benchmarks.race.contestants import INSTALLS, Start
-from benchmarks.race.names import CONTESTANTS
+from benchmarks.race.names import CONTESTANTS, OURS
 from benchmarks.race.pipelines import build, denoiser, models, weight_bytes
 from tests.nullcuda.card import card, counters, host_seconds, reset
 from tests.nullcuda.clock import Cost, replace_time
@@ -84,7 +84,7 @@ def race(task: Task, row: dict[str, Any]) -> None:
     row["allocated_peak_bytes"] = torch.cuda.max_memory_allocated()
     row["num_alloc_retries"] = after["num_alloc_retries"] - before["num_alloc_retries"]
     row["num_out_of_memory"] = after["num_ooms"] - before["num_ooms"]
-    if task["contestant"] == "vramtune":
+    if task["contestant"] in OURS:
         row["predicted"] = predicted(installed)
     row["step"] = "done"
 

@@ -13,15 +13,15 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from benchmarks.race.names import CONTESTANTS, PIPELINES
-from benchmarks.race.report import REQUIREMENTS, WHAT_THE_CLOCK_CANNOT_SAY, load, name_of, place_of
+from benchmarks.race.names import CONTESTANTS, OURS, PIPELINES
+from benchmarks.race.report import REQUIREMENTS, WHAT_THE_CLOCK_CANNOT_SAY, load, name_of, not_tried, place_of
 from benchmarks.race.rows import LINKS, NUM_STEPS, Base, Row, bases, best
 from benchmarks.results_file import RESULTS, table
 
 DOCS = Path(__file__).parents[2] / "docs"
 WITHIN = 0.005
 """Of the fastest: as fast."""
-RIVALS_OF_OURS = [name for name in CONTESTANTS if name not in ("vramtune", "resident")]
+RIVALS_OF_OURS = [name for name in CONTESTANTS if name not in (*OURS, "resident")]
 
 Place = tuple[str, str, int]
 
@@ -33,22 +33,23 @@ def main() -> None:
     rows = load(path)
     known, chosen = bases(rows), best(rows)
     link = min(LINKS, key=lambda name: (-sum(row.key.link == name for row in chosen), name))
-    drawn = [row for row in chosen if row.key.link == link and not row.reason]
+    drawn = [row for row in chosen if row.key.link == link and not row.reason and row.key.contestant != "vramtune-told"]
     draw("race_seconds", drawn, lambda row: row.seconds, "seconds of a steady call")
     draw("race_pinned", drawn, lambda row: row.found["counters"]["pinned_peak_bytes"] / 1e9, "page-locked memory, GB")
     page = DOCS / "race.md"
-    page.write_text("\n".join(lines(chosen, known, path, link)) + "\n")
+    page.write_text("\n".join(lines(rows, known, path, link)) + "\n")
     print(page)
 
 
-def lines(rows: list[Row], known: dict[tuple[str, str], Base], path: Path, link: str) -> Iterator[str]:
+def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, link: str) -> Iterator[str]:
     """The page's."""
+    rows = best(all_rows)
     places = {place: list(group) for place, group in groupby(rows, key=place_of)}
     yield from [
         "# The race",
         "",
-        "Every tool that streams or offloads a diffusers pipeline and can be installed from PyPI, and diffusers' own modes: the",
-        "same pipelines, the same memory, the same link, the same version of PyTorch and diffusers, unmodified. Made by",
+        "vramtune, diffusers' own modes, and tools from PyPI that stream or offload a diffusers pipeline: the",
+        "same pipelines, the same memory, the same link, the same version of PyTorch and diffusers; everyone unmodified. Made by",
         f"`make race` and `python -m benchmarks.race.page` of [{path.name}](../benchmarks/results/{path.name});",
         f"[all tables](../benchmarks/results/{path.with_suffix('.md').name}).",
         "",
@@ -76,6 +77,8 @@ def lines(rows: list[Row], known: dict[tuple[str, str], Base], path: Path, link:
         ),
         "",
         "## Who did not run",
+        "",
+        not_tried(all_rows),
         "",
         *failures(rows),
         "",
@@ -109,11 +112,12 @@ def losses(places: dict[Place, list[Row]]) -> list[str]:
     found = []
     for (pipeline, link, percent), rows in places.items():
         ours, other = ours_of(rows), fastest_other(rows)
-        if other is None:
-            continue
         where = f"- {pipeline}, {percent}%, {link}"
         if ours is None:
-            found.append(f"{where}: it did not run, and {name_of(other)} did.")
+            refused = next((row.reason for row in rows if row.key.contestant == "vramtune"), "not tried")
+            others = f"{name_of(other)} did" if other else "nor did any other with the settings tried"
+            found.append(f"{where}: it did not run, {others}. {refused}")
+        if ours is None or other is None:
             continue
         if ours.seconds > other.seconds * (1 + WITHIN):
             found.append(f"{where}: {name_of(other)} takes {other.seconds:.4f} s, vramtune {ours.seconds:.4f} s.")
@@ -176,7 +180,8 @@ def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) 
     figure = Figure(figsize=(5 * len(pipelines), 4.2), layout="constrained")
     all_axes = figure.subplots(1, len(pipelines), squeeze=False)[0]
     for axes, pipeline in zip(all_axes, pipelines, strict=True):
-        for number, (contestant, about) in enumerate(CONTESTANTS.items()):
+        shown = {name: about for name, about in CONTESTANTS.items() if name != "vramtune-told"}
+        for number, (contestant, about) in enumerate(shown.items()):
             points = sorted(
                 (row.cap_bytes / 1e9, value(row))
                 for row in rows

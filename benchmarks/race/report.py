@@ -62,7 +62,10 @@ def report(rows: list[Row]) -> list[str]:
         "Seconds are a steady call's, of the best of a contestant's settings. *x resident*: by the same call with all weights on",
         "a card that has room. *x bound*: by the kernels alone, or the copies of what no room is left for alone, whichever is",
         "longer. Device peak: the process's, its context with it; reserved: without it. Copies: both ways, on the card left out.",
-        "Retries: of PyTorch's allocator, which gave memory back and asked again.",
+        "Retries: of PyTorch's allocator, which gave memory back and asked again. *vramtune, told ...* is patched for the sake of",
+        "the predictions below: this card's cuDNN makes no copies of a convolution's images, GPUs' does.",
+        "",
+        not_tried(rows),
         *(line for place, group in groupby(chosen, key=place_of) for line in section(place, list(group), known)),
         *predictions(chosen),
         *predicted_modes(chosen),
@@ -74,6 +77,20 @@ def title(known: dict[tuple[str, str], Base], pipeline: str) -> str:
     base = next(base for (name, _), base in known.items() if name == pipeline)
     weights = ", ".join(f"{name} {megabytes(size)}" for name, size in base.weights.items())
     return f"{PIPELINES[pipeline]}, {megabytes(base.peak_bytes)} MB resident, of that MB of weights: {weights}"
+
+
+def not_tried(rows: list[Row]) -> str:
+    """Whose settings have not all been tried at every place: who knows whether another is faster."""
+    places = {(row.key.pipeline, row.key.link, row.key.percent) for row in rows if row.key.percent is not None}
+    lacking = []
+    for name, contestant in CONTESTANTS.items():
+        num_runs = len({row.key for row in rows if row.key.contestant == name and row.key.percent is not None})
+        num_wanted = len(places) * len(contestant.knobs)
+        if num_runs < num_wanted and name != "resident":
+            lacking.append(f"{contestant.title} {num_runs} of {num_wanted}")
+    if not lacking:
+        return "Every setting of everyone was tried everywhere."
+    return f"**Not all has been run yet**, so that who lacks runs may be faster than shown. Runs: {', '.join(lacking)}."
 
 
 def rivals() -> str:
@@ -145,7 +162,7 @@ def megabytes(num_bytes: float) -> str:
 
 def predictions(rows: list[Row]) -> Iterator[str]:
     """vramtune's own, beside what was counted."""
-    header = ["pipeline, link, cap", "seconds", "predicted", "off", "peak, MB", "predicted", "off", "moved, MB", "predicted", "out of memory"]  # fmt: skip
+    header = ["pipeline, link, cap", "by", "seconds", "predicted", "off", "peak, MB", "predicted", "off", "moved, MB", "predicted", "out of memory"]  # fmt: skip
     lines = []
     for row in rows:
         said = row.found.get("predicted")
@@ -156,6 +173,7 @@ def predictions(rows: list[Row]) -> Iterator[str]:
         lines.append(
             [
                 f"{row.key.pipeline}, {row.key.link}, {row.key.percent}%",
+                row.key.contestant,
                 f"{row.seconds:.4f}",
                 f"{said['seconds']:.4f}",
                 f"{said['seconds'] / row.seconds - 1:+.1%}",
@@ -195,6 +213,7 @@ def predicted_modes(rows: list[Row]) -> Iterator[str]:
             lines.append(
                 [
                     f"{row.key.pipeline}, {row.key.link}, {row.key.percent}%",
+                    row.key.contestant,
                     mode["mode"],
                     "" if run.reason else f"{run.seconds:.4f}",
                     f"{mode['seconds']:.4f}",
