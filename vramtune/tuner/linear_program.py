@@ -25,8 +25,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from vramtune.tuner.problem import Problem, StageProblem
 
-# The second pass may give up this share of the speed: streaming hundreds of gigabytes for less is not worth it.
-SLACK_FRACTION = 0.005
+# The second pass may give up this share of the speed: streaming hundreds of gigabytes for less is not worth it. (With
+# 0.5% an SDXL's encoders were loaded anew in each call, and another tool that keeps them was as much faster.)
+SLACK_FRACTION = 0.001
 # Of the solver, for variables of about 1.
 TOLERANCE = 1e-6
 

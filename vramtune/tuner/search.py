@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vramtune.errors import UnknownNameError, UsageError
 from vramtune.schema import PERMISSIONS, Device, Estimate, Placement, Plan, Profile
 from vramtune.tuner.budget import Budget, nothing_fits
-from vramtune.tuner.linear_program import SLACK_FRACTION, solve
+from vramtune.tuner.linear_program import solve
 from vramtune.tuner.local_search import Candidate, Judge, polish, settle
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
 from vramtune.tuner.reasons import explain
@@ -17,6 +17,8 @@ from vramtune.units import format_bytes
 
 # Bytes of a solution that lie this close under a whole group count as that group: solver tolerance.
 ROUNDING = 1e-6
+# Share of the seconds that a permission must save to be used where a plan fits without it: it changes the output.
+LEAST_PERMITTED_GAIN = 0.005
 
 
 class Choice(NamedTuple):
@@ -32,8 +34,7 @@ def choose_plan(
 ) -> Plan:
     """The fastest plan that stays under the budget, less a margin for what the prediction may miss (a share of it).
 
-    A permission is used only if no plan fits without it, or if it is faster by more than the slack that the
-    search itself allows. Raises `UsageError` for a budget above the card or an unknown permission, and
+    A permission is used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`. Raises `UsageError` for a budget above the card or an unknown permission, and
     `BudgetError` if nothing fits.
     """
     check(profile.device, asked_bytes, allow)
@@ -85,7 +86,7 @@ def fastest(problems: Mapping[tuple[str, ...], Problem], budget: Budget) -> Choi
         if candidate is None:
             continue
         choice = Choice(permissions, candidate, estimate(candidate, budget.limit_bytes))
-        if best is None or choice.estimate.seconds < best.estimate.seconds * (1 - SLACK_FRACTION):
+        if best is None or choice.estimate.seconds < best.estimate.seconds * (1 - LEAST_PERMITTED_GAIN):
             best = choice
     return best
 
