@@ -20,6 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from transformers.utils import import_utils as transformers_utils
 
 from vramtune.errors import UsageError
+from vramtune.plain_tensors import plain_tensors, refuse_unknown
 
 Pipeline: TypeAlias = DiffusionPipeline | ModularPipeline
 """What is profiled and tuned: something with components and a call. Modular ones have no offload modes of their own."""
@@ -29,8 +30,6 @@ CALL = "__call__"
 """The method of a pipeline that is profiled and planned unless another one is named."""
 INSTALLATION = "_vramtune_installation"
 """Attribute of a tuned pipeline's class: the installation of its plan."""
-QUANTIZATION_ATTRIBUTES = ("quantization_method", "hf_quantizer")
-"""Attributes of quantized models: the first in `diffusers/models/modeling_utils.py`, both in `transformers/modeling_utils.py`."""
 
 
 def expect_pipeline(pipe: object) -> None:
@@ -157,15 +156,10 @@ def _refuse_planned(name: str, component: nn.Module, own: Collection[nn.Module] 
         )
 
 
-def refuse_quantized(pipe: Pipeline) -> None:
-    """Raise a `UsageError` for quantized components, whose weights are not plain tensors."""
+def refuse_unknown_weights(pipe: Pipeline) -> None:
+    """Raise a `UsageError` for a weight that is not known to consist of plain tensors."""
     for name, component in modules_of(pipe).items():
-        for attribute in QUANTIZATION_ATTRIBUTES:
-            if getattr(component, attribute, None) is not None:
-                raise UsageError(
-                    f"Component {name!r} is quantized ({getattr(component, attribute)}). vramtune does not support "
-                    "quantized components yet; load it unquantized."
-                )
+        refuse_unknown(name, component)
 
 
 def refuse_layer_offload(pipe: Pipeline) -> None:
@@ -248,17 +242,15 @@ def _under_layer_hooks(component: str) -> UsageError:
 
 
 def refuse_unmovable(component: str, module: nn.Module) -> None:
-    """Raise a `UsageError` for weights that cannot be moved as plain bytes: tensor subclasses, meta tensors."""
-    for path, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if type(tensor) not in (torch.Tensor, nn.Parameter):
-            raise UsageError(
-                f"Weight {path!r} of component {component!r} is a {type(tensor).__name__}, which cannot be moved as "
-                "plain bytes; load the component unquantized."
-            )
-        if tensor.is_meta:
-            raise UsageError(
-                f"Weight {path!r} of component {component!r} is on the meta device: it has no values. Load the weights."
-            )
+    """Raise a `UsageError` for weights that cannot be moved: those of unknown kinds, meta tensors."""
+    refuse_unknown(component, module)
+    for path, owner in module.named_modules():
+        for name, weight in (*owner._parameters.items(), *owner._buffers.items()):
+            if weight is not None and any(plain.tensor.is_meta for plain in plain_tensors(weight, owner)):
+                full = f"{path}.{name}" if path else name
+                raise UsageError(
+                    f"Weight {full!r} of component {component!r} is on the meta device: it has no values. Load the weights."
+                )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -382,6 +374,15 @@ def computed_names(module: nn.Module) -> list[str]:
     """
     hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm | SpectralNorm))
     return [hook.name for hook in hooks if hook.name in vars(module)]
+
+
+def is_cast_by_layers(module: nn.Module) -> bool:
+    """Whether a module casts its weights when its forward begins and back when it ends (`enable_layerwise_casting`).
+
+    `_diffusers_hook` in `diffusers/hooks/hooks.py`, `layerwise_casting` in `diffusers/hooks/layerwise_casting.py`.
+    """
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and "layerwise_casting" in registry.hooks
 
 
 def offload_hook(module: nn.Module) -> object | None:

@@ -155,7 +155,7 @@ class BoundComponent:
 
     def unplanned_modules(self) -> list[nn.Module]:
         """The modules whose own weights the plan does not use."""
-        unplanned = {held.tensor for held in self.unplanned.held}
+        unplanned = {held.weight for held in self.unplanned.held}
         return [m for m in self.module.modules() if unplanned & {*m._parameters.values(), *m._buffers.values()}]
 
 
@@ -305,7 +305,7 @@ def _group_differences(
     taken: dict[torch.Tensor, HeldTensor] = {}
     outer = [modules[path] for path in group.modules]
     held = [h for m in outer for h in collect_own(m, taken)] if is_root else collect(outer, taken)
-    tensors = [each.tensor for each in held]
+    tensors = [each.value for each in held]
     num_bytes = lay_out(tensors)[1]
     # A pipeline may cast a component up before it uses it (SDXL its VAE), and is planned so.
     upcast_bytes = lay_out(t.to("meta").float() if t.is_floating_point() else t for t in tensors)[1]

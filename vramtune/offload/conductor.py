@@ -20,6 +20,7 @@ from vramtune.offload.binding import (
     planned_bytes,
     resident_bytes,
 )
+from vramtune.offload.casts import hook_casts
 from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
 from vramtune.offload.inputs import Brought
@@ -152,6 +153,7 @@ class Conductor:
     def adopt(self, component: BoundComponent) -> None:
         """Take a component in: follow its modules, put its groups where they stay."""
         hook_unplanned(component, self)
+        hook_casts(component.module)
         self._adopted.add(component)
         self._refit()
         logger.debug("component %s adopted", component.name)
@@ -220,6 +222,7 @@ class Conductor:
                 group.note_writes()
         edited = [group for group in component.groups if group.is_edited]
         if edited:
+            hook_casts(component.module)  # one that began to cast its weights has edited them
             self._lane.finish()  # masters are about to be written
             for group in edited:
                 self._drop(group)

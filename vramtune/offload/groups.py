@@ -14,10 +14,11 @@ from torch import nn
 
 from vramtune.layout import round_up
 from vramtune.offload.pinned import pinned_buffer
+from vramtune.plain_tensors import PlainTensor, address_of, own_tables, plain_tensors, value_of
 
 
 class TensorName(NamedTuple):
-    """A name under which a module has a tensor."""
+    """A name under which a module has a weight."""
 
     tensors: dict[str, torch.Tensor | None]
     """The module's `_parameters` or `_buffers`."""
@@ -36,9 +37,11 @@ class Extent(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class HeldTensor:
-    """One parameter or buffer of a group; a tied one is held once, with several names."""
+    """A plain tensor of a group's parameters and buffers; of a tied one it is held once, with several names."""
 
-    tensor: torch.Tensor
+    plain: PlainTensor
+    weight: torch.Tensor
+    """The parameter or buffer that it is, or is a part of."""
     names: list[TensorName]
     device_before: torch.device
     """Device of the tensor when it was first held."""
@@ -48,14 +51,25 @@ class HeldTensor:
     """Number of in-place writes to the tensor when we last looked."""
 
     @property
+    def tensor(self) -> torch.Tensor:
+        """The tensor itself, which may be of a class of its own."""
+        return self.plain.tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """What it points at."""
+        return value_of(self.plain.tensor)
+
+    @property
     def is_replaced(self) -> bool:
-        """Whether a module has another tensor under one of the names by now."""
-        return any(known.tensors.get(known.name) is not self.tensor for known in self.names)
+        """Whether a module has another weight under one of the names by now, or the weight another tensor."""
+        is_renamed = any(known.tensors.get(known.name) is not self.weight for known in self.names)
+        return is_renamed or self.plain.is_replaced
 
     @property
     def is_edited(self) -> bool:
         """Whether someone else made the tensor point elsewhere."""
-        return self.tensor.numel() > 0 and self.tensor.data_ptr() != self.address
+        return address_of(self.tensor) != self.address and self.tensor.numel() > 0
 
     @property
     def is_written(self) -> bool:
@@ -66,21 +80,21 @@ class HeldTensor:
         """Make the tensor point at a view; its identity, gradient flag and ties stay."""
         # The address first: an interrupt between the two then looks like an edit, and loses nothing.
         self.address = view.data_ptr()
-        self.tensor.data = view
+        self.plain.point_at(view)
 
     @torch.inference_mode(False)
     def make_own(self) -> None:
         """Give the tensor storage of its own on the host, if it points at ours."""
         if self.address:
-            twin = torch.empty_strided(self.tensor.shape, self.tensor.stride(), dtype=self.tensor.dtype)
-            self.tensor.data = twin.copy_(self.tensor.data)
+            value = self.value
+            self.plain.point_at(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(value))
             self.address = 0
 
     @torch.inference_mode(False)
     def go_home(self) -> None:
         """Give the tensor storage of its own where it was when it was first held."""
         self.make_own()
-        self.tensor.data = self.tensor.data.to(self.device_before)
+        self.plain.point_at(self.value.to(self.device_before))
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +157,7 @@ class Group:
 
     def update_layout(self) -> None:
         """Lay the tensors out in a flat buffer as they are now."""
-        self.extents, self.num_bytes = lay_out(held.tensor for held in self.held)
+        self.extents, self.num_bytes = lay_out(held.value for held in self.held)
 
     @torch.inference_mode(False)
     def settle_on_host(self, device: torch.device) -> None:
@@ -159,7 +173,7 @@ class Group:
             flat = pinned_buffer(self.num_bytes, device)
         master_views = views(flat, 0, self.extents)
         for held, view in zip(self.held, master_views, strict=True):
-            view.copy_(held.tensor.data)
+            view.copy_(held.value)
             held.point_at(view)
         self.master, self.master_views, self.piece = flat, master_views, 0
         self.uses_copy, self.is_settled = False, True
@@ -185,7 +199,7 @@ class Group:
         """
         self.is_settled = False
         for held, view in zip(self.held, views(flat, 0, self.extents), strict=True):
-            view.copy_(held.tensor.data)
+            view.copy_(held.value)
             held.point_at(view)
         self.master, self.master_views, storage = None, [], flat.untyped_storage()
         self.piece, self.piece_bytes = storage.data_ptr(), storage.nbytes()
@@ -200,7 +214,7 @@ class Group:
             for held, view in zip(self.held, self.master_views, strict=True):
                 if not held.is_edited:
                     if held.is_written:
-                        view.copy_(held.tensor.data)
+                        view.copy_(held.value)
                     held.point_at(view)
             self.uses_copy = False
 
@@ -269,13 +283,16 @@ def collect_own(module: nn.Module, taken: dict[torch.Tensor, HeldTensor]) -> lis
     """
     new = []
     for tensors in (module._parameters, module._buffers):
-        for name, tensor in tensors.items():
-            if tensor is None:
+        for name, weight in tensors.items():
+            if weight is None:
                 continue
-            if tensor not in taken:
-                taken[tensor] = HeldTensor(tensor, [], tensor.device)
-                new.append(taken[tensor])
-            # By identity: equal dicts may be two modules', and to compare their tensors would go by values.
-            if not any(known.tensors is tensors and known.name == name for known in taken[tensor].names):
-                taken[tensor].names.append(TensorName(tensors, name))  # type: ignore[arg-type]
+            own_tables(weight)
+            for plain in plain_tensors(weight, module):
+                held = taken.get(plain.tensor)
+                if held is None:
+                    held = taken[plain.tensor] = HeldTensor(plain, weight, [], plain.tensor.device)
+                    new.append(held)
+                # By identity: equal dicts may be two modules', and to compare their tensors would go by values.
+                if not any(known.tensors is tensors and known.name == name for known in held.names):
+                    held.names.append(TensorName(tensors, name))  # type: ignore[arg-type]
     return new

@@ -14,6 +14,7 @@ from torch import nn
 from vramtune.contract import METHODS, PlanHook, entries, is_half_unhooked, offload_hook
 from vramtune.errors import UsageError
 from vramtune.offload.binding import BoundComponent, BoundPlacement
+from vramtune.offload.casts import unhook_casts
 from vramtune.offload.computed import unhook_computed
 from vramtune.offload.groups import Group
 
@@ -199,6 +200,7 @@ def hook_unplanned(component: BoundComponent, conductor: "Conductor") -> None:
 def unhook_modules(component: BoundComponent) -> None:
     """Take our hooks off the component's modules."""
     unhook_computed(component.module)
+    unhook_casts(component.module)
     for module in component.hooked_modules:
         hooks = module._forward_pre_hooks
         ours = [key for key, hook in hooks.items() if isinstance(hook, GroupHook | UnplannedModuleHook)]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from vramtune.contract import refuse_placed, refuse_quantized, refuse_tuned
+from vramtune.contract import refuse_placed, refuse_unknown_weights, refuse_tuned
 from vramtune.errors import UsageError
 from vramtune.offload.device import resolve_device
 from vramtune.offload.runtime import Runtime
@@ -37,5 +37,5 @@ def install(
         )
     refuse_tuned(pipe)
     refuse_placed(pipe)
-    refuse_quantized(pipe)
+    refuse_unknown_weights(pipe)
     return Runtime(pipe, plan, resolved, context_bytes)

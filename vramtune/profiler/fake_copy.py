@@ -20,13 +20,24 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vramtune.contract import Pipeline, computed_names, drop_offload_hook, pipelines_in, quieten, shared_by_copies
-from vramtune.profiler.fakes import fake_like
+from vramtune.contract import (
+    Pipeline,
+    computed_names,
+    drop_offload_hook,
+    is_cast_by_layers,
+    pipelines_in,
+    quieten,
+    shared_by_copies,
+)
+from vramtune.plain_tensors import is_wrapper, own_tables, plain_tensors, rebuilt
+from vramtune.profiler.fakes import fake_like, fake_view
+from vramtune.profiler.quantized_layers import add_state, compute_as_on_gpu, has_state
 
 logger = logging.getLogger(__name__)
 
 Memo = dict[int, Any]
 """`copy.deepcopy`'s: what stands for an object in the copy, by `id`."""
+Convert = Callable[[torch.Tensor], torch.Tensor]
 ATOMIC = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
 CONTAINERS = (dict, OrderedDict, list, set)
 
@@ -41,8 +52,12 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
     modules = _modules_of_all(pipelines)
     owners: list[Any] = [*pipelines, *modules]
     memo: Memo = {id(owner): object.__new__(type(owner)) for owner in owners}
-    for tensor in _weights(modules):
-        memo[id(tensor)] = fake_like(tensor, mode)
+    for module in modules:
+        for name in computed_names(module):
+            memo[id(vars(module)[name])] = fake_like(vars(module)[name], mode)
+        for weight in _weights(module):
+            if id(weight) not in memo:
+                _add_fakes(weight, module, mode, memo)
     for shared in shared_by_copies(pipe):
         memo[id(shared)] = shared
     for owner in owners:
@@ -51,7 +66,13 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
         twin = memo[id(module)]
         drop_offload_hook(twin)
         _let_computed_go(twin)
-        twin.__dict__["_apply"] = functools.partial(_apply_to_fakes, twin)
+        for weight in _weights(twin):
+            own_tables(weight, lambda table: fake_like(table, mode))
+        compute_as_on_gpu(twin)
+        is_cast = is_cast_by_layers(twin)
+        twin.__dict__["_apply"] = functools.partial(_apply_to_fakes, twin, _converted if is_cast else _converted_unseen)
+        if is_cast:
+            _follow_casts(twin)
     for nested in pipelines:
         quieten(memo[id(nested)])
     copied: Pipeline = memo[id(pipe)]
@@ -63,13 +84,36 @@ def _modules_of_all(pipelines: list[Pipeline]) -> list[nn.Module]:
     return list({module for value in values if isinstance(value, nn.Module) for module in value.modules()})
 
 
-def _weights(modules: list[nn.Module]) -> Iterator[torch.Tensor]:
-    for module in modules:
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                yield tensor
-        for name in computed_names(module):
-            yield vars(module)[name]
+def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from (w for w in (*module._parameters.values(), *module._buffers.values()) if w is not None)
+
+
+def _add_fakes(weight: torch.Tensor, module: nn.Module, mode: FakeTensorMode, memo: Memo) -> None:
+    """Make fakes of the plain tensors that a weight consists of, and one of the weight with the attributes that it has."""
+    for plain in plain_tensors(weight, module):
+        fake = memo[id(plain.tensor)] = fake_like(plain.tensor, mode)
+        for follower in plain.followers:
+            if not is_wrapper(follower):
+                memo[id(follower)] = fake_view(fake, fake.dtype, fake.shape, fake.stride(), 0, mode)
+    memo[id(weight)] = rebuilt(weight, lambda tensor: memo[id(tensor)])
+    if has_state(weight):
+        add_state(memo[id(weight)], _copied_attributes(weight, memo))
+
+
+def _follow_casts(module: nn.Module) -> None:
+    """Have a layer that casts its weights as it begins do so within its trace, and let go of them as it ends."""
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def begin(*_: object) -> None:
+        before[:] = [(m._parameters, dict(m._parameters)) for m in module.modules()]
+        before.extend((m._buffers, dict(m._buffers)) for m in module.modules())
+
+    def end(*_: object) -> None:
+        for tensors, weights in before:
+            tensors.update(weights)
+
+    module.register_forward_pre_hook(begin)
+    module.register_forward_hook(end, always_call=True)
 
 
 def _let_computed_go(module: nn.Module) -> None:
@@ -102,7 +146,7 @@ def _copied(value: Any, memo: Memo) -> Any:
 
 def _functions_in(value: Any) -> list[FunctionType]:
     """Functions that remember something: methods exchanged on an instance, hooks."""
-    values = value.values() if isinstance(value, dict) else (value,)
+    values = value.values() if isinstance(value, dict) else (getattr(value, "func", value),)  # `functools.partial`
     return [item for item in values if isinstance(item, FunctionType) and item.__closure__]
 
 
@@ -124,7 +168,10 @@ def _copied_function(function: FunctionType, memo: Memo) -> FunctionType:
 
 
 def _apply_to_fakes(
-    module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    module: nn.Module,
+    converted_by: Callable[[torch.Tensor, Convert], torch.Tensor],
+    convert: Convert,
+    recurse: bool = True,
 ) -> nn.Module:
     """Stands for `nn.Module._apply` (`.to`, `.float`, ...), whose own swap of tensors refuses fakes."""
     converted: dict[torch.Tensor, torch.Tensor] = {}
@@ -134,15 +181,21 @@ def _apply_to_fakes(
                 if tensor is None:
                     continue
                 if tensor not in converted:
-                    converted[tensor] = _converted(tensor, convert)
+                    converted[tensor] = converted_by(tensor, convert)
                 tensors[name] = converted[tensor]  # type: ignore[assignment]
     return module
 
 
-def _converted(fake: torch.Tensor, convert: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _converted(fake: torch.Tensor, convert: Convert) -> torch.Tensor:
+    new = convert(fake)
+    if new is fake or not isinstance(fake, nn.Parameter):
+        return new
+    return nn.Parameter(new, requires_grad=False)
+
+
+def _converted_unseen(fake: torch.Tensor, convert: Convert) -> torch.Tensor:
     with _disable_current_modes():  # weights do not count as the pipeline's own memory
-        new = convert(fake)
-    return nn.Parameter(new, requires_grad=False) if isinstance(fake, nn.Parameter) else new
+        return _converted(fake, convert)
 
 
 @contextmanager

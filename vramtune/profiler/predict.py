@@ -12,7 +12,7 @@ from vramtune.contract import (
     missing_package,
     offload_sequence,
     refuse_layer_offload,
-    refuse_quantized,
+    refuse_unknown_weights,
 )
 from vramtune.errors import TraceError, UsageError, VramtuneError
 from vramtune.profiler import many_steps
@@ -59,7 +59,7 @@ def predict_profile(
     The call is of `method`; `call_kwargs` are its own (a prompt is made up where none is given); the methods in `first`
     are run before it, with their arguments, and only what they leave is counted. `on_call` gets the name of each
     component's call when its trace begins. The pipeline is left as it was. Raises `UsageError` for what is not a
-    pipeline, for one under layer-wise offload, for quantized weights, for arguments that a method refuses and for calls
+    pipeline, for one under layer-wise offload, for weights of unknown kinds, for arguments that a method refuses and for calls
     that run no component; `TraceError` for code that depends on values.
     """
     call = follow(pipe, method=method, call_kwargs=call_kwargs, first=first, device=device, on_call=on_call)
@@ -78,7 +78,7 @@ def follow(
     """Run the call on tensors without values, for the kernels of a device; arguments and errors of `predict_profile`."""
     expect_pipeline(pipe)
     refuse_layer_offload(pipe)
-    refuse_quantized(pipe)
+    refuse_unknown_weights(pipe)
     kwargs = arguments_to_trace(pipe, method, call_kwargs)
     before = calls_to_trace_first(pipe, first)
 

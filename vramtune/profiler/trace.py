@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramtune.contract import masks_by_value
 from vramtune.errors import TraceError
+from vramtune.plain_tensors import plain_tensors
 from vramtune.profiler.cuda_kernels import CudaKernels, temporaries
 from vramtune.profiler.fakes import fake_like
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS, ComponentTracker, Questions
@@ -145,16 +146,19 @@ def _is_machinery(filename: str) -> bool:
 
 
 def weights_of(component: nn.Module) -> dict[int, Weight]:
-    """The component's parameters and buffers by storage (its `_cdata`), tied ones once."""
+    """The plain tensors of the component's parameters and buffers by storage (its `_cdata`), tied ones once."""
     owners: dict[torch.Tensor, list[str]] = {}
     names: dict[torch.Tensor, str] = {}
     buffers: set[torch.Tensor] = set()
     for path, module in component.named_modules():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                owners.setdefault(tensor, []).append(path)
-                names.setdefault(tensor, f"{path}.{name}" if path else name)
-        buffers.update(tensor for tensor in module._buffers.values() if tensor is not None)
+        for name, weight in (*module._parameters.items(), *module._buffers.items()):
+            if weight is None:
+                continue
+            for plain in plain_tensors(weight, module):
+                owners.setdefault(plain.tensor, []).append(path)
+                names.setdefault(plain.tensor, ".".join(filter(None, (path, name, plain.path))))
+                if name in module._buffers:
+                    buffers.add(plain.tensor)
     return {
         tensor.untyped_storage()._cdata: Weight(
             name=name,

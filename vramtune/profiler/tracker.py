@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vramtune.profiler.allocator import rounded_bytes
 from vramtune.profiler.fakes import is_pure_view, storage_id
+from vramtune.profiler.quantized_layers import of_library
 from vramtune.profiler.roofline import Work, operation_work
 
 Stack = tuple[str, ...]
@@ -95,6 +96,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if any(map(stands_for_others, types)):
+            return NotImplemented  # its class takes the operation apart, and what it does then comes here
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             (tensor,) = args
@@ -229,6 +232,12 @@ def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 @cache
+def stands_for_others(kind: type) -> bool:
+    """Whether tensors of a class are wrappers of others."""
+    return kind is not FakeTensor and hasattr(kind, "__tensor_flatten__")
+
+
+@cache
 def is_mutable(func: Any) -> bool:
     """Whether an ATen operation writes into an argument."""
     return bool(func._schema.is_mutable)
@@ -245,6 +254,8 @@ def composite(func: Any) -> Callable[..., Any] | None:
     if not isinstance(func, OpOverload):
         kernel: Callable[..., Any] = func.py_kernels[DispatchKey.CompositeExplicitAutograd]
         return kernel
+    if (taken_apart := of_library(func)) is not None:
+        return taken_apart
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")  # type: ignore[no-untyped-call]
     return func.decompose if func._can_decompose() and not has_kernel else None
 

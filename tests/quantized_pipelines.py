@@ -1,0 +1,165 @@
+"""A small FLUX.1 whose transformer is quantized or cast by hand, by each library that diffusers knows and each kind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import bitsandbytes
+import gguf
+import numpy as np
+import optimum.quanto
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+from torch import nn
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+
+from tests import tiny_pipelines
+from vramtune.contract import modules_of
+
+
+def build(kind: str) -> FluxPipeline:
+    """The pipeline with its transformer quantized on the CPU; the same each time."""
+    pipe = plain()
+    KINDS[kind](pipe.transformer)
+    return pipe
+
+
+def plain() -> FluxPipeline:
+    """The pipeline in bfloat16, as it is before."""
+    pipe = tiny_pipelines.build("flux")
+    torch.manual_seed(1)
+    pipe.register_modules(transformer=transformer().eval())
+    for component in modules_of(pipe).values():
+        nn.Module.to(component, torch.bfloat16)
+    return pipe
+
+
+def transformer() -> FluxTransformer2DModel:
+    """Rows of 256, so that every kind has whole blocks."""
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(16, 24, 24),
+    )
+
+
+def linears(module: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Linear layers in the blocks, each with the module that has it and its name there."""
+    return [
+        (owner, name, layer)
+        for path, owner in module.named_modules()
+        if "transformer_blocks" in path
+        for name, layer in owner.named_children()
+        if type(layer) is nn.Linear
+    ]
+
+
+def _exchanged(module: nn.Module, made_from: Callable[[nn.Linear], nn.Module]) -> None:
+    for owner, name, layer in linears(module):
+        setattr(owner, name, made_from(layer).eval().requires_grad_(False))
+
+
+def four_bit(quant_type: str, *, nested: bool) -> Callable[[nn.Module], None]:
+    def made_from(layer: nn.Linear) -> nn.Module:
+        made = bitsandbytes.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=torch.bfloat16,
+            compress_statistics=nested,
+            quant_type=quant_type,
+        )
+        made.load_state_dict(layer.state_dict())
+        return made.to(torch.bfloat16).to("cpu")  # quantizes
+
+    return lambda module: _exchanged(module, made_from)
+
+
+def eight_bit(module: nn.Module) -> None:
+    def made_from(layer: nn.Linear) -> nn.Module:
+        made = bitsandbytes.nn.Linear8bitLt(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, has_fp16_weights=False, threshold=6.0
+        )
+        made.load_state_dict(layer.state_dict())
+        return made.to(torch.bfloat16).to("cpu")
+
+    _exchanged(module, made_from)
+
+
+def gguf_type(quant_type: gguf.GGMLQuantizationType) -> Callable[[nn.Module], None]:
+    def made_from(layer: nn.Linear) -> nn.Module:
+        made = GGUFLinear(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=torch.bfloat16
+        )
+        made.weight = GGUFParameter(gguf_bytes(layer.weight, quant_type), quant_type=quant_type)
+        if layer.bias is not None:
+            made.bias = layer.bias
+        return made
+
+    return lambda module: _exchanged(module, made_from)
+
+
+def gguf_bytes(weight: torch.Tensor, quant_type: gguf.GGMLQuantizationType) -> torch.Tensor:
+    """A weight as blocks; of K types, which gguf's Python can only read, blocks of random bits with sane scales."""
+    rows = weight.detach().float().numpy()
+    try:
+        return torch.from_numpy(gguf.quants.quantize(rows, quant_type))
+    except NotImplementedError:
+        return torch.from_numpy(_random_blocks(rows.shape, quant_type))
+
+
+def _random_blocks(shape: tuple[int, int], quant_type: gguf.GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    block_size, type_size = gguf.GGML_QUANT_SIZES[quant_type]
+    num_blocks = shape[0] * shape[1] // block_size
+    blocks = np.random.default_rng(0).integers(0, 256, (num_blocks, type_size), dtype=np.uint8)
+    scales = np.full((num_blocks, 1), 1e-4, dtype=np.float16).view(np.uint8)
+    if quant_type == gguf.GGMLQuantizationType.Q6_K:  # the scale of a block is its last number
+        blocks[:, -2:] = scales
+    else:  # Q4_K, Q5_K: scale and minimum are its first ones
+        blocks[:, :2] = blocks[:, 2:4] = scales
+    return blocks.reshape(shape[0], -1)
+
+
+def torchao_config(config: Any) -> Callable[[nn.Module], None]:
+    def quantize(module: nn.Module) -> None:
+        quantize_(module, config, filter_fn=lambda layer, path: type(layer) is nn.Linear and "blocks" in path)
+
+    return quantize
+
+
+def quanto(weights: Any) -> Callable[[nn.Module], None]:
+    def quantize(module: nn.Module) -> None:
+        optimum.quanto.quantize(module, weights=weights, include="*transformer_blocks*")
+        optimum.quanto.freeze(module)
+
+    return quantize
+
+
+def layerwise(storage_dtype: torch.dtype) -> Callable[[nn.Module], None]:
+    return lambda module: module.enable_layerwise_casting(storage_dtype=storage_dtype, compute_dtype=torch.bfloat16)
+
+
+KINDS: dict[str, Callable[[nn.Module], None]] = {
+    "gguf Q8_0": gguf_type(gguf.GGMLQuantizationType.Q8_0),
+    "gguf Q4_0": gguf_type(gguf.GGMLQuantizationType.Q4_0),
+    "gguf Q4_K": gguf_type(gguf.GGMLQuantizationType.Q4_K),
+    "gguf Q6_K": gguf_type(gguf.GGMLQuantizationType.Q6_K),
+    "bitsandbytes nf4": four_bit("nf4", nested=True),
+    "bitsandbytes fp4": four_bit("fp4", nested=False),
+    "bitsandbytes int8": eight_bit,
+    "torchao int8": torchao_config(Int8WeightOnlyConfig()),
+    "torchao int4": torchao_config(IntxWeightOnlyConfig(weight_dtype=torch.int4)),
+    "torchao float8": torchao_config(Float8WeightOnlyConfig()),
+    "quanto int8": quanto(optimum.quanto.qint8),
+    "quanto int4": quanto(optimum.quanto.qint4),
+    "quanto float8": quanto(optimum.quanto.qfloat8),
+    "layerwise float8": layerwise(torch.float8_e4m3fn),
+    "mixed": lambda module: [layer.float() for path, layer in module.named_modules() if "norm" in path],
+}
+"""Ways to quantize or cast a transformer, by name."""
