@@ -22,6 +22,10 @@ QUANT_STATE = ("absmax", "code", "offset")
 """Tensors in a `QuantState`, and in the `state2` in it, where statistics are quantized too: `bitsandbytes/functional.py`."""
 TABLE = "code"
 """One of these that bitsandbytes shares between weights, and keeps for those to come."""
+KIND = "_vramtune_kind"
+"""Attribute of a tensor that stands for a parameter of another class: that class."""
+PACKED_FOR_ONE = ("TinyGemm", "AWQ", "Marlin")
+"""Begin the names of optimum-quanto's wrappers whose bytes are in the order of one device's kernels."""
 INT8_STATE = ("CB", "SCB")
 """Tensors of an `Int8Params`, which are its layer's after the first call: `bitsandbytes/nn/modules.py`."""
 
@@ -166,7 +170,7 @@ def _lies_at(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _kinds(weight: torch.Tensor) -> set[str]:
-    return {kind.__name__ for kind in type(weight).__mro__}
+    return {kind.__name__ for kind in getattr(weight, KIND, type(weight)).__mro__}
 
 
 def rebuilt(weight: Any, twins: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -201,6 +205,8 @@ def _reason_against(weight: torch.Tensor, owner: nn.Module) -> str | None:
     """Why a weight cannot be moved, and what to do; None if it can."""
     kinds = _kinds(weight)
     if is_wrapper(weight):
+        if type(weight).__name__.startswith(PACKED_FOR_ONE):
+            return f"is a {type(weight).__name__}, packed for one device's kernels; {UNPACK}"
         inner = (plain.tensor for plain in plain_tensors(weight, owner))
         unknown = next((t for t in inner if type(t) not in (torch.Tensor, nn.Parameter) or t.layout != torch.strided), None)
         return None if unknown is None else f"is made of a {type(unknown).__name__}; {LOAD_OTHERWISE}"
@@ -223,6 +229,9 @@ def _reason_against_4bit(weight: Any) -> str | None:
 
 LOAD_OTHERWISE = (
     "load the component unquantized, or by bitsandbytes, GGUF, torchao or optimum-quanto, whose weights are known."
+)
+UNPACK = (
+    "put an nn.Parameter of its weight_qbits_tensor() or weight_qbytes_tensor() in its place, or quantize to 8 bits."
 )
 NOT_QUANTIZED = (
     "is not quantized yet: bitsandbytes does that when a layer is first moved. Move the component once (`.to('cpu')`), or "

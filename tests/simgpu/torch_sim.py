@@ -150,6 +150,12 @@ def set_capacity(capacity_bytes: int, device: Device = None) -> None:
     _sim.set_capacity(capacity_bytes, _index(device))
 
 
+def run_whole(library: str, *operations: str) -> None:
+    """Run these operations of another library as one kernel each, the CPU's, as a GPU does; once in a process."""
+    for operation in operations:
+        _sim.run_whole(library, operation)
+
+
 def virtual_seconds() -> float:
     """The host's clock since `reset()`: what a stopwatch would show, so synchronise first, as on a GPU."""
     seconds: float = _sim.virtual_seconds()

@@ -97,7 +97,7 @@ def _add_fakes(weight: torch.Tensor, module: nn.Module, mode: FakeTensorMode, me
                 memo[id(follower)] = fake_view(fake, fake.dtype, fake.shape, fake.stride(), 0, mode)
     memo[id(weight)] = rebuilt(weight, lambda tensor: memo[id(tensor)])
     if has_state(weight):
-        add_state(memo[id(weight)], _copied_attributes(weight, memo))
+        add_state(memo[id(weight)], type(weight), _copied_attributes(weight, memo))
 
 
 def _follow_casts(module: nn.Module) -> None:

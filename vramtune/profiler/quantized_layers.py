@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch._C import DispatchKey, DispatchKeySet
 
-from vramtune.plain_tensors import is_wrapper
+from vramtune.plain_tensors import KIND, is_wrapper
 
-TAKEN_APART = {"quanto": None, "bitsandbytes": ("gemm_4bit",)}
+TAKEN_APART = {"quanto": None, "bitsandbytes": ("gemm_4bit", "int8_scaled_mm")}
 """Operations that dequantize a weight and multiply by the result, by namespace; None: all of it.
 
 On a GPU they do so by other operations (`optimum/quanto/library`, `bitsandbytes/backends/default/ops.py`), whose results
@@ -29,9 +29,9 @@ def has_state(weight: torch.Tensor) -> bool:
     return type(weight) not in (torch.Tensor, nn.Parameter) and not is_wrapper(weight)
 
 
-def add_state(fake: torch.Tensor, attributes: Mapping[str, Any]) -> None:
-    """Give a fake of such a weight its attributes, and what layers ask of it: GGUF's for itself as a plain tensor."""
-    vars(fake).update(attributes, as_tensor=lambda: fake)
+def add_state(fake: torch.Tensor, kind: type, attributes: Mapping[str, Any]) -> None:
+    """Give a fake of such a weight its class, attributes, and what GGUF's layers ask of it: itself as a plain tensor."""
+    vars(fake).update({KIND: kind, "as_tensor": lambda: fake}, **attributes)
 
 
 def compute_as_on_gpu(module: nn.Module) -> None:

@@ -109,6 +109,13 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&sim::fallback>());
 }
 
+// Operations of another library that are one kernel on a GPU, and one on the CPU: send them whole too.
+void run_whole(const std::string& library, const std::string& name) {
+  static std::vector<torch::Library> kept;  // what they hold ends with them
+  kept.emplace_back(torch::Library::IMPL, library, c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  kept.back().impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&sim::fallback>());
+}
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace sim;
   namespace py = pybind11;
@@ -119,6 +126,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_rates", [](const Rates& changed) { rates = changed; });
   m.def("set_capacity",
         [](int64_t capacity_bytes, int device) { devices[device].capacity_bytes = capacity_bytes; });
+  m.def("run_whole", &run_whole);
   m.def("set_label", [](const std::string& name) { label = name; });
   m.def("num_devices", [] { return kNumDevices; });
   m.def("pinned_bytes", [] { return std::make_pair(pinned_bytes, pinned_peak_bytes); });
