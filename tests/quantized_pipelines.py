@@ -24,7 +24,8 @@ def build(kind: str) -> FluxPipeline:
     """The pipeline with its transformer quantized on the CPU; the same each time."""
     run_on_sim()
     pipe = plain()
-    KINDS[kind](pipe.transformer)
+    if kind != "none":
+        KINDS[kind](pipe)
     return pipe
 
 
@@ -43,8 +44,8 @@ def transformer() -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=4,
-        num_layers=2,
-        num_single_layers=4,
+        num_layers=1,
+        num_single_layers=2,
         attention_head_dim=64,
         num_attention_heads=4,
         joint_attention_dim=32,
@@ -79,7 +80,7 @@ def four_bit(quant_type: str, *, nested: bool) -> Callable[[nn.Module], None]:
             compress_statistics=nested,
             quant_type=quant_type,
         )
-        made.load_state_dict(layer.state_dict())
+        made.load_state_dict({name: tensor.cpu() for name, tensor in layer.state_dict().items()})
         return made.to(torch.bfloat16).to("cpu")  # quantizes
 
     return lambda module: _exchanged(module, made_from)
@@ -90,7 +91,7 @@ def eight_bit(module: nn.Module) -> None:
         made = bitsandbytes.nn.Linear8bitLt(
             layer.in_features, layer.out_features, bias=layer.bias is not None, has_fp16_weights=False, threshold=6.0
         )
-        made.load_state_dict(layer.state_dict())
+        made.load_state_dict({name: tensor.cpu() for name, tensor in layer.state_dict().items()})
         return made.to(torch.bfloat16).to("cpu")
 
     _exchanged(module, made_from)
@@ -111,7 +112,7 @@ def gguf_type(quant_type: gguf.GGMLQuantizationType) -> Callable[[nn.Module], No
 
 def gguf_bytes(weight: torch.Tensor, quant_type: gguf.GGMLQuantizationType) -> torch.Tensor:
     """A weight as blocks; of K types, which gguf's Python can only read, blocks of random bits with sane scales."""
-    rows = weight.detach().float().numpy()
+    rows = weight.detach().float().cpu().numpy()
     try:
         return torch.from_numpy(gguf.quants.quantize(rows, quant_type))
     except NotImplementedError:
@@ -159,20 +160,32 @@ def run_on_sim() -> None:
     load().run_whole("bitsandbytes", *names)
 
 
-KINDS: dict[str, Callable[[nn.Module], None]] = {
-    "gguf Q8_0": gguf_type(gguf.GGMLQuantizationType.Q8_0),
-    "gguf Q4_0": gguf_type(gguf.GGMLQuantizationType.Q4_0),
-    "gguf Q4_K": gguf_type(gguf.GGMLQuantizationType.Q4_K),
-    "gguf Q6_K": gguf_type(gguf.GGMLQuantizationType.Q6_K),
-    "bitsandbytes nf4": four_bit("nf4", nested=True),
-    "bitsandbytes fp4": four_bit("fp4", nested=False),
-    "bitsandbytes int8": eight_bit,
-    "torchao int8": torchao_config(Int8WeightOnlyConfig()),
-    "torchao int4": torchao_config(IntxWeightOnlyConfig(weight_dtype=torch.int4)),
-    "torchao float8": torchao_config(Float8WeightOnlyConfig()),
-    "quanto int8": quanto(optimum.quanto.qint8),
-    "quanto int4": quanto(optimum.quanto.qint4),
-    "quanto float8": quanto(optimum.quanto.qfloat8),
-    "layerwise float8": layerwise(torch.float8_e4m3fn),
+def kept_in_float32(pipe: FluxPipeline) -> None:
+    """What transformers keeps of a T5 in float32 (`_keep_in_fp32_modules`)."""
+    for module in pipe.text_encoder_2.modules():
+        if isinstance(getattr(module, "wo", None), nn.Linear):
+            module.wo.float()
+
+
+def of_transformer(quantize: Callable[[nn.Module], object]) -> Callable[[FluxPipeline], object]:
+    return lambda pipe: quantize(pipe.transformer)
+
+
+KINDS: dict[str, Callable[[FluxPipeline], object]] = {
+    "gguf Q8_0": of_transformer(gguf_type(gguf.GGMLQuantizationType.Q8_0)),
+    "gguf Q4_0": of_transformer(gguf_type(gguf.GGMLQuantizationType.Q4_0)),
+    "gguf Q4_K": of_transformer(gguf_type(gguf.GGMLQuantizationType.Q4_K)),
+    "gguf Q6_K": of_transformer(gguf_type(gguf.GGMLQuantizationType.Q6_K)),
+    "bitsandbytes nf4": of_transformer(four_bit("nf4", nested=True)),
+    "bitsandbytes fp4": of_transformer(four_bit("fp4", nested=False)),
+    "bitsandbytes int8": of_transformer(eight_bit),
+    "torchao int8": of_transformer(torchao_config(Int8WeightOnlyConfig())),
+    "torchao int4": of_transformer(torchao_config(IntxWeightOnlyConfig(weight_dtype=torch.int4))),
+    "torchao float8": of_transformer(torchao_config(Float8WeightOnlyConfig())),
+    "quanto int8": of_transformer(quanto(optimum.quanto.qint8)),
+    "quanto int4": of_transformer(quanto(optimum.quanto.qint4)),
+    "quanto float8": of_transformer(quanto(optimum.quanto.qfloat8)),
+    "layerwise float8": of_transformer(layerwise(torch.float8_e4m3fn)),
+    "float32 beside bfloat16": kept_in_float32,
 }
-"""Ways to quantize or cast a transformer, by name."""
+"""Ways to quantize or cast the pipeline, by name."""

@@ -171,7 +171,7 @@ class Group:
         flat = self.master if self._may_overwrite_master() else None
         if flat is None:
             flat = pinned_buffer(self.num_bytes, device)
-        master_views = views(flat, 0, self.extents)
+        master_views = views_of_their_own(flat, self.extents)
         for held, view in zip(self.held, master_views, strict=True):
             view.copy_(held.value)
             held.point_at(view)
@@ -185,9 +185,10 @@ class Group:
         """
         if self.master is None or self.master.numel() != self.num_bytes:
             return False
-        storage, start = self.master.untyped_storage().data_ptr(), self.master.data_ptr()
+        start = self.master.data_ptr()
         return all(
-            held.tensor.untyped_storage().data_ptr() != storage or held.tensor.data_ptr() == start + extent.offset
+            (address := address_of(held.tensor)) == start + extent.offset
+            or not start <= address < start + self.num_bytes
             for held, extent in zip(self.held, self.extents, strict=True)
         )
 
@@ -267,6 +268,17 @@ def views(flat: torch.Tensor, start: int, extents: Iterable[Extent]) -> list[tor
         base = typed[extent.dtype]
         offset = base.storage_offset() + (start + extent.offset) // extent.dtype.itemsize
         tensors.append(base.as_strided(extent.shape, extent.stride, offset))
+    return tensors
+
+
+@torch.inference_mode(False)
+def views_of_their_own(flat: torch.Tensor, extents: Iterable[Extent]) -> list[torch.Tensor]:
+    """The same of a group's master, each with a storage of its own: `torch.save` takes no two dtypes from one."""
+    storage, tensors = flat.untyped_storage(), []
+    for offset, num_bytes, dtype, shape, stride in extents:
+        start = int(flat.storage_offset()) + offset
+        tensor = torch.empty(0, dtype=dtype)
+        tensors.append(tensor.set_(storage[start : start + num_bytes], 0, shape, stride))
     return tensors
 
 
