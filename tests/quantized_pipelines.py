@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes
@@ -129,6 +130,19 @@ def _random_blocks(shape: tuple[int, int], quant_type: gguf.GGMLQuantizationType
     else:  # Q4_K, Q5_K: scale and minimum are its first ones
         blocks[:, :2] = blocks[:, 2:4] = scales
     return blocks.reshape(shape[0], -1)
+
+
+def write_gguf(module: nn.Module, file: Path) -> None:
+    """A file as diffusers loads it: the blocks' matrices in 8 bits, everything else in float32."""
+    writer = gguf.GGUFWriter(file, "flux")
+    for name, value in module.state_dict().items():
+        is_quantized = value.ndim == 2 and "transformer_blocks" in name
+        kind = gguf.GGMLQuantizationType.Q8_0 if is_quantized else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(value.float().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def torchao_config(config: Any) -> Callable[[nn.Module], None]:

@@ -6,7 +6,7 @@ from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 
 from tests import tiny_pipelines
-from vramtune.contract import refuse_layer_offload, refuse_quantized
+from vramtune.contract import refuse_layer_offload
 from vramtune.errors import UsageError
 
 
@@ -25,9 +25,3 @@ def test_a_component_under_group_offload_is_refused(pipe):
     apply_group_offloading(pipe.unet, onload_device=torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(UsageError, match="'unet' is under diffusers' group offloading"):
         refuse_layer_offload(pipe)
-
-
-def test_a_quantized_component_is_refused(pipe):
-    pipe.unet.quantization_method = "bitsandbytes"
-    with pytest.raises(UsageError, match=r"'unet' is quantized \(bitsandbytes\).*unquantized"):
-        refuse_quantized(pipe)
