@@ -170,7 +170,13 @@ def layerwise(storage_dtype: torch.dtype) -> Callable[[nn.Module], None]:
 @functools.cache
 def run_on_sim() -> None:
     """Have bitsandbytes' kernels on the simulated GPU: its own for devices without any are of dozens of operations each."""
-    names = ("dequantize_4bit", "dequantize_blockwise", "int8_vectorwise_quant", "int8_linear_matmul", "int8_mm_dequant")
+    names = (
+        "dequantize_4bit",
+        "dequantize_blockwise",
+        "int8_vectorwise_quant",
+        "int8_linear_matmul",
+        "int8_mm_dequant",
+    )
     load().run_whole("bitsandbytes", *names)
 
 

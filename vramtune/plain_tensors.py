@@ -208,7 +208,9 @@ def _reason_against(weight: torch.Tensor, owner: nn.Module) -> str | None:
         if type(weight).__name__.startswith(PACKED_FOR_ONE):
             return f"is a {type(weight).__name__}, packed for one device's kernels; {UNPACK}"
         inner = (plain.tensor for plain in plain_tensors(weight, owner))
-        unknown = next((t for t in inner if type(t) not in (torch.Tensor, nn.Parameter) or t.layout != torch.strided), None)
+        unknown = next(
+            (t for t in inner if type(t) not in (torch.Tensor, nn.Parameter) or t.layout != torch.strided), None
+        )
         return None if unknown is None else f"is made of a {type(unknown).__name__}; {LOAD_OTHERWISE}"
     if "Params4bit" in kinds:
         return _reason_against_4bit(weight)

@@ -39,7 +39,15 @@ from vramtune.tuner.search import choose_plan
 
 FRACTIONS = (1.0, 0.6, 0.3)
 """Fractions of the weights that have room."""
-ONE_OF_MANY = {"gguf Q8_0", "gguf Q4_0", "gguf Q6_K", "bitsandbytes fp4", "torchao int4", "torchao float8", "quanto float8"}
+ONE_OF_MANY = {
+    "gguf Q8_0",
+    "gguf Q4_0",
+    "gguf Q6_K",
+    "bitsandbytes fp4",
+    "torchao int4",
+    "torchao float8",
+    "quanto float8",
+}
 """Kinds that are like another one; `make proofs` runs them all."""
 EACH_KIND = [pytest.param(kind, marks=pytest.mark.slow if kind in ONE_OF_MANY else ()) for kind in KINDS]
 BITSANDBYTES = [kind for kind in KINDS if kind.startswith("bitsandbytes")]
@@ -226,7 +234,10 @@ def test_a_tuned_quantized_pipeline_is_saved_and_loaded_again(sim: ModuleType, n
         output(pipe, "flux")
         file = io.BytesIO()
         # of a GGUF parameter its bytes: diffusers' class cannot be pickled
-        state = {name: getattr(value, "as_tensor", lambda v=value: v)() for name, value in pipe.transformer.state_dict().items()}
+        state = {
+            name: getattr(value, "as_tensor", lambda v=value: v)()
+            for name, value in pipe.transformer.state_dict().items()
+        }
         torch.save({name: value.cpu() for name, value in state.items()}, file)
     file.seek(0)
     again = loaded(kind, torch.load(file, weights_only=False, map_location="cpu"))
@@ -390,7 +401,9 @@ def packed_by_quanto(pipe: FluxPipeline) -> None:
         (packed_by_quanto, r"is a TinyGemmWeightQBitsTensor, packed for one device's kernels.*weight_qbits_tensor"),
     ],
 )
-def test_what_cannot_be_moved_is_refused_by_name_before_anything_is_touched(sim: ModuleType, edit: Any, match: str) -> None:
+def test_what_cannot_be_moved_is_refused_by_name_before_anything_is_touched(
+    sim: ModuleType, edit: Any, match: str
+) -> None:
     pipe, plan, device = quantized_pipelines.plain(), planned("none", 0.6), profiled("none").device
     edit(pipe)
     state = state_of(pipe)
