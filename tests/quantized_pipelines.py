@@ -20,6 +20,8 @@ from tests import tiny_pipelines
 from tests.simgpu import load
 from vramtune.contract import modules_of
 
+CALL = {"prompt": "a photo of a cat", "num_inference_steps": 2, "output_type": "pt"} | tiny_pipelines.CALL["flux"]
+
 
 def build(kind: str) -> FluxPipeline:
     """The pipeline with its transformer quantized on the CPU; the same each time."""
@@ -152,6 +154,12 @@ def torchao_config(config: Any) -> Callable[[nn.Module], None]:
     return quantize
 
 
+def packed_by_quanto(module: nn.Module) -> None:
+    """4 bits as quanto makes them of bfloat16 on the CPU: packed for its product there."""
+    optimum.quanto.quantize(module, weights=optimum.quanto.qint4, include="*transformer_blocks*")
+    optimum.quanto.freeze(module)
+
+
 def quanto(weights: Any) -> Callable[[nn.Module], None]:
     def quantize(module: nn.Module) -> None:
         optimum.quanto.quantize(module, weights=weights, include="*transformer_blocks*")
@@ -189,6 +197,23 @@ def kept_in_float32(pipe: FluxPipeline) -> None:
 
 def of_transformer(quantize: Callable[[nn.Module], object]) -> Callable[[FluxPipeline], object]:
     return lambda pipe: quantize(pipe.transformer)
+
+
+def on_sim(pipe: FluxPipeline) -> FluxPipeline:
+    """All of the pipeline on the simulated GPU, brought there by its libraries."""
+    for component in modules_of(pipe).values():
+        nn.Module.to(component, "sim")
+        for layer in component.modules():
+            if isinstance(layer, bitsandbytes.nn.Linear8bitLt):  # whose statistics `to` leaves behind
+                layer.weight.CB, layer.weight.SCB = layer.weight.data, layer.weight.SCB.to("sim")
+    return pipe
+
+
+def bring_timesteps_back(pipe: FluxPipeline) -> None:
+    """Those that the scheduler keeps on the device."""
+    for name, value in vars(pipe.scheduler).items():
+        if isinstance(value, torch.Tensor):
+            setattr(pipe.scheduler, name, value.cpu())
 
 
 KINDS: dict[str, Callable[[FluxPipeline], object]] = {

@@ -22,6 +22,8 @@ QUANT_STATE = ("absmax", "code", "offset")
 """Tensors in a `QuantState`, and in the `state2` in it, where statistics are quantized too: `bitsandbytes/functional.py`."""
 TABLE = "code"
 """One of these that bitsandbytes shares between weights, and keeps for those to come."""
+OWN = "_vramtune_has_own_table"
+"""Attribute of a `QuantState` whose table is its own by now."""
 KIND = "_vramtune_kind"
 """Attribute of a tensor that stands for a parameter of another class: that class."""
 PACKED_FOR_ONE = ("TinyGemm", "AWQ", "Marlin")
@@ -30,7 +32,7 @@ INT8_STATE = ("CB", "SCB")
 """Tensors of an `Int8Params`, which are its layer's after the first call: `bitsandbytes/nn/modules.py`."""
 
 
-class Place(NamedTuple):
+class Attribute(NamedTuple):
     """Where an object has a plain tensor as an attribute."""
 
     holder: Any
@@ -48,15 +50,15 @@ class PlainTensor(NamedTuple):
     tensor: torch.Tensor
     path: str
     """Name in the weight; empty where that is the tensor itself."""
-    places: tuple[Place, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
     """Where it is found; where none has it any more, the weight was changed."""
     followers: tuple[torch.Tensor, ...] = ()
     """Other tensors over the same bytes, and wrappers, which say on which device they are."""
 
     @property
     def is_replaced(self) -> bool:
-        """Whether none of its places has this tensor any more."""
-        return bool(self.places) and all(place.tensor is not self.tensor for place in self.places)
+        """Whether none of its attributes has this tensor any more."""
+        return bool(self.attributes) and all(attribute.tensor is not self.tensor for attribute in self.attributes)
 
     def point_at(self, view: torch.Tensor) -> None:
         """Make it point at other bytes, and everything that follows it."""
@@ -118,15 +120,10 @@ def plain_tensors(weight: torch.Tensor, module: nn.Module) -> list[PlainTensor]:
 def own_tables(weight: torch.Tensor, made_like: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach) -> None:
     """Give a weight tensors of its own for those that it shares with others, so that it can be moved by itself."""
     for plain in _states(getattr(weight, "quant_state", None), "quant_state"):
-        for holder, name in plain.places:
-            if name == TABLE and not hasattr(plain.tensor, OWN):
-                table = made_like(plain.tensor)
-                setattr(table, OWN, True)
-                setattr(holder, name, table)
-
-
-OWN = "_vramtune_own"
-"""Attribute of such a tensor."""
+        for holder, name in plain.attributes:
+            if name == TABLE and not hasattr(holder, OWN):
+                setattr(holder, name, made_like(plain.tensor))
+                setattr(holder, OWN, True)
 
 
 def _wrapped(wrapper: Any, path: str, around: tuple[torch.Tensor, ...]) -> Iterator[PlainTensor]:
@@ -135,7 +132,7 @@ def _wrapped(wrapper: Any, path: str, around: tuple[torch.Tensor, ...]) -> Itera
         if is_wrapper(inner):
             yield from _wrapped(inner, inner_path, (*around, wrapper))
         else:
-            yield PlainTensor(inner, inner_path, (Place(wrapper, name),), (*around, wrapper))
+            yield PlainTensor(inner, inner_path, (Attribute(wrapper, name),), (*around, wrapper))
 
 
 def _states(state: Any, path: str) -> Iterator[PlainTensor]:
@@ -144,7 +141,7 @@ def _states(state: Any, path: str) -> Iterator[PlainTensor]:
         return
     for name in QUANT_STATE:
         if isinstance(tensor := getattr(state, name, None), torch.Tensor):
-            yield PlainTensor(tensor, f"{path}.{name}", (Place(state, name),))
+            yield PlainTensor(tensor, f"{path}.{name}", (Attribute(state, name),))
     yield from _states(getattr(state, "state2", None), f"{path}.state2")
 
 
@@ -153,14 +150,16 @@ def _int8_tensors(weight: torch.Tensor, module: nn.Module) -> list[PlainTensor]:
     found: list[PlainTensor] = []
     followers: list[torch.Tensor] = []
     for name in INT8_STATE:
-        places = tuple(Place(holder, name) for holder in (weight, getattr(module, "state", None)) if holder is not None)
-        tensor = next((place.tensor for place in places if place.tensor is not None), None)
+        attributes = tuple(
+            Attribute(holder, name) for holder in (weight, getattr(module, "state", None)) if holder is not None
+        )
+        tensor = next((attribute.tensor for attribute in attributes if attribute.tensor is not None), None)
         if tensor is None:
             continue
         if _lies_at(tensor) == _lies_at(weight):
             followers.append(tensor)
         else:
-            found.append(PlainTensor(tensor, name, places))
+            found.append(PlainTensor(tensor, name, attributes))
     return [PlainTensor(weight, "", (), tuple(followers)), *found]
 
 

@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import Any
 
 import bitsandbytes
-import optimum.quanto
 import pytest
 import torch
 from diffusers import (
@@ -26,11 +25,11 @@ from torchao.quantization import Int8WeightOnlyConfig
 from tests import quantized_pipelines, tiny_pipelines
 from tests.offload.state import output, same, state_of, values
 from tests.offload.tuned_pipelines import held_bytes
-from tests.quantized_pipelines import KINDS, build
+from tests.quantized_pipelines import CALL, KINDS, bring_timesteps_back, build, on_sim
 from tests.simgpu import load
 from tests.simgpu.prediction import RATES, predicted_call
 from vramtune.contract import modules_of
-from vramtune.errors import UsageError
+from vramtune.errors import TraceError, UsageError
 from vramtune.offload.install import install
 from vramtune.plain_tensors import plain_tensors, value_of
 from vramtune.profiler.predict import predict_profile
@@ -51,7 +50,6 @@ ONE_OF_MANY = {
 """Kinds that are like another one; `make proofs` runs them all."""
 EACH_KIND = [pytest.param(kind, marks=pytest.mark.slow if kind in ONE_OF_MANY else ()) for kind in KINDS]
 BITSANDBYTES = [kind for kind in KINDS if kind.startswith("bitsandbytes")]
-CALL = {"prompt": "a photo of a cat", "num_inference_steps": 2, "output_type": "pt"} | tiny_pipelines.CALL["flux"]
 
 
 @functools.cache
@@ -72,15 +70,6 @@ def planned(kind: str, fraction: float) -> Plan:
 def resident(kind: str) -> torch.Tensor:
     """The output of the same pipeline all on the device, where its libraries brought it."""
     return output(on_sim(build(kind)), "flux")
-
-
-def on_sim(pipe: FluxPipeline) -> FluxPipeline:
-    for component in modules_of(pipe).values():
-        nn.Module.to(component, "sim")
-        for layer in component.modules():
-            if isinstance(layer, bitsandbytes.nn.Linear8bitLt):  # whose statistics `to` leaves behind
-                layer.weight.CB, layer.weight.SCB = layer.weight.data, layer.weight.SCB.to("sim")
-    return pipe
 
 
 def parts(pipe: FluxPipeline) -> dict[str, tuple[type, torch.Tensor]]:
@@ -106,12 +95,6 @@ def are_alike(one: dict[str, tuple[type, torch.Tensor]], other: dict[str, tuple[
         )
 
     return one.keys() == other.keys() and all(map(same, one))
-
-
-def bring_timesteps_back(pipe: FluxPipeline) -> None:
-    for name, value in vars(pipe.scheduler).items():
-        if isinstance(value, torch.Tensor):
-            setattr(pipe.scheduler, name, value.cpu())
 
 
 def devices(pipe: FluxPipeline) -> set[str]:
@@ -199,6 +182,13 @@ def test_a_tuned_pipeline_that_is_quantized_gives_the_same_bits_and_holds_no_mor
         assert held_bytes() <= at_rest
     assert held_bytes() == base
     assert devices(pipe) == {"cpu"}
+
+
+def test_a_tuned_pipeline_whose_layers_cast_their_weights_is_predicted_like_an_untuned_one(sim: ModuleType) -> None:
+    pipe = build("layerwise float8")
+    with install(pipe, planned("layerwise float8", 0.6), device="sim"):
+        output(pipe, "flux")
+        assert predicted_call(pipe, CALL).stages == profiled("layerwise float8").stages
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -387,8 +377,7 @@ def packed_for_the_cpu(pipe: FluxPipeline) -> None:
 
 
 def packed_by_quanto(pipe: FluxPipeline) -> None:
-    optimum.quanto.quantize(pipe.transformer, weights=optimum.quanto.qint4, include="*transformer_blocks*")
-    optimum.quanto.freeze(pipe.transformer)
+    quantized_pipelines.packed_by_quanto(pipe.transformer)
 
 
 @pytest.mark.parametrize(
@@ -414,6 +403,20 @@ def test_what_cannot_be_moved_is_refused_by_name_before_anything_is_touched(
         install(pipe, plan, device="sim")
     assert state_of(pipe) == state
     assert held_bytes() == base
+
+
+class OwnProduct(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.vramtune_tests.product(x, self.weight)
+
+
+def test_an_operation_that_does_not_say_what_its_result_looks_like_is_named() -> None:
+    torch.library.define("vramtune_tests::product", "(Tensor x, Tensor weight) -> Tensor")
+    torch.library.impl("vramtune_tests::product", "CPU", lambda x, weight: x @ weight.t())
+    pipe = quantized_pipelines.plain()
+    pipe.transformer.proj_out = OwnProduct(256, 4, bias=False).to(torch.bfloat16)
+    with pytest.raises(TraceError, match=r"vramtune_tests\.product\.default in its module 'proj_out'.*register_fake"):
+        predict_profile(pipe, call_kwargs=CALL, device=profiled("none").device)
 
 
 def test_a_component_that_only_says_that_it_is_quantized_is_tuned(sim: ModuleType) -> None:

@@ -13,6 +13,7 @@ from tests import tiny_pipelines
 from tests.offload.tuned_pipelines import tuned
 from vramtune.offload.groups import Group, HeldTensor
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic
+from vramtune.plain_tensors import PlainTensor
 
 CPU = torch.device("cpu")
 
@@ -40,7 +41,7 @@ class EagerLane:
 def make_group(number: int, num_bytes: int) -> Group:
     """One tensor full of its number, and a master on the host."""
     tensor = torch.full((num_bytes,), number, dtype=torch.uint8)
-    group = Group(f"group {number}", [HeldTensor(tensor, [], CPU)])
+    group = Group(f"group {number}", [HeldTensor(PlainTensor(tensor, ""), tensor, [], CPU)])
     group.update_layout()
     group.master = torch.full((group.num_bytes,), number, dtype=torch.uint8)
     group.master_views = [group.master[:num_bytes]]

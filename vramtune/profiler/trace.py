@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
 
 from vramtune.contract import masks_by_value
 from vramtune.errors import TraceError
@@ -131,6 +131,12 @@ def _trace_error(target: ComponentMethod, error: Exception, paths: Mapping[nn.Mo
     lines = [(frame.f_code.co_filename, number) for frame, number in frames]
     theirs = [f"{Path(name).name}:{number}" for name, number in lines if not _is_machinery(name)]
     line = f", {theirs[-1]}" if theirs else ""
+    if isinstance(error, UnsupportedOperatorException):
+        return TraceError(
+            f"Cannot predict {target.component}.{target.method}: {error}{where}{line} is a library's own operation, and does "
+            "not say what its result looks like. Tell PyTorch first (`torch.library.register_fake`), use weights that need "
+            "it not, or measure on the GPU."
+        )
     return TraceError(
         f"Cannot predict {target.component}.{target.method}: {type(error).__name__}{where}{line}: "
         f"{str(error).rstrip('.')}. Prediction runs it on tensors without values; code that asks for values which only "
