@@ -48,6 +48,8 @@ ONE_OF_MANY = {
     "quanto float8",
 }
 """Kinds that are like another one; `make proofs` runs them all."""
+WAITS_FOR_TABLES = {"gguf Q4_0", "gguf Q4_K", "gguf Q6_K"}
+"""diffusers copies a small table to the device in each layer, and that waits behind the weights that are streamed."""
 EACH_KIND = [pytest.param(kind, marks=pytest.mark.slow if kind in ONE_OF_MANY else ()) for kind in KINDS]
 BITSANDBYTES = [kind for kind in KINDS if kind.startswith("bitsandbytes")]
 
@@ -121,6 +123,7 @@ def test_a_quantized_pipeline_gives_the_same_bits_within_its_budget_and_comes_ba
 ) -> None:
     expected, plan, pipe = resident(kind), planned(kind, fraction), build(kind)
     state, before, base = state_of(pipe), parts(pipe), held_bytes()
+    sim.set_rates(**RATES)
     sim.set_capacity(base + plan.budget_bytes)
     with install(pipe, plan, device="sim") as runtime:
         sim.synchronize()
@@ -135,6 +138,8 @@ def test_a_quantized_pipeline_gives_the_same_bits_within_its_budget_and_comes_ba
     assert measured.peak_bytes <= plan.budget_bytes
     assert measured.peak_bytes == pytest.approx(plan.estimate.peak_bytes, rel=0.01)
     assert measured.moved_bytes == plan.estimate.moved_bytes
+    if kind not in WAITS_FOR_TABLES or fraction == 1.0:
+        assert measured.seconds == pytest.approx(plan.estimate.seconds, rel=0.02)
     assert counters.moved_back_bytes == 0
     del result
     bring_timesteps_back(pipe)
@@ -182,13 +187,6 @@ def test_a_tuned_pipeline_that_is_quantized_gives_the_same_bits_and_holds_no_mor
         assert held_bytes() <= at_rest
     assert held_bytes() == base
     assert devices(pipe) == {"cpu"}
-
-
-def test_a_tuned_pipeline_whose_layers_cast_their_weights_is_predicted_like_an_untuned_one(sim: ModuleType) -> None:
-    pipe = build("layerwise float8")
-    with install(pipe, planned("layerwise float8", 0.6), device="sim"):
-        output(pipe, "flux")
-        assert predicted_call(pipe, CALL).stages == profiled("layerwise float8").stages
 
 
 # ---------------------------------------------------------------------------------------------------

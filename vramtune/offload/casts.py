@@ -20,9 +20,6 @@ class Cast:
         self._layer = layer
         self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __deepcopy__(self, memo: object) -> "Cast":
-        return Cast(nn.Module())  # of nothing: a copied layer's weights are its own
-
     def begin(self, *_: object) -> None:
         """Note what the weights point at."""
         self._before = [(tensor, value_of(tensor)) for tensor in _tensors_of(self._layer)]
