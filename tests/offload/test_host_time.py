@@ -28,7 +28,6 @@ def profiled(sim: ModuleType, name: str, operation_seconds: float) -> Profile:
     [
         ("flux", 20e-6, "copy_bound"),  # the host is ahead of the GPU
         ("flux", 60e-6, "host_bound"),  # it is not
-        ("sdxl", 60e-6, "copy_bound"),
         ("sdxl", 200e-6, "host_bound"),
     ],
 )
@@ -44,6 +43,6 @@ def test_a_plan_takes_as_long_as_predicted_where_the_host_has_a_speed(
     for budget in budgets(name, resident):
         plan = choose_plan(profile, budget, margin_fraction=MARGIN_FRACTION)
         call, _ = tuned(name, plan, budget)
-        assert call.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=1.25 * TOLERANCE)
+        assert call.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=TOLERANCE)
         reasons |= {found.kind for found in plan.reasons}
     assert reason in reasons

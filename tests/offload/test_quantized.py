@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,7 @@ from vramtune.profiler.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 
-FRACTIONS = (1.0, 0.6, 0.3)
+FRACTIONS = (1.0, pytest.param(0.6, marks=pytest.mark.slow), 0.3)
 """Fractions of the weights that have room."""
 ONE_OF_MANY = {
     "gguf Q8_0",
@@ -45,12 +46,21 @@ ONE_OF_MANY = {
     "bitsandbytes fp4",
     "torchao int4",
     "torchao float8",
+    "quanto int8",
+    "quanto int4",
     "quanto float8",
 }
-"""Kinds that are like another one; `make proofs` runs them all."""
+"""Kinds that are like another one, and quanto's, which compiles its operations first; `make proofs` runs them all."""
 WAITS_FOR_TABLES = {"gguf Q4_0", "gguf Q4_K", "gguf Q6_K"}
 """diffusers copies a small table to the device in each layer, and that waits behind the weights that are streamed."""
-EACH_KIND = [pytest.param(kind, marks=pytest.mark.slow if kind in ONE_OF_MANY else ()) for kind in KINDS]
+
+
+def slow_if_many(kinds: Iterable[str]) -> list[Any]:
+    """Kinds as parameters of a test."""
+    return [pytest.param(kind, marks=pytest.mark.slow if kind in ONE_OF_MANY else ()) for kind in kinds]
+
+
+EACH_KIND = slow_if_many(KINDS)
 BITSANDBYTES = [kind for kind in KINDS if kind.startswith("bitsandbytes")]
 
 
@@ -232,7 +242,7 @@ def test_a_tuned_quantized_pipeline_is_saved_and_loaded_again(sim: ModuleType, n
     assert torch.equal(output(on_sim(again), "flux"), resident(kind))
 
 
-@pytest.mark.parametrize("kind", ["torchao int8", "quanto int4", "bitsandbytes nf4", "gguf Q4_K"])
+@pytest.mark.parametrize("kind", slow_if_many(["torchao int8", "quanto int4", "bitsandbytes nf4", "gguf Q4_K"]))
 @pytest.mark.parametrize("moving", [True, False])
 def test_what_is_written_into_a_part_of_a_weight_reaches_the_next_call(
     sim: ModuleType, no_garbage: None, kind: str, moving: bool
@@ -317,7 +327,9 @@ def tuned_like_resident(sim: ModuleType, pipe: FluxPipeline, twin: FluxPipeline)
 
 
 @pytest.mark.filterwarnings("ignore:`Quanto(Config|Quantizer)` is deprecated:FutureWarning")
-@pytest.mark.parametrize("library", CONFIGS)
+@pytest.mark.parametrize(
+    "library", [pytest.param(of, marks=pytest.mark.slow if of == "quanto" else ()) for of in CONFIGS]
+)
 def test_a_pipeline_that_diffusers_quantized_as_it_loaded_it_is_tuned(
     sim: ModuleType, no_garbage: None, without_gpu: None, folder: Path, library: str
 ) -> None:

@@ -14,11 +14,13 @@ from vramtune.layout import SMALL_SEGMENT_BYTES, kept_bytes, ring_bytes, round_u
 from vramtune.schema import CERTAIN, Activity, Component, Device, PlannedStage, Profile, Spread, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
-COPY_OPERATIONS = 3
-"""Host time of a group's copy, in eager operations: it waits for an event, is asked for, and records one."""
-GROUP_OPERATIONS = 6
-"""Host time of a group that is copied, with that: hooks, three more events (`benchmarks/host_overhead.py`: 106
-microseconds on a host that takes some 20 for an operation)."""
+LOAD_OPERATIONS = 2
+"""Host time of asking for a copy that stays, in eager operations: the copy, an event of its end."""
+ARRIVAL_OPERATIONS = 3
+"""The same when its group's turn comes: a wait between two events."""
+STREAM_OPERATIONS = 7
+"""The same of a group that is streamed: all that, a wait for what it overwrites, an event when that may happen to it. On a
+CPU it is 106 microseconds (`benchmarks/host_overhead.py`), where an operation takes some 20."""
 CALL_OPERATIONS = 5
 """Host time of what is done around each call of a component: events, the root's arrival."""
 

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from vramtune.layout import next_place
-from vramtune.tuner.problem import CALL_OPERATIONS, COPY_OPERATIONS, GROUP_OPERATIONS, Problem, StageProblem, Unit
+from vramtune.tuner.problem import (
+    ARRIVAL_OPERATIONS,
+    CALL_OPERATIONS,
+    LOAD_OPERATIONS,
+    STREAM_OPERATIONS,
+    Problem,
+    StageProblem,
+    Unit,
+)
 
 # Iterations simulated one by one; the others repeat the mean period of those after the warm-up, over which the
 # phase of the ring averages out.
@@ -45,7 +53,7 @@ def stage_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Re
 
 def host_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     """What the host takes to issue all iterations of a stage."""
-    once = _num_loaded(residency) * GROUP_OPERATIONS * problem.operation_seconds
+    once = _num_loaded(residency) * (LOAD_OPERATIONS + ARRIVAL_OPERATIONS) * problem.operation_seconds
     return once + stage.num_iterations * _issued_seconds(problem, stage, residency)
 
 
@@ -97,8 +105,8 @@ def _iterations(
         unit: {g for g in range(r.present, r.kept) if problem.units[unit].sizes[g]} for unit, r in residency.items()
     }
     copy_clock = clock = 0.0
-    issued = _num_loaded(residency) * COPY_OPERATIONS * problem.operation_seconds  # when the host is free
-    arrival_seconds = (GROUP_OPERATIONS - COPY_OPERATIONS) * problem.operation_seconds
+    issued = _num_loaded(residency) * LOAD_OPERATIONS * problem.operation_seconds  # when the host is free
+    arrival_seconds = ARRIVAL_OPERATIONS * problem.operation_seconds
     for _ in range(num_iterations):
         visits = []
         for unit, group, size, gpu, host, is_streamed in steps:
@@ -148,7 +156,7 @@ class _Step(NamedTuple):
 def _steps(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> list[_Step]:
     """The visits of one iteration, with the host's time for what the plan adds to them."""
     call_seconds = CALL_OPERATIONS * problem.operation_seconds
-    copy_seconds = GROUP_OPERATIONS * problem.operation_seconds
+    copy_seconds = STREAM_OPERATIONS * problem.operation_seconds
     sizes = {unit: problem.units[unit].sizes for unit in residency}
     steps = []
     for unit, group, gpu, host in stage.visits:
