@@ -5,11 +5,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 NULLCUDA := .venv-nullcuda
 RIVALS := .venv-race
+QUANTIZED := .venv-quantized
 # the tests for a GPU by themselves: they ask PyTorch for another workspace, which their process keeps
 ON_NULLCUDA = $(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
 	--numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: setup demo check fmt test proofs classes browser soak bench pictures notebooks gpu nullcuda race
+.PHONY: setup demo check fmt test proofs classes quantized browser soak bench pictures notebooks gpu nullcuda race
 
 setup: $(READY)
 
@@ -48,6 +49,13 @@ bench: setup  ## Writes dated tables to benchmarks/results/.
 
 classes: setup  ## A tiny pipeline of each family: predicted, tuned, streamed, given back. (diffusers' own: python -m benchmarks.classes)
 	$(BIN)/pytest -m classes --numprocesses=logical --maxprocesses=4 --dist=loadgroup tests/classes
+
+quantized: $(QUANTIZED)/.ready  ## Each library's and kind's quantized weights under a plan; the libraries are unpacked apart.
+	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m quantized --numprocesses=logical --maxprocesses=4 --dist=worksteal tests/quantized
+
+$(QUANTIZED)/.ready: tests/quantized/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(QUANTIZED) --requirement tests/quantized/requirements.txt
+	touch $(QUANTIZED)/.ready
 
 browser: setup  ## The HTML report in a real browser; needs Chromium (apt install chromium) and fails without.
 	$(BIN)/pytest -m browser

@@ -1,6 +1,6 @@
 """What works of each quantization library, kind by kind?
 
-    python -m benchmarks.quantized
+    PYTHONPATH=.venv-quantized python -m benchmarks.quantized    # after `make quantized`, which unpacks the libraries
 
 Quantizes the transformer of the tests' small FLUX.1 by hand in every way that they know, predicts a call, runs it under
 plans that keep everything, that bring components for their stages and that stream them, on the simulated accelerator, and holds
@@ -18,10 +18,11 @@ import torch
 from torchao.quantization import Int4WeightOnlyConfig
 
 from benchmarks.results_file import environment, table, write_result
-from tests import quantized_pipelines, tiny_pipelines
+from tests import tiny_pipelines
 from tests.offload.state import output
 from tests.offload.tuned_pipelines import held_bytes, roles, smallest_gib
-from tests.quantized_pipelines import CALL, KINDS, bring_timesteps_back, build, on_sim, packed_by_quanto, torchao_config
+from tests.quantized import pipelines as quantized_pipelines
+from tests.quantized.pipelines import CALL, KINDS, bring_timesteps_back, build, on_sim, packed_by_quanto, torchao_config
 from tests.simgpu import load
 from tests.simgpu.prediction import RATES, predicted_call
 from vramtune.offload.install import install
@@ -29,7 +30,7 @@ from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 from vramtune.units import GIB
 
-COMMAND = "python -m benchmarks.quantized"
+COMMAND = "PYTHONPATH=.venv-quantized python -m benchmarks.quantized"
 LIBRARIES = ("bitsandbytes", "gguf", "torchao", "optimum-quanto")
 PACKED: dict[str, Callable[[Any], object]] = {
     "torchao int4, packed": quantized_pipelines.of_transformer(torchao_config(Int4WeightOnlyConfig())),

@@ -2,7 +2,6 @@
 
 import functools
 import io
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +22,11 @@ from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8Bit
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig
 
-from tests import quantized_pipelines, tiny_pipelines
+from tests import tiny_pipelines
 from tests.offload.state import output, same, state_of, values
 from tests.offload.tuned_pipelines import held_bytes
-from tests.quantized_pipelines import CALL, KINDS, bring_timesteps_back, build, on_sim
+from tests.quantized import pipelines as quantized_pipelines
+from tests.quantized.pipelines import CALL, KINDS, bring_timesteps_back, build, on_sim
 from tests.simgpu import load
 from tests.simgpu.prediction import RATES, predicted_call
 from vramtune.contract import modules_of
@@ -37,30 +37,14 @@ from vramtune.profiler.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 
-FRACTIONS = (1.0, pytest.param(0.6, marks=pytest.mark.slow), 0.3)
+pytestmark = pytest.mark.quantized
+
+FRACTIONS = (1.0, 0.6, 0.3)
 """Fractions of the weights that have room."""
-ONE_OF_MANY = {
-    "gguf Q8_0",
-    "gguf Q4_0",
-    "gguf Q6_K",
-    "bitsandbytes fp4",
-    "torchao int4",
-    "torchao float8",
-    "quanto int8",
-    "quanto int4",
-    "quanto float8",
-}
-"""Kinds that are like another one, and quanto's, which compiles its operations first; `make proofs` runs them all."""
 WAITS_FOR_TABLES = {"gguf Q4_0", "gguf Q4_K", "gguf Q6_K"}
 """diffusers copies a small table to the device in each layer, and that waits behind the weights that are streamed."""
 
-
-def slow_if_many(kinds: Iterable[str]) -> list[Any]:
-    """Kinds as parameters of a test."""
-    return [pytest.param(kind, marks=pytest.mark.slow if kind in ONE_OF_MANY else ()) for kind in kinds]
-
-
-EACH_KIND = slow_if_many(KINDS)
+EACH_KIND = list(KINDS)
 BITSANDBYTES = [kind for kind in KINDS if kind.startswith("bitsandbytes")]
 
 
@@ -180,7 +164,7 @@ def test_the_bytes_of_a_quantized_pipeline_are_those_of_what_its_weights_consist
 # Tuned, then quantized
 
 
-@pytest.mark.parametrize("fraction", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
 @pytest.mark.parametrize("kind", EACH_KIND)
 def test_a_tuned_pipeline_that_is_quantized_gives_the_same_bits_and_holds_no_more(
     sim: ModuleType, no_garbage: None, kind: str, fraction: float
@@ -242,7 +226,7 @@ def test_a_tuned_quantized_pipeline_is_saved_and_loaded_again(sim: ModuleType, n
     assert torch.equal(output(on_sim(again), "flux"), resident(kind))
 
 
-@pytest.mark.parametrize("kind", slow_if_many(["torchao int8", "quanto int4", "bitsandbytes nf4", "gguf Q4_K"]))
+@pytest.mark.parametrize("kind", ["torchao int8", "quanto int4", "bitsandbytes nf4", "gguf Q4_K"])
 @pytest.mark.parametrize("moving", [True, False])
 def test_what_is_written_into_a_part_of_a_weight_reaches_the_next_call(
     sim: ModuleType, no_garbage: None, kind: str, moving: bool
@@ -327,9 +311,7 @@ def tuned_like_resident(sim: ModuleType, pipe: FluxPipeline, twin: FluxPipeline)
 
 
 @pytest.mark.filterwarnings("ignore:`Quanto(Config|Quantizer)` is deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    "library", [pytest.param(of, marks=pytest.mark.slow if of == "quanto" else ()) for of in CONFIGS]
-)
+@pytest.mark.parametrize("library", CONFIGS)
 def test_a_pipeline_that_diffusers_quantized_as_it_loaded_it_is_tuned(
     sim: ModuleType, no_garbage: None, without_gpu: None, folder: Path, library: str
 ) -> None:
