@@ -164,7 +164,7 @@ def test_the_bytes_of_a_quantized_pipeline_are_those_of_what_its_weights_consist
 # Tuned, then quantized
 
 
-@pytest.mark.parametrize("fraction", [0.3, 1.0])
+@pytest.mark.parametrize("fraction", [0.4, 1.0])  # with less, torchao's float8 finds no room for a layer's copy
 @pytest.mark.parametrize("kind", EACH_KIND)
 def test_a_tuned_pipeline_that_is_quantized_gives_the_same_bits_and_holds_no_more(
     sim: ModuleType, no_garbage: None, kind: str, fraction: float
