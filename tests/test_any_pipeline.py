@@ -93,11 +93,15 @@ def that_calls_a_child(pipe):
 
 KINDS = [
     with_safety_checker,
-    with_a_tiling_that_fails,
-    that_calls_a_child,
     *(
         pytest.param(kind, marks=pytest.mark.slow)
-        for kind in (with_an_empty_buffer, that_needs_a_prompt, that_offloads_itself)
+        for kind in (
+            with_a_tiling_that_fails,
+            that_calls_a_child,
+            with_an_empty_buffer,
+            that_needs_a_prompt,
+            that_offloads_itself,
+        )
     ),
 ]
 

@@ -41,7 +41,9 @@ def seconds_and_peak(name: str, pipe: object) -> tuple[float, int]:
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own code
-@pytest.mark.parametrize("ratio", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize(
+    "ratio", [pytest.param(0.3, marks=pytest.mark.slow), 1.0, pytest.param(4.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["aura_flow", "hunyuan_dit", "stable_audio"])
 def test_a_pipeline_that_waits_for_small_copies_in_every_step_is_as_fast_as_predicted(
     sim: ModuleType, no_garbage: None, name: str, ratio: float

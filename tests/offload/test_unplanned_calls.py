@@ -42,7 +42,9 @@ def assert_equal(got: Any, want: Any) -> None:
     assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3", "wan"])
+@pytest.mark.parametrize(
+    "name", ["sdxl", "flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd15", "sd3", "wan"))]
+)
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_fewer_or_more_steps_than_planned_give_the_untuned_output(name: str, num_steps: int) -> None:
     same(name, lambda pipe: tiny_pipelines.run(pipe, name, num_inference_steps=num_steps))

@@ -56,7 +56,9 @@ def test_bfloat16_gives_the_cpus_numbers_bit_for_bit(sim: ModuleType, name: str)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "resident"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("sdxl", "flux", "wan") else pytest.mark.slow) for name in NAMES]
+)
 def test_stock_modes_run_unchanged(sim: ModuleType, name: str, mode: str) -> None:
     assert torch.equal(second_call(name, mode).output, on_cpu(name))
 
