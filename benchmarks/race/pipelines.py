@@ -41,6 +41,14 @@ Built = tuple[DiffusionPipeline, dict[str, Any]]
 """A pipeline on the host, and what it is called with."""
 
 
+def t5(model: Any, config: Any) -> Any:
+    """An encoder of T5's kind at 40% of its size."""
+    made = config(
+        d_model=768, d_ff=2048, d_kv=64, num_heads=12, num_layers=24, feed_forward_proj="gated-gelu", vocab_size=32128
+    )
+    return unwritten(lambda: model(made))
+
+
 def flux(num_heads: int) -> Built:
     """Like FLUX.1: a transformer of two kinds of blocks, T5 at 40% of its size, 512 x 512 pixels."""
     transformer = FluxTransformer2DModel
@@ -49,19 +57,7 @@ def flux(num_heads: int) -> Built:
         vae=image_vae(latent_channels=16),
         text_encoder=clip(CLIPTextModel, width=256, num_layers=6),
         tokenizer=None,
-        text_encoder_2=unwritten(
-            lambda: T5EncoderModel(
-                T5Config(
-                    d_model=768,
-                    d_ff=2048,
-                    d_kv=64,
-                    num_heads=12,
-                    num_layers=24,
-                    feed_forward_proj="gated-gelu",
-                    vocab_size=32128,
-                )
-            )
-        ),
+        text_encoder_2=t5(T5EncoderModel, T5Config),
         tokenizer_2=None,
         transformer=unwritten(
             lambda: transformer(
@@ -120,19 +116,7 @@ def wan() -> Built:
             prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
         ),
         vae=unwritten(lambda: vae(base_dim=48, z_dim=16)),
-        text_encoder=unwritten(
-            lambda: UMT5EncoderModel(
-                UMT5Config(
-                    d_model=768,
-                    d_ff=2048,
-                    d_kv=64,
-                    num_heads=12,
-                    num_layers=24,
-                    feed_forward_proj="gated-gelu",
-                    vocab_size=32128,
-                )
-            )
-        ),
+        text_encoder=t5(UMT5EncoderModel, UMT5Config),
         tokenizer=None,
         transformer=unwritten(
             lambda: transformer(

@@ -24,7 +24,7 @@ def empty(make: Callable[[], Module], *, dtype: torch.dtype) -> Module:
 
 
 class NothingDrawn(TorchFunctionMode):
-    """While entered, no random values are drawn for weights: on the meta device that is a quarter of what building takes."""
+    """While entered, no random values are drawn for weights: on the meta device Python does that, as slowly as it does the rest."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}

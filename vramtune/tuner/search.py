@@ -34,8 +34,8 @@ def choose_plan(
 ) -> Plan:
     """The fastest plan that stays under the budget, less a margin for what the prediction may miss (a share of it).
 
-    A permission is used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`. Raises `UsageError` for a budget above the card or an unknown permission, and
-    `BudgetError` if nothing fits.
+    A permission is used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`.
+    Raises `UsageError` for a budget above the card or an unknown permission, and `BudgetError` if nothing fits.
     """
     check(profile.device, asked_bytes, allow)
     budget = Budget.on(profile.device, asked_bytes, margin_fraction=margin_fraction)
