@@ -28,7 +28,7 @@ Place = tuple[str, str, int]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", nargs="?", type=Path, default=max(RESULTS.glob("race_*.json"), default=None))
+    parser.add_argument("path", nargs="?", type=Path, default=max(RESULTS.glob("race_2*.json"), default=None))
     path = parser.parse_args().path
     rows = load(path)
     known, chosen = bases(rows), best(rows)
