@@ -51,7 +51,7 @@ classes: setup  ## A tiny pipeline of each family: predicted, tuned, streamed, g
 	$(BIN)/pytest -m classes --numprocesses=logical --maxprocesses=4 --dist=loadgroup tests/classes
 
 quantized: $(QUANTIZED)/.ready  ## Each library's and kind's quantized weights under a plan; the libraries are unpacked apart.
-	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m quantized --numprocesses=logical --maxprocesses=4 --dist=worksteal tests/quantized
+	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m "quantized and not gpu" --numprocesses=logical --maxprocesses=4 --dist=worksteal tests/quantized
 
 $(QUANTIZED)/.ready: tests/quantized/requirements.txt $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(QUANTIZED) --requirement tests/quantized/requirements.txt
@@ -69,8 +69,9 @@ pictures: setup  ## Remakes docs/img/.
 notebooks: setup  ## Runs the notebooks again and keeps their outputs.
 	$(BIN)/python -m notebooks.remake
 
-gpu: setup  ## The tests that need a CUDA GPU, which fail without one, then real models on it.
-	$(BIN)/pytest -m gpu
+gpu: setup $(QUANTIZED)/.ready  ## The tests that need a CUDA GPU, which fail without one, then real models on it.
+	$(BIN)/pytest -m "gpu and not quantized"
+	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m "gpu and quantized" tests/quantized
 	$(BIN)/python -m benchmarks.on_gpu
 
 nullcuda: $(NULLCUDA)/.ready  ## PyTorch's real CUDA code without a GPU (tests/nullcuda): its own tests, and those that need a GPU.

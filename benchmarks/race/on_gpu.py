@@ -40,7 +40,7 @@ with mock.patch.object(torch.cuda, "is_available", return_value=True):  # asking
 SMALL = "small-"
 MODELS = (*catalog.names(), *(SMALL + name for name in PIPELINES))
 NAMES = [name for name in CONTESTANTS if name not in ("resident", "vramtune-told", "sequential")]
-SHARES_TOLD = (1.1, 0.5)
+SHARES_TOLD = (1.25, 0.5)
 """Of what is allocated for activations with all weights and the whole card's memory; the second, because with little memory
 kernels make do with less."""
 PATIENCE_SECONDS = 150

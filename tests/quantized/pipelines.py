@@ -199,14 +199,19 @@ def of_transformer(quantize: Callable[[nn.Module], object]) -> Callable[[FluxPip
     return lambda pipe: quantize(pipe.transformer)
 
 
-def on_sim(pipe: FluxPipeline) -> FluxPipeline:
-    """All of the pipeline on the simulated GPU, brought there by its libraries."""
+def on_device(pipe: FluxPipeline, device: str) -> FluxPipeline:
+    """All of the pipeline on a device, brought there by its libraries."""
     for component in modules_of(pipe).values():
-        nn.Module.to(component, "sim")
+        nn.Module.to(component, device)
         for layer in component.modules():
             if isinstance(layer, bitsandbytes.nn.Linear8bitLt):  # whose statistics `to` leaves behind
-                layer.weight.CB, layer.weight.SCB = layer.weight.data, layer.weight.SCB.to("sim")
+                layer.weight.CB, layer.weight.SCB = layer.weight.data, layer.weight.SCB.to(device)
     return pipe
+
+
+def on_sim(pipe: FluxPipeline) -> FluxPipeline:
+    """All of the pipeline on the simulated GPU."""
+    return on_device(pipe, "sim")
 
 
 def bring_timesteps_back(pipe: FluxPipeline) -> None:
