@@ -12,13 +12,13 @@ import optimum.quanto
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
-from optimum.quanto.tensor.weights.tinygemm import TinyGemmWeightQBitsTensor
 from torch import nn
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
 
 from tests import tiny_pipelines
 from tests.simgpu import load
 from vramtune.contract import modules_of
+from vramtune.plain_tensors import PACKED_FOR_ONE
 
 CALL = {"prompt": "a photo of a cat", "num_inference_steps": 2, "output_type": "pt"} | tiny_pipelines.CALL["flux"]
 
@@ -165,8 +165,7 @@ def quanto(weights: Any) -> Callable[[nn.Module], None]:
         optimum.quanto.quantize(module, weights=weights, include="*transformer_blocks*")
         optimum.quanto.freeze(module)
         for layer in module.modules():
-            if isinstance(weight := getattr(layer, "weight", None), TinyGemmWeightQBitsTensor):  # packed for the CPU
-                layer.weight = nn.Parameter(weight.weight_qbits_tensor())
+            unpack(layer)  # 4 bits are packed for the CPU
 
     return quantize
 
@@ -200,13 +199,22 @@ def of_transformer(quantize: Callable[[nn.Module], object]) -> Callable[[FluxPip
 
 
 def on_device(pipe: FluxPipeline, device: str) -> FluxPipeline:
-    """All of the pipeline on a device, brought there by its libraries."""
+    """All of the pipeline on a device, brought there by its libraries, in the order of bytes that it has on the CPU."""
     for component in modules_of(pipe).values():
         nn.Module.to(component, device)
         for layer in component.modules():
             if isinstance(layer, bitsandbytes.nn.Linear8bitLt):  # whose statistics `to` leaves behind
                 layer.weight.CB, layer.weight.SCB = layer.weight.data, layer.weight.SCB.to(device)
+            unpack(layer)
     return pipe
+
+
+def unpack(layer: nn.Module) -> None:
+    """Undo what quanto does where a device has kernels of its own: another order of bytes, and another product."""
+    weight: Any = getattr(layer, "weight", None)
+    if type(weight).__name__.startswith(PACKED_FOR_ONE):
+        bits = hasattr(weight, "weight_qbits_tensor")
+        layer.weight = nn.Parameter(weight.weight_qbits_tensor() if bits else weight.weight_qbytes_tensor(), False)
 
 
 def on_sim(pipe: FluxPipeline) -> FluxPipeline:
