@@ -11,15 +11,14 @@ model is built once, and each run is a process forked from that one. Writes `ben
 """
 
 import argparse
-import json
 import os
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby, product
+from dataclasses import replace
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -31,8 +30,9 @@ with mock.patch.object(torch.cuda, "is_available", return_value=True):  # asking
     from benchmarks.race import pipelines
     from benchmarks.race.calls import Task, outcome
     from benchmarks.race.fork import forked
+    from benchmarks.race.gpu_rows import Result, Run
     from benchmarks.race.names import CONTESTANTS, PIPELINES
-    from benchmarks.results_file import environment, result_path, table, write_result
+    from benchmarks.results_file import environment, result_path, write_result
     from vramtune import catalog
     from vramtune.machine.live import live_device
     from vramtune.units import GIB
@@ -47,56 +47,6 @@ SHARES_TOLD = (1.25, 0.5)
 """Of what is allocated for activations with all weights and the whole card's memory; the second, because with little memory
 kernels make do with less."""
 PATIENCE_SECONDS = 150
-LEGEND = """
-Everyone in a process of its own; the allocator is refused what exceeds the cap less the context, and what tells a program
-how much memory its GPU has tells it the cap. Weights are random, shapes, dtypes and kernels are the real model's.
-*Seconds*: a steady call's, wall clock, from an idle GPU until it is idle again. *Peak*: most reserved by PyTorch's
-allocator in the first or the steady call, and the context. *Page-locked*: by PyTorch's allocator and `cudaHostRegister`. *Told*: the share of
-what activations took on the whole card that was told to those who must be told. *Predicted* is an estimate from this GPU's
-measured rates; all else is measured. The best of each contestant's settings; what every run showed is in the JSON.
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A contestant on a model under a cap."""
-
-    model: str
-    cap_bytes: int | None
-    """None: the whole card."""
-    contestant: str
-    knob: str = ""
-    share_told: float | None = None
-    """None for those who need not be told."""
-    found: dict[str, Any] = field(default_factory=dict, compare=False)
-    """As `calls.py` has it."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why it did not run, or None."""
-        failed = self.found.get("failed")
-        return f"{self.found.get('step', 'start')}: {failed}" if failed else None
-
-    @property
-    def title(self) -> str:
-        """The contestant and its settings."""
-        settings = [self.knob] if self.knob else []
-        settings += [f"told {self.share_told:g}"] if self.share_told else []
-        return CONTESTANTS[self.contestant].title + (f" ({', '.join(settings)})" if settings else "")
-
-    @property
-    def peak_bytes(self) -> int:
-        """Of the process."""
-        return int(max(self.found[counted]["used_peak_bytes"] for counted in ("first_counters", "counters")))
-
-    @property
-    def activation_bytes(self) -> int:
-        """Allocated at most beyond all weights, of a resident run."""
-        return int(self.found["allocated_peak_bytes"] - sum(self.found["weights"].values()))
-
-    @property
-    def rank(self) -> tuple[bool, float]:
-        return (True, 0.0) if self.reason else (False, self.found["seconds"])
 
 
 class CappedCard:
@@ -187,14 +137,26 @@ def main() -> None:
     gpu = forked(facts, {})
     name = "race_on_gpu_" + re.sub(r"\W+", "_", gpu["name"]).strip("_").lower()
     path = result_path(name).with_suffix(".json")
-    runs = [Run(**each) for each in json.loads(path.read_text())] if path.exists() else []
+    command = " ".join(["python -m benchmarks.race.on_gpu", *sys.argv[1:]])
+    result = replace(Result.load(path) if path.exists() else Result(header=[]), header=header(gpu, options.steps))
+    result.commands.append(command)
     for model in options.models:
-        for run in raced(model, options, gpu["context_bytes"], runs):
-            runs.append(run)
-            tqdm.write(f"{model}, {run.cap_bytes or 0:_} bytes, {run.title}: {run.reason or run.found['seconds']}")
-            path.write_text("[\n" + ",\n".join(json.dumps(asdict(each)) for each in runs) + "\n]\n")
-            written = write_result(name, report(runs, gpu, options))
-    print(written.read_text(), path, written, sep="\n")
+        for run in raced(model, options, gpu["context_bytes"], result.runs):
+            result.runs.append(run)
+            tqdm.write(f"{model}, {run.cap_bytes or 0:_} bytes, {run.title}: {run.reason or run.seconds}")
+            result.save(path)
+            write_result(name, result.report())
+    print(*result.report(), path, sep="\n")
+
+
+def header(gpu: dict[str, Any], num_steps: int) -> list[str]:
+    """The tables' first lines, but the commands."""
+    return [
+        f"# The race on {gpu['name']}, measured",
+        "",
+        *environment("python -m benchmarks.race.on_gpu", gpu=gpu["name"]),
+        f"- {num_steps} steps; context {gpu['context_bytes'] / GIB:.2f} GiB; {gpu['link'] / 1e9:.1f} GB/s to the GPU.",
+    ]
 
 
 def facts(_: Task) -> dict[str, Any]:
@@ -253,61 +215,6 @@ def entries(model: str, options: argparse.Namespace, context_bytes: int, residen
             yield replace(run, share_told=share, found={})
         elif share == SHARES_TOLD[0]:
             yield run
-
-
-HEADER = [
-    "contestant", "seconds", "x resident", "first call, s", "set-up, s", "peak GiB", "page-locked GiB", "cudaMallocs",
-    "predicted, s", "predicted peak GiB",
-]  # fmt: skip
-
-
-def report(runs: list[Run], gpu: dict[str, Any], options: argparse.Namespace) -> list[str]:
-    """The file's lines."""
-    command = " ".join(["python -m benchmarks.race.on_gpu", *sys.argv[1:]])
-    lines = [
-        f"# The race on {gpu['name']}, measured",
-        "",
-        *environment(command, gpu=gpu["name"]),
-        f"- {options.steps} steps; context {gpu['context_bytes'] / GIB:.2f} GiB; {gpu['link'] / 1e9:.1f} GB/s to the GPU.",
-        LEGEND,
-    ]
-    resident = {run.model: run for run in runs if run.contestant == "resident" and not run.reason}
-    capped = [run for run in runs if run.cap_bytes and run.model in resident]
-    order = list(dict.fromkeys(run.model for run in runs))
-    capped.sort(key=lambda run: (order.index(run.model), -(run.cap_bytes or 0), run.rank))
-    for (model, cap_bytes), group in groupby(capped, key=lambda run: (run.model, run.cap_bytes)):
-        best: dict[str, Run] = {}
-        for run in group:
-            best.setdefault(run.contestant, run)
-        base = resident[model]
-        lines += [
-            f"## {model}, {(cap_bytes or 0) / GIB:.2f} GiB",
-            "",
-            f"Resident {base.found['seconds']:.3f} s, {base.peak_bytes / GIB:.2f} GiB, on the whole card.",
-            "",
-            *table(HEADER, [cells(run, base) for run in best.values() if not run.reason]),
-            "",
-            *(f"- Did not run: {run.title}: {run.reason}" for run in best.values() if run.reason),
-            "",
-        ]
-    return lines
-
-
-def cells(run: Run, resident: Run) -> list[str]:
-    """One line of a table."""
-    found, predicted = run.found, run.found.get("predicted")
-    return [
-        run.title,
-        f"{found['seconds']:.3f}",
-        f"{found['seconds'] / resident.found['seconds']:.2f}",
-        f"{found['first_seconds']:.2f}",
-        f"{found['setup_seconds']:.1f}",
-        f"{run.peak_bytes / GIB:.2f}",
-        f"{found['counters']['pinned_bytes'] / GIB:.2f}",
-        str(found["counters"]["num_mallocs"]),
-        f"{predicted['seconds']:.3f}" if predicted else "",
-        f"{predicted['peak_bytes'] / GIB:.2f}" if predicted else "",
-    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes docs/race.md and its two plots of the newest result file.
+"""Makes docs/race.md and its two plots of the newest result files, the simulated card's and the GPUs'.
 
 .venv/bin/python -m benchmarks.race.page
 .venv/bin/python -m benchmarks.race.page benchmarks/results/race_2026-11-26.json
@@ -13,10 +13,12 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
+from benchmarks.race.gpu_rows import Result, Run
 from benchmarks.race.names import CONTESTANTS, OURS, PIPELINES
 from benchmarks.race.report import REQUIREMENTS, WHAT_THE_CLOCK_CANNOT_SAY, load, name_of, not_tried, place_of
 from benchmarks.race.rows import LINKS, NUM_STEPS, Base, Row, bases, best
 from benchmarks.results_file import RESULTS, table
+from vramtune.units import GIB
 
 DOCS = Path(__file__).parents[2] / "docs"
 WITHIN = 0.005
@@ -82,6 +84,7 @@ def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, l
         "",
         *failures(rows),
         "",
+        *on_gpus(),
         *method(known),
     ]
 
@@ -138,6 +141,62 @@ def failures(rows: list[Row]) -> list[str]:
             reason = row.reason.partition(" Tried to allocate")[0]
             places[CONTESTANTS[row.key.contestant].title, reason].append(f"{row.key.pipeline} {row.key.percent}%")
     return [f"- {title}: {', '.join(dict.fromkeys(where))}: {reason}" for (title, reason), where in places.items()]
+
+
+def on_gpus() -> Iterator[str]:
+    """The same between real clocks."""
+    for path in sorted(RESULTS.glob("race_on_gpu_*.json")):
+        result = Result.load(path)
+        yield result.header[0].replace("# The race on", "## With real clocks:")
+        yield ""
+        yield paragraph(
+            "Everyone in a process of its own; PyTorch's allocator is refused what exceeds the cap less the context. Random "
+            "weights, real shapes, dtypes and kernels; seconds of a steady call, wall clock, one run each on a host "
+            "whose pace changes: a tenth more or less means nothing. The link is a data centre's: on a desktop's, copies weigh two to four times as much. "
+            "`fp16-vae-` is a VAE that stays in float16, as people have it: with SDXL's own, which the pipeline casts to "
+            "float32 for the decode, whoever hooks its layers fails. "
+            f"[All tables](../benchmarks/results/{path.with_suffix('.md').name}), and what was predicted."
+        )
+        yield from ["", *result.header[4:], ""]
+        header = ["model, cap", "resident, s", "vramtune, s", "fastest other, s", "which", "vramtune by it"]
+        header += ["page-locked GiB", "other's"]
+        yield from table(header, [gpu_summary(runs, resident) for runs, resident in result.places()])
+        yield ""
+        for runs, _ in result.places():
+            failed = [f"{run.title} ({cause(run)})" for run in runs if run.reason]
+            if failed:
+                yield f"- Did not run at {gpu_place(runs[0])}: {'; '.join(failed)}."
+            lacking = [CONTESTANTS[name].title for name in RIVALS_OF_OURS if name not in {r.contestant for r in runs}]
+            if lacking:
+                yield f"- Not tried at {gpu_place(runs[0])}, so that one of them may be faster: {', '.join(lacking)}."
+        yield ""
+
+
+def gpu_place(run: Run) -> str:
+    """Model and cap."""
+    return f"{run.model}, {(run.cap_bytes or 0) / GIB:g} GiB"
+
+
+def gpu_summary(runs: list[Run], resident: Run) -> list[str]:
+    """One line: ours and the fastest other."""
+    ours = next((run for run in runs if run.contestant == "vramtune" and not run.reason), None)
+    other = next((run for run in runs if run.contestant != "vramtune" and not run.reason), None)
+    both = [ours, other]
+    locked = [f"{run.found['counters']['pinned_bytes'] / GIB:.1f}" if run else "" for run in both]
+    return [
+        gpu_place(runs[0]),
+        f"{resident.seconds:.2f}",
+        f"{ours.seconds:.2f}" if ours else "did not run",
+        *((f"{other.seconds:.2f}", other.title) if other else ("none ran", "")),
+        f"{ours.seconds / other.seconds:.2f}" if ours and other else "",
+        *locked,
+    ]
+
+
+def cause(run: Run) -> str:
+    """Why it did not run, in a few words."""
+    reason = run.reason or ""
+    return "out of memory" if "OutOfMemoryError" in reason else reason.partition(": ")[2].partition(" Tried")[0]
 
 
 def method(known: dict[tuple[str, str], Base]) -> Iterator[str]:
