@@ -82,6 +82,25 @@ def test_out_of_memory_for_a_components_inputs_counts_for_its_own_stage(
         assert runtime.measured.num_out_of_memory == 1
 
 
+@pytest.mark.parametrize(
+    ("message", "lost_bytes"),
+    [("sim out of memory. Tried to allocate 2.00 KiB.", 2048), ("CUDA out of memory. Tried to allocate 3 bytes", 3)],
+)
+def test_the_weights_give_up_what_was_asked_for_in_vain(sim: ModuleType, message: str, lost_bytes: int) -> None:
+    failures = [torch.OutOfMemoryError(message)] * 2
+
+    def fail(*_: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    with tuned("flux", 0.6) as (pipe, runtime):
+        handle = pipe.transformer.transformer_blocks[1].register_forward_hook(fail)
+        tiny_pipelines.run(pipe, "flux")
+        handle.remove()
+        assert runtime.overrun_bytes == {"transformer": 2 * lost_bytes}
+        assert runtime.measured.num_out_of_memory == 2
+
+
 def test_a_call_that_is_run_again_draws_the_same_random_numbers(sim: ModuleType) -> None:
     drawn = []
 
@@ -139,7 +158,7 @@ def test_a_convolution_without_an_engine_is_run_again_if_memory_was_refused(
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
     def run() -> object:
-        return with_room(call, lambda: True, device=torch.device("sim"))
+        return with_room(call, lambda _: True, device=torch.device("sim"))
 
     if lacks_memory:
         assert run() == "done"
@@ -181,14 +200,14 @@ def test_a_call_that_runs_out_of_memory_is_run_again_while_room_can_be_made(erro
             raise error
         return "done"
 
-    def make_room() -> bool:
+    def make_room(_: int | None) -> bool:
         made.append(1)
         return True
 
     assert with_room(call, make_room, device=torch.device("cpu")) == "done"
     made.clear()
     with pytest.raises(type(error)) as raised:
-        with_room(call, lambda: False, device=torch.device("cpu"))
+        with_room(call, lambda _: False, device=torch.device("cpu"))
     assert raised.value is error
 
 
@@ -201,7 +220,7 @@ def test_room_that_cannot_be_made_for_lack_of_memory_is_made_by_giving_up_more()
             raise torch.OutOfMemoryError("for the test")
         return "done"
 
-    def make_room() -> bool:
+    def make_room(_: int | None) -> bool:
         attempts.append("room")
         if attempts.count("room") < 3:
             raise torch.OutOfMemoryError("what stays finds no place")
@@ -225,7 +244,7 @@ def test_room_that_can_never_be_made_ends_with_the_calls_own_error_any_other_at_
     def call() -> None:
         raise torch.OutOfMemoryError("for the test")
 
-    def make_room() -> bool:
+    def make_room(_: int | None) -> bool:
         raise failure
 
     with pytest.raises(RuntimeError, match=seen) as raised:

@@ -36,10 +36,10 @@ class ComponentCalls:
             self._conductor.inputs[component] = brought
             return original(*args_there, **kwargs_there)
 
-        def make_room() -> bool:
+        def make_room(asked_bytes: int | None) -> bool:
             self._meter.ran_out_of_memory()
             put_generators_back()
-            return self._conductor.make_room(component, method)
+            return self._conductor.make_room(component, method, asked_bytes)
 
         def call() -> Any:
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vramtune.layout import round_up, segment_bytes
 from vramtune.offload.binding import (
     Binding,
     BoundComponent,
@@ -35,7 +36,7 @@ from vramtune.schema import call_name
 logger = logging.getLogger(__name__)
 
 FIRST_CUT_FRACTION = 1 / 8
-"""Share of a stage's weights that makes room after the first out of memory; twice as much each further time."""
+"""Share of a stage's weights that makes room after an out of memory that does not say what was asked for."""
 
 
 class Conductor:
@@ -173,13 +174,14 @@ class Conductor:
     # ------------------------------------------------------------------------------------------------
     # Weights that change, memory that does not suffice
 
-    def make_room(self, component: BoundComponent, method: str) -> bool:
-        """Give the weights less in the stage of a call that ran out of memory; False if they can take no less."""
-        return self._make_room(self._position_for(component, method).stage)
+    def make_room(self, component: BoundComponent, method: str, asked_bytes: int | None) -> bool:
+        """Give the weights less in the stage of a call that asked for bytes in vain; False if they can take no less."""
+        return self._make_room(self._position_for(component, method).stage, asked_bytes)
 
-    def make_room_here(self) -> bool:
+    def make_room_here(self, asked_bytes: int | None) -> bool:
         """Give the weights less where the pipeline is, one of whose own lines ran out of memory; False if they cannot."""
-        return self._make_room(None if self._position is None else self._position.stage) or self.make_way()
+        stage = None if self._position is None else self._position.stage
+        return self._make_room(stage, asked_bytes) or self.make_way()
 
     def make_way(self, num_bytes: int | None = None) -> bool:
         """Let resident groups give way off the plan; False if they can take no less.
@@ -195,7 +197,8 @@ class Conductor:
         self._refit()
         return resident_bytes(self.binding.placements) < before
 
-    def _make_room(self, stage: int | None) -> bool:
+    def _make_room(self, stage: int | None, asked_bytes: int | None) -> bool:
+        """Let the weights give up what was asked for in vain, which is never less than what is missing; then twice as much."""
         self._close()
         self._evict(set())
         if let_go_of_workspaces(self.device, self.workspace_bytes):
@@ -204,7 +207,11 @@ class Conductor:
             return self.make_way()
         placements = self.binding.placements
         held = held_bytes(placements, stage)
-        wanted = max(2 * self.overrun_bytes[stage], int(FIRST_CUT_FRACTION * held), 1)
+        if asked_bytes is None:
+            first = int(FIRST_CUT_FRACTION * held)
+        else:
+            first = segment_bytes(round_up(asked_bytes)) if self.device.type == "cuda" else asked_bytes
+        wanted = max(2 * self.overrun_bytes[stage], first, 1)
         least = planned_bytes(self.plan, stage) - held + wanted
         self.overrun_bytes[stage] = max(wanted, least)
         self._refit()

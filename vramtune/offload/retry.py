@@ -1,6 +1,8 @@
 """Out of memory inside a component's call: make room, and run that call again."""
 
 import logging
+import math
+import re
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from vramtune.offload.groups import num_writes
+from vramtune.units import GIB, MIB
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +25,11 @@ NO_ENGINE = "unable to find an engine to execute this computation"
 """A convolution's message where every engine of cuDNN lacked memory for its workspace, or none supports the dtype."""
 
 
-MOST_CUTS = 8
-"""Times that weights give up more before the next attempt: an eighth of them, doubled so often, is more than all."""
+ASKED = re.compile(r"Tried to allocate ([0-9.]+) (bytes|[KMG]iB)")
+"""What PyTorch's allocators say (`format_size` in `c10/util/Exception.h`'s callers), rounded to two digits."""
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": MIB, "GiB": GIB}
+MOST_CUTS = 16
+"""Times that weights give up more before the next attempt: 2 MiB, doubled so often, is more than all."""
 NO_MORE_ROOM = "vramtune: no more weights can be taken off the GPU; only a larger budget or a smaller call helps."
 NOT_REPEATABLE = (
     "vramtune: the call was not run again, because its callbacks, or inputs that it changed, would see that; the next call "
@@ -33,13 +39,15 @@ NOT_REPEATABLE = (
 
 def with_room(
     call: Callable[[], Any],
-    make_room: Callable[[], bool],
+    make_room: Callable[[int | None], bool],
     *,
     device: torch.device,
     name: str = "call",
     is_repeatable: Callable[[], bool] = lambda: True,
 ) -> Any:
     """Return what `call` returns; where device memory runs out, make room and call again.
+
+    `make_room` is told how many bytes were asked for in vain, or None where the error does not say.
 
     When `make_room` can make no more, or the call cannot be repeated because it changed what it works on, the last error
     is raised, with a note that says so; one that has such a note is raised at once. `name` stands for the call in the log.
@@ -56,7 +64,7 @@ def with_room(
             # The frames of the failed call hold its activations; they must be gone before it is tried again.
             traceback.clear_frames(error.__traceback__)
             failure = error.with_traceback(None)
-        if not _is_made(make_room):
+        if not _is_made(make_room, bytes_asked_for(failure)):
             failure.add_note(NO_MORE_ROOM)
             raise failure
         if not is_repeatable():
@@ -66,11 +74,11 @@ def with_room(
         logger.debug("%s ran out of memory: attempt %d with fewer weights", name, attempt)
 
 
-def _is_made(make_room: Callable[[], bool]) -> bool:
+def _is_made(make_room: Callable[[int | None], bool], num_bytes: int | None) -> bool:
     """Whether room could be made; where what keeps its place lacks memory for that as well, more is given up."""
     for _ in range(MOST_CUTS):
         try:
-            return make_room()
+            return make_room(num_bytes)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -85,6 +93,12 @@ PLAIN = ("builtins", "torch", "numpy", "PIL")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that device memory did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in OUT_OF_MEMORY_SIGNS)
+
+
+def bytes_asked_for(error: BaseException) -> int | None:
+    """What was asked for in vain, at the least; None where the error does not say."""
+    found = ASKED.search(str(error))
+    return None if found is None else math.ceil(float(found[1]) * UNITS[found[2]])
 
 
 def _has_refused(device: torch.device) -> bool:

@@ -121,7 +121,7 @@ class Runtime:
 
     def _call(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
-        with_room(self._take_in, self._conductor.make_way, device=self.device, name="taking components in")
+        with_room(self._take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
         self._limit.others_bytes = self._meter.others_bytes = others_bytes(
             self.device,
             pieces=self._pieces,
@@ -137,11 +137,11 @@ class Runtime:
             with torch.no_grad(), self._limit:
                 return method(*args, **kwargs)
 
-        def make_room() -> bool:
+        def make_room(asked_bytes: int | None) -> bool:
             self._meter.restart()
             put_generators_back()
             with self._limit:
-                return self._conductor.make_room_here()
+                return self._conductor.make_room_here(asked_bytes)
 
         result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
         self._meter.finish()
