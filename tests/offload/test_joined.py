@@ -63,4 +63,6 @@ def test_in_the_root_group_each_module_is_named_that_has_weights():
 
 
 def test_where_nothing_planned_is_left_all_joins_the_root():
-    assert join(["first", "second"], dict(Block().named_modules()), PLANNED, (), "root") == {"root": ("first", "second")}
+    assert join(["first", "second"], dict(Block().named_modules()), PLANNED, (), "root") == {
+        "root": ("first", "second")
+    }
