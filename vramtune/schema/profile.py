@@ -66,6 +66,21 @@ class WeightGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChange:
+    """By what a weight group differs from what it was when its plan was installed: LoRA came into it, say.
+
+    Of a component that the pipeline did not have then, all is one group.
+    """
+
+    component: str
+    group: str
+    more_bytes: int
+    """Bytes that came in, less those that went, in the group's flat buffer."""
+    modules: tuple[str, ...]
+    """Paths of its modules now, as a `WeightGroup` has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
     """An `nn.Module` of the pipeline and its used weights, cut into groups in execution order.
 

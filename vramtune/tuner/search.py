@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from vramtune.errors import UnknownNameError, UsageError
 from vramtune.schema import PERMISSIONS, Device, Estimate, Placement, Plan, Profile
-from vramtune.tuner.budget import Budget, nothing_fits
+from vramtune.tuner.budget import MARGIN_FRACTION, Budget, nothing_fits
 from vramtune.tuner.linear_program import solve
 from vramtune.tuner.local_search import Candidate, Judge, polish, settle
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
@@ -39,7 +39,23 @@ def choose_plan(
     """
     check(profile.device, asked_bytes, allow)
     budget = Budget.on(profile.device, asked_bytes, margin_fraction=margin_fraction)
-    choice = fastest(pose_permitted(profile, allow), budget)
+    return _fastest_plan(profile, pose_permitted(profile, allow), budget, allow)
+
+
+def plan_again(profile: Profile, plan: Plan) -> Plan:
+    """A plan for what a pipeline that is at work became, within the budget and under the permissions of its first plan.
+
+    Raises `BudgetError` if nothing fits.
+    """
+    budget = Budget(asked_bytes=plan.asked_bytes, limit_bytes=plan.budget_bytes, margin_fraction=MARGIN_FRACTION)
+    problems = {plan.permissions: pose(profile, plan.permissions)}
+    return _fastest_plan(profile, problems, budget, plan.permissions)
+
+
+def _fastest_plan(
+    profile: Profile, problems: Mapping[tuple[str, ...], Problem], budget: Budget, allow: tuple[str, ...]
+) -> Plan:
+    choice = fastest(problems, budget)
     if choice is None:
         raise nothing_fits(profile, budget, allow)
     return Plan(
