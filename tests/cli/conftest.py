@@ -29,8 +29,8 @@ class Profiler:
         self.quantized = quantize
         return ImagePipeline()
 
-    def predict_profile(self, pipe, *, call_kwargs, device, on_call):
-        self.asked |= {"call_kwargs": call_kwargs, "gpu": device.name}
+    def predict_profile(self, pipe, *, call_kwargs, device, allow, on_call):
+        self.asked |= {"call_kwargs": call_kwargs, "gpu": device.name, "allow": allow}
         on_call("unet")
         if self.error is not None:
             raise self.error

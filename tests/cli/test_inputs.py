@@ -39,7 +39,7 @@ def test_settings_go_to_the_pipeline_under_its_own_names(profiler, command):
 @EACH
 def test_settings_left_out_leave_the_pipelines_defaults(profiler, command):
     assert run(*COMMANDS[command]).exit_code == 0
-    assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060"}
+    assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060", "allow": ()}
 
 
 @EACH
@@ -144,10 +144,17 @@ def test_a_budget_above_the_card_is_refused(profiler, command):
     assert profiler.asked == {}
 
 
-@pytest.mark.parametrize("command", ["plan", "compare", "frontier"])
+@EACH
 def test_an_unknown_permission_is_refused(profiler, command):
-    refused(run(*COMMANDS[command], "--allow", "fp8"), "fp8", "vae_tiling")
+    refused(run(*COMMANDS[command], "--allow", "tf32"), "tf32", "vae_tiling")
     assert profiler.asked == {}
+
+
+@EACH
+def test_the_call_is_followed_under_what_is_allowed(profiler, command):
+    result = run(*COMMANDS[command], "--allow", "fp8_weights")
+    assert profiler.asked["allow"] == ("fp8_weights",)
+    assert (result.exit_code, "does not know" in result.stderr) == ((0, False) if command == "profile" else (2, True))
 
 
 # Saved profiles

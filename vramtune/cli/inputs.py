@@ -45,7 +45,8 @@ def profile_of(
     if is_saved(model):
         given = ["gpu"] * (gpu is not None) + ["quantize"] * bool(quantize) + [*settings]
         return _saved(Path(model), given=given, check=check, show=show)
-    return _predicted(model, device=_checked_device(gpu, check), quantize=quantize, settings=settings, show=show)
+    device = _checked_device(gpu, check)
+    return _predicted(model, device=device, quantize=quantize, settings=settings, allow=allow, show=show)
 
 
 def is_saved(model: str) -> bool:
@@ -84,7 +85,13 @@ def _checked_device(gpu: str | None, check: Callable[["Device"], None]) -> "Devi
 
 
 def _predicted(
-    model: str, *, device: "Device", quantize: Mapping[str, str], settings: Settings, show: Callable[[str], None]
+    model: str,
+    *,
+    device: "Device",
+    quantize: Mapping[str, str],
+    settings: Settings,
+    allow: Sequence[str],
+    show: Callable[[str], None],
 ) -> "Profile":
     """Build the pipeline and follow its call."""
     from vramtune import catalog
@@ -95,7 +102,9 @@ def _predicted(
 
     images = entry.images() if (entry := catalog.find(model)) else {}  # an option cannot give one
     asked = images | call_kwargs(pipe, settings)
-    return predict.predict_profile(pipe, call_kwargs=asked, device=device, on_call=lambda name: show(f"Tracing {name}"))
+    return predict.predict_profile(
+        pipe, call_kwargs=asked, device=device, allow=allow, on_call=lambda name: show(f"Tracing {name}")
+    )
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:

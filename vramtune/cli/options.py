@@ -90,7 +90,7 @@ Allow = Annotated[
         "--allow",
         metavar="NAME",
         autocompletion=_permissions,
-        help="Permit a change of the output: vae_tiling. May be repeated.",
+        help="Permit a change of the output: vae_tiling, fp8_weights. May be repeated.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

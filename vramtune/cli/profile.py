@@ -20,6 +20,7 @@ def profile(
     settings: options.Settings,
     gpu: options.Gpu = None,
     quantize: options.Quantize = None,
+    allow: options.Allow = None,
     as_json: options.Json = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write it, to be given as MODEL: FILE.json.")
@@ -38,7 +39,9 @@ def profile(
         files.check_path(save, option="--save", formats=files.JSON)
         quantized = options.quantized(quantize)
         with output.progress() as show:
-            costs = inputs.profile_of(model, gpu=gpu, quantize=quantized, settings=settings, show=show)
+            costs = inputs.profile_of(
+                model, gpu=gpu, quantize=quantized, settings=settings, allow=tuple(allow or ()), show=show
+            )
             files.write(save, costs.save, option="--save", show=show)
         from vramtune.reports import json_output, terminal
 
