@@ -169,4 +169,7 @@ def _raised(profile: Profile, overrun_bytes: Mapping[str, int]) -> Profile:
         activities = tuple(replace(a, activation_bytes=a.activation_bytes + more) for a in stage.activities)
         return replace(stage, activities=activities) if more else stage
 
-    return replace(profile, stages=tuple(map(raised, profile.stages))) if overrun_bytes else profile
+    if not overrun_bytes:
+        return profile
+    variants = (replace(variant, stages=tuple(map(raised, variant.stages))) for variant in profile.variants)
+    return replace(profile, stages=tuple(map(raised, profile.stages)), variants=tuple(variants))

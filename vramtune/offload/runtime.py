@@ -20,6 +20,7 @@ from vramtune.layout import round_up
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
+from vramtune.offload.float8 import Float8Weights
 from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
 from vramtune.offload.memory_limit import MemoryLimit, others_bytes
 from vramtune.offload.meter import Meter
@@ -39,7 +40,13 @@ class Runtime:
         self.device = device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
         self._limit = MemoryLimit(device, plan.budget_bytes - (context_bytes or 0))
-        self._binding = Binding(pipe, plan)
+        self._float8 = Float8Weights(pipe, plan)
+        try:
+            self._float8.apply()
+            self._binding = Binding(pipe, plan)
+        except BaseException:
+            self._float8.undo()
+            raise
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
         self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock)
@@ -112,6 +119,7 @@ class Runtime:
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()
+            self._float8.undo()
             self._binding.components.clear()
             self._is_removed = True
 

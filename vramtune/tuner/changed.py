@@ -20,7 +20,10 @@ def changed_profile(profile: Profile, changes: Sequence[GroupChange]) -> Profile
         more_bytes = sum(change.more_bytes for change in found if change is not None)
         return replace(component, groups=groups, parameters=_with_more(component.parameters, more_bytes))
 
-    return replace(profile, components=tuple(map(changed, profile.components))) if changes else profile
+    if not changes:
+        return profile
+    variants = (replace(each, components=tuple(map(changed, each.components))) for each in profile.variants)
+    return replace(profile, components=tuple(map(changed, profile.components)), variants=tuple(variants))
 
 
 def _changed_group(group: WeightGroup, change: GroupChange | None) -> WeightGroup:
