@@ -148,7 +148,7 @@ def traced_calls() -> Iterator[list[TracedCall]]:
         kept = map_tensors(lambda tensor: tensor.clone() if is_known(tensor) else on_meta(tensor), inputs)
         dtypes = {name: tensor.dtype for name, tensor in named_weights(target.module)}
         trace = original(target, inputs, mode, is_known=is_known, kernels=kernels)
-        is_tiled = any(call.trace.tiled is None and is_like(call.trace, trace) for call in found[-1:])
+        is_tiled = any(not call.trace.permitted and is_like(call.trace, trace) for call in found[-1:])
         found.append(TracedCall(trace=trace, inputs=kept, dtypes=dtypes, is_tiled=is_tiled and tiles(target.module)))
         return trace
 

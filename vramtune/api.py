@@ -55,7 +55,9 @@ def autotune(
             LEDITS++, which edits only what it has inverted. What they leave is counted, not what they cost.
         device: As in `enable_model_cpu_offload`.
         gpu_id: As in `enable_model_cpu_offload`.
-        allow: Names of permissions to change the output ("vae_tiling"); nothing changes it otherwise.
+        allow: Names of permissions to change the output; nothing changes it otherwise. "vae_tiling": the VAE works tile
+            by tile. "fp8_weights": denoisers' weights are stored in float8, and `remove()` gives them back as they were,
+            for which the host keeps both.
         progress: Whether a bar and one line on standard error say what is done.
 
     Returns:
@@ -85,7 +87,7 @@ def autotune(
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, _names(allow))
-    costs = _predicted(pipe, method, call_kwargs, first, gpu, progress=progress)
+    costs = _predicted(pipe, method, call_kwargs, first, gpu, allow=_names(allow), progress=progress)
     chosen = search.choose_plan(costs, asked_bytes, allow=_names(allow), margin_fraction=MARGIN_FRACTION)
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
@@ -101,6 +103,7 @@ def profile(
     call_kwargs: Mapping[str, object] | None = None,
     first: Mapping[str, Mapping[str, object]] | None = None,
     gpu: str | Device | None = None,
+    allow: str | Sequence[str] = (),
     progress: bool = True,
 ) -> Profile:
     """Predict what one call of a pipeline costs, without running it, without a GPU and without weights.
@@ -115,6 +118,8 @@ def profile(
         first: Methods that you would have called before, with their arguments, as in `autotune`.
         gpu: Name of a GPU ("RTX 4060", "H100"; `vramtune gpus` lists them), or a `Device` of your own figures. Left
             out, it is this machine's, measured.
+        allow: Permissions that plans will be allowed: "fp8_weights" has the call followed once more. "vae_tiling" is known
+            in any case.
         progress: Whether a bar on standard error says what is traced.
 
     Returns:
@@ -132,7 +137,9 @@ def profile(
 
     expect_pipeline(pipe)
     refuse_tuned(pipe)
-    return _predicted(pipe, method, call_kwargs, first, _device_of(gpu, pipe), progress=progress)
+    device = _device_of(gpu, pipe)
+    search.check(device, device.total_bytes, _names(allow))
+    return _predicted(pipe, method, call_kwargs, first, device, allow=_names(allow), progress=progress)
 
 
 def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Plan:
@@ -141,7 +148,7 @@ def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -
     Args:
         profile: What a call costs.
         vram_gb: Budget in GiB.
-        allow: Names of permissions to change the output ("vae_tiling").
+        allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
 
     Returns:
         Which weights are on the GPU in each stage, what that is predicted to cost, and why.
@@ -206,7 +213,7 @@ def compare(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()
     Args:
         profile: What a call costs.
         vram_gb: Budget in GiB.
-        allow: Names of permissions to change the output ("vae_tiling").
+        allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
 
     Returns:
         Peak, seconds and bytes copied in each mode; its `plan` is None where nothing fits.
@@ -226,7 +233,7 @@ def frontier(profile: Profile, *, allow: str | Sequence[str] = ()) -> Frontier:
 
     Args:
         profile: What a call costs.
-        allow: Names of permissions to change the output ("vae_tiling").
+        allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
 
     Returns:
         The fastest plan at each budget, and the stock modes at what they need.
@@ -313,6 +320,7 @@ def _predicted(
     first: Mapping[str, Mapping[str, object]] | None,
     device: Device,
     *,
+    allow: tuple[str, ...],
     progress: bool,
 ) -> Profile:
     from vramtune.profiler.predict import predict_profile
@@ -324,6 +332,7 @@ def _predicted(
         call_kwargs={} if call_kwargs is None else call_kwargs,
         first={} if first is None else first,
         device=device,
+        allow=allow,
     )
     if not progress:
         return predict()

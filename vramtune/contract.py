@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
-from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline
 from diffusers.modular_pipelines.components_manager import CustomOffloadHook
 from diffusers.utils import import_utils
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from transformers.utils import import_utils as transformers_utils
@@ -28,6 +29,8 @@ METHODS = ("forward", "encode", "decode")
 """The methods of a component that pipelines call."""
 CALL = "__call__"
 """The method of a pipeline that is profiled and planned unless another one is named."""
+LAYERWISE_CASTING = "layerwise_casting"
+"""The name of the hook of a layer that casts its weights: `_LAYERWISE_CASTING_HOOK` in `diffusers/hooks/layerwise_casting.py`."""
 INSTALLATION = "_vramtune_installation"
 """Attribute of a tuned pipeline's class: the installation of its plan."""
 
@@ -95,6 +98,37 @@ def switched_off_tiling(component: object) -> bool:
     `use_tiling` is set by `enable_tiling` in `diffusers/models/autoencoders/vae.py` (`AutoencoderMixin`).
     """
     return getattr(component, "use_tiling", None) is False
+
+
+def may_be_stored_in_float8(component: nn.Module) -> bool:
+    """Whether a component is a denoiser whose layers can cast their weights: a model of diffusers' that pipelines call by its
+    `forward`, with plain weights of 16 bits (`enable_layerwise_casting` in `diffusers/models/modeling_utils.py`)."""
+    if not isinstance(component, ModelMixin) or hasattr(component, "decode"):
+        return False
+    is_plain = all(type(w) in (nn.Parameter, FakeTensor) and w.is_floating_point() for w in component.parameters())
+    is_cast = any(map(is_cast_by_layers, component.modules()))
+    return is_plain and not is_cast and component.dtype in (torch.float16, torch.bfloat16)
+
+
+def store_in_float8(component: Any) -> None:
+    """Have its layers hold their weights in float8, and cast them while they run."""
+    component.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=component.dtype)
+
+
+def store_as_before(layer: Any) -> None:
+    """Have a layer cast its weights no more. diffusers refuses to take its hook off, as what float8 lost is gone: whoever
+    calls this has it.
+
+    `deinitalize_hook` in `diffusers/hooks/layerwise_casting.py`, `remove_hook` in `diffusers/hooks/hooks.py`, which leaves
+    the class's own `forward` on the instance.
+    """
+    registry, own = layer._diffusers_hook, vars(layer)
+    registry.get_hook(LAYERWISE_CASTING).deinitalize_hook = lambda module: module
+    registry.remove_hook(LAYERWISE_CASTING, recurse=False)
+    if getattr(own.get("forward"), "__func__", None) is type(layer).forward:
+        del own["forward"]
+    if not registry.hooks:
+        del layer._diffusers_hook
 
 
 def may_upcast(component: nn.Module) -> bool:
@@ -382,7 +416,7 @@ def is_cast_by_layers(module: nn.Module) -> bool:
     `_diffusers_hook` in `diffusers/hooks/hooks.py`, `layerwise_casting` in `diffusers/hooks/layerwise_casting.py`.
     """
     registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and "layerwise_casting" in registry.hooks
+    return registry is not None and LAYERWISE_CASTING in registry.hooks
 
 
 def offload_hook(module: nn.Module) -> object | None:

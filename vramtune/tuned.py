@@ -1,16 +1,19 @@
 """The handle of a tuned pipeline: what was predicted, what was measured, and the way back."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vramtune.errors import UsageError
-from vramtune.schema import Comparison, Measurement, Plan, Profile, Stage
+from vramtune.errors import BudgetError, UsageError
+from vramtune.schema import Comparison, GroupChange, Measurement, Plan, Profile, Stage
 from vramtune.schema.shown import Printer
 from vramtune.tuner import stock_modes
+from vramtune.tuner.changed import changed_profile
 from vramtune.tuner.frontier import trace_frontier
+from vramtune.tuner.search import plan_again
 from vramtune.tuner.simulate import timeline
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from vramtune.reports.cards import Card
 
 
+logger = logging.getLogger(__name__)
+
+
 class Tuned:
     """A pipeline under a plan, until `remove()` or the end of a `with` block.
 
@@ -28,11 +34,14 @@ class Tuned:
     """
 
     def __init__(self, runtime: "Runtime", profile: Profile | None) -> None:
-        self._runtime, self._made_from = runtime, profile
+        self._runtime, self._first_plan = runtime, runtime.plan
+        self._traced = self._made_from = profile
+        if profile is not None:
+            runtime.on_changed = self._plan_again
 
     @property
     def plan(self) -> Plan:
-        """The plan that is installed."""
+        """The plan at work; when weights came into the pipeline or went, the next call makes another one first."""
         return self._runtime.plan
 
     @property
@@ -109,6 +118,25 @@ class Tuned:
 
         return tuned_card(self.plan, self.measured)
 
+    def _plan_again(self, changes: Sequence[GroupChange]) -> Plan | None:
+        """A plan for the pipeline after these changes, or None where nothing fits."""
+        assert self._traced is not None
+        # Out of memory may have been for what has gone since, but to try is to run out of it again.
+        traced = _raised(self._traced, self.overrun_bytes)
+        try:
+            profile = changed_profile(traced, changes)
+            is_as_first = not changes and traced is self._traced
+            plan = self._first_plan if is_as_first else plan_again(profile, self._first_plan)
+        except BudgetError as error:
+            logger.warning(
+                "Weights came into the pipeline for which no plan fits. Calls go on with as few of the others on the GPU "
+                "as can be, and may run out of memory. %s",
+                error,
+            )
+            return None
+        self._traced, self._made_from = traced, profile
+        return plan
+
     def _known_profile(self) -> Profile:
         if self._made_from is None:
             raise UsageError(
@@ -141,4 +169,7 @@ def _raised(profile: Profile, overrun_bytes: Mapping[str, int]) -> Profile:
         activities = tuple(replace(a, activation_bytes=a.activation_bytes + more) for a in stage.activities)
         return replace(stage, activities=activities) if more else stage
 
-    return replace(profile, stages=tuple(map(raised, profile.stages)))
+    if not overrun_bytes:
+        return profile
+    variants = (replace(variant, stages=tuple(map(raised, variant.stages))) for variant in profile.variants)
+    return replace(profile, stages=tuple(map(raised, profile.stages)), variants=tuple(variants))

@@ -22,11 +22,15 @@ class Profiler:
     """Stands in for what follows a pipeline's call: remembers how it was asked."""
 
     def __init__(self):
-        self.asked = {}
+        self.asked, self.quantized = {}, None
         self.error = None
 
-    def predict_profile(self, pipe, *, call_kwargs, device, on_call):
-        self.asked |= {"call_kwargs": call_kwargs, "gpu": device.name}
+    def load(self, model, *, quantize):
+        self.quantized = quantize
+        return ImagePipeline()
+
+    def predict_profile(self, pipe, *, call_kwargs, device, allow, on_call):
+        self.asked |= {"call_kwargs": call_kwargs, "gpu": device.name, "allow": allow}
         on_call("unet")
         if self.error is not None:
             raise self.error
@@ -37,5 +41,5 @@ class Profiler:
 def profiler(monkeypatch):
     stand_in = Profiler()
     monkeypatch.setattr(predict, "predict_profile", stand_in.predict_profile)
-    monkeypatch.setattr(catalog, "load", lambda model: ImagePipeline())
+    monkeypatch.setattr(catalog, "load", stand_in.load)
     return stand_in

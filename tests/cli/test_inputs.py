@@ -5,7 +5,7 @@ from diffusers import FluxModularPipeline, LattePipeline
 
 from tests.cli.cli_runner import refused, run
 from tests.reports import examples
-from vramtune.cli import inputs
+from vramtune.cli import inputs, options
 from vramtune.errors import NoAcceleratorError, TraceError, UnknownNameError, UsageError
 from vramtune.machine import live
 
@@ -39,7 +39,41 @@ def test_settings_go_to_the_pipeline_under_its_own_names(profiler, command):
 @EACH
 def test_settings_left_out_leave_the_pipelines_defaults(profiler, command):
     assert run(*COMMANDS[command]).exit_code == 0
-    assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060"}
+    assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060", "allow": ()}
+
+
+@EACH
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--quantize", "transformer=nf4,text_encoder_2=int8"),
+        ("--quantize", "transformer=nf4", "--quantize", "text_encoder_2=int8"),
+        ("--quantize", "transformer=nf4, text_encoder_2=int8,transformer=nf4"),
+    ],
+)
+def test_components_are_quantized_as_they_are_loaded(profiler, command, given):
+    assert run(*COMMANDS[command], *given).exit_code == 0
+    assert profiler.quantized == {"transformer": "nf4", "text_encoder_2": "int8"}
+
+
+@EACH
+@pytest.mark.parametrize("given", ["nf4", "transformer=", "=nf4", "", "transformer=nf4,"])
+def test_what_does_not_say_what_is_quantized_how_is_refused(profiler, command, given):
+    refused(run(*COMMANDS[command], "--quantize", given), "--quantize", "such as transformer=nf4")
+    assert profiler.quantized is None
+
+
+def test_a_component_is_quantized_in_one_way(profiler):
+    refused(run(*COMMANDS["plan"], "--quantize", "transformer=nf4,transformer=fp4"), "twice, as nf4 and fp4")
+
+
+def test_the_weights_of_a_saved_profile_are_in_it(saved):
+    refused(run("plan", saved, "--vram-gb", "6", "--quantize", "unet=nf4"), "--quantize", "saved profile")
+
+
+def test_ways_to_quantize_are_completed_after_the_component():
+    assert options.Quantize.__metadata__[0].autocompletion("unet=n") == ["unet=nf4"]
+    assert options.Quantize.__metadata__[0].autocompletion("un") == []
 
 
 def test_a_model_that_is_given_an_image_gets_a_blank_one_of_its_cards_size(profiler):
@@ -110,10 +144,17 @@ def test_a_budget_above_the_card_is_refused(profiler, command):
     assert profiler.asked == {}
 
 
-@pytest.mark.parametrize("command", ["plan", "compare", "frontier"])
+@EACH
 def test_an_unknown_permission_is_refused(profiler, command):
-    refused(run(*COMMANDS[command], "--allow", "fp8"), "fp8", "vae_tiling")
+    refused(run(*COMMANDS[command], "--allow", "tf32"), "tf32", "vae_tiling")
     assert profiler.asked == {}
+
+
+@EACH
+def test_the_call_is_followed_under_what_is_allowed(profiler, command):
+    result = run(*COMMANDS[command], "--allow", "fp8_weights")
+    assert profiler.asked["allow"] == ("fp8_weights",)
+    assert (result.exit_code, "does not know" in result.stderr) == ((0, False) if command == "profile" else (2, True))
 
 
 # Saved profiles

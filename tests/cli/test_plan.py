@@ -116,14 +116,18 @@ def test_a_budget_above_the_card_is_refused(saved):
 
 
 def test_an_unknown_permission_is_refused(plan):
-    refused(run(*plan, "--allow", "fp8_weights"), "fp8_weights", "vae_tiling")
+    refused(run(*plan, "--allow", "tf32"), "tf32", "vae_tiling", "fp8_weights")
+
+
+def test_a_permission_that_a_saved_profile_knows_nothing_of_is_refused(plan):
+    refused(run(*plan, "--allow", "fp8_weights"), "does not know what 'fp8_weights'", "profile --allow fp8_weights")
 
 
 def test_a_permission_that_helps_is_used(tmp_path):
     profile = examples.sdxl()
     *others, decode = profile.stages
     small = replace(decode, activities=(replace(decode.activities[0], activation_bytes=GIB // 4),))
-    variant = Variant(permission="vae_tiling", stages=(*others, small))
+    variant = Variant(permissions=("vae_tiling",), stages=(*others, small))
     replace(profile, variants=(variant,)).save(tmp_path / "tiled.json")
     without = run("plan", tmp_path / "tiled.json", "--vram-gb", 2)
     assert (without.exit_code, "allow 'vae_tiling'" in " ".join(without.stdout.split())) == (3, True)

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from vramtune.offload.binding import BoundComponent, BoundPlacement, fit, held_bytes
+from vramtune.offload.binding import BoundComponent, BoundPlacement
+from vramtune.offload.fit import fit, held_bytes
 from vramtune.offload.groups import Group
 from vramtune.schema import Placement, WeightGroup
 

@@ -10,7 +10,7 @@ import torch
 from tests import tiny_pipelines
 from tests.offload.test_stream import CPU, EagerLane, make_group
 from tests.offload.tuned_pipelines import planned, tuned
-from vramtune.offload.binding import held_bytes, planned_bytes
+from vramtune.offload.fit import held_bytes, planned_bytes
 from vramtune.offload.install import install
 from vramtune.offload.memory_limit import MemoryLimit
 from vramtune.offload.stream import Passage, Ring, Traffic

@@ -255,10 +255,29 @@ def test_tiling_is_a_variant_where_it_saves_memory(device):
     pipe.vae.tile_sample_stride_height = pipe.vae.tile_sample_stride_width = 120
     profile = predict(pipe, "wan", device, height=240, width=240, num_frames=1, num_inference_steps=1)
     (variant,) = profile.variants
-    assert variant.permission == "vae_tiling"
+    assert variant.permissions == ("vae_tiling",)
     assert variant.stages[-1].activation_bytes < profile.stages[-1].activation_bytes
     assert variant.stages[:-1] == profile.stages[:-1]
     assert pipe.vae.use_tiling is False
+
+
+def test_float8_is_a_variant_where_it_is_looked_for_and_one_with_tiling(device):
+    pipe = tiny_pipelines.build("wan")
+    nn.Module.to(pipe.transformer, torch.bfloat16)
+    pipe.vae.tile_sample_min_height = pipe.vae.tile_sample_min_width = 128
+    pipe.vae.tile_sample_stride_height = pipe.vae.tile_sample_stride_width = 120
+    call = {"height": 240, "width": 240, "num_frames": 1, "num_inference_steps": 1, "prompt": "a fox"}
+    before = state_of(pipe)
+    profile = predict_profile(pipe, call_kwargs=call, device=device, allow=["fp8_weights"])
+    assert state_of(pipe) == before
+    tiled, stored, both = (profile.under(variant.permissions) for variant in profile.variants)
+    ways = [("vae_tiling",), ("fp8_weights",), ("vae_tiling", "fp8_weights")]
+    assert [variant.permissions for variant in profile.variants] == ways
+    assert profile.under(("fp8_weights", "vae_tiling")) == both
+    assert both.components == stored.components
+    assert both.stages == (*stored.stages[:-1], tiled.stages[-1])
+    assert both.component("transformer").weights.num_bytes < profile.component("transformer").weights.num_bytes
+    assert from_json(Profile, to_json(profile)) == profile
 
 
 def test_tiling_that_saves_nothing_is_not_a_variant(predicted):

@@ -134,13 +134,17 @@ def _random_blocks(shape: tuple[int, int], quant_type: gguf.GGMLQuantizationType
     return blocks.reshape(shape[0], -1)
 
 
-def write_gguf(module: nn.Module, file: Path) -> None:
-    """A file as diffusers loads it: the blocks' matrices in 8 bits, everything else in float32."""
+def write_gguf(
+    module: nn.Module,
+    file: Path,
+    type_of: Callable[[str], gguf.GGMLQuantizationType] = lambda name: gguf.GGMLQuantizationType.Q8_0,
+) -> None:
+    """A file as diffusers loads it: the blocks' matrices in the types of their names, everything else in float32."""
     writer = gguf.GGUFWriter(file, "flux")
     for name, value in module.state_dict().items():
         is_quantized = value.ndim == 2 and "transformer_blocks" in name
-        kind = gguf.GGMLQuantizationType.Q8_0 if is_quantized else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quants.quantize(value.float().numpy(), kind), raw_dtype=kind)
+        kind = type_of(name) if is_quantized else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf_bytes(value, kind).numpy(), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

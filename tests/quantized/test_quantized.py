@@ -18,7 +18,6 @@ from diffusers import (
     QuantoConfig,
     TorchAoConfig,
 )
-from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig
 
@@ -278,22 +277,6 @@ CONFIGS = {
     "torchao": lambda: PipelineQuantizationConfig(quant_mapping={"transformer": TorchAoConfig(Int8WeightOnlyConfig())}),
     "quanto": lambda: PipelineQuantizationConfig(quant_mapping={"transformer": QuantoConfig(weights_dtype="int8")}),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pipeline as it is before, saved."""
-    path = tmp_path_factory.mktemp("flux")
-    quantized_pipelines.plain().save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers loads bitsandbytes' kinds onto a GPU only, though they quantize on the CPU."""
-    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
-        monkeypatch.setattr(quantizer, "validate_environment", lambda self, *args, **kwargs: None)
-        monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: {"": "cpu"})
 
 
 def tuned_like_resident(sim: ModuleType, pipe: FluxPipeline, twin: FluxPipeline) -> None:

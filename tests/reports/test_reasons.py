@@ -16,6 +16,14 @@ SENTENCES = (
         Reason(kind="permission_used", permission="vae_tiling"),
         "Uses 'vae_tiling', which you allowed: the output changes slightly.",
     ),
+    (
+        Reason(kind="permission_used", permission="vae_tiling", num_bytes={"smallest": 3 * GIB}),
+        "Uses 'vae_tiling', which you allowed: the output changes slightly. Without it nothing fits in less than 3.00 GiB.",
+    ),
+    (
+        Reason(kind="permission_used", permission="fp8_weights", seconds={"saves": 2.5}),
+        "Uses 'fp8_weights', which you allowed: the output changes slightly. It saves 2.50 s of a call.",
+    ),
     (Reason(kind="compute_bound"), "Compute sets the pace: copies are hidden behind it, or there are none."),
     (
         Reason(

@@ -50,7 +50,7 @@ def test_component_rows_follow_the_stages_that_a_permission_brings():
     profile = examples.sdxl()
     vae = profile.component("vae")
     tiled: tuple[Stage, ...] = (*profile.stages[:-1], examples.stage("vae.decode", examples.activity(vae, 2.0, 600)))
-    profile = dataclasses.replace(profile, variants=(Variant(permission="vae_tiling", stages=tiled),))
+    profile = dataclasses.replace(profile, variants=(Variant(permissions=("vae_tiling",), stages=tiled),))
     assert component_rows(profile, permissions=("vae_tiling",))[3].activation_bytes == 600 * MIB
     assert component_rows(profile)[3].activation_bytes == 3300 * MIB
 

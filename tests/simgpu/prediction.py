@@ -79,10 +79,11 @@ def predicted_profile(name: str) -> Profile:
     return predicted_call(tiny_pipelines.build(name), kwargs | tiny_pipelines.CALL[name])
 
 
-def predicted_call(pipe: DiffusionPipeline, call_kwargs: dict[str, Any]) -> Profile:
+def predicted_call(pipe: DiffusionPipeline, call_kwargs: dict[str, Any], *, allow: tuple[str, ...] = ()) -> Profile:
     """A pipeline's call. Reserved is what is allocated, as on the simulated accelerator."""
-    profile = predict_profile(pipe, call_kwargs=call_kwargs, device=sim_device())
-    return replace(profile, stages=tuple(map(_as_allocated, profile.stages)))
+    profile = predict_profile(pipe, call_kwargs=call_kwargs, device=sim_device(), allow=allow)
+    variants = (replace(variant, stages=tuple(map(_as_allocated, variant.stages))) for variant in profile.variants)
+    return replace(profile, stages=tuple(map(_as_allocated, profile.stages)), variants=tuple(variants))
 
 
 def _as_allocated(stage: Stage) -> Stage:

@@ -319,7 +319,7 @@ def with_tiling() -> Profile:
     decode = base.stages[-1]
     call = replace(decode.activities[0], activation_bytes=30 * MIB)
     tiled = replace(decode, activities=(call,), pipeline_seconds=0.5)
-    return replace(base, variants=(Variant(permission="vae_tiling", stages=(*base.stages[:-1], tiled)),))
+    return replace(base, variants=(Variant(permissions=("vae_tiling",), stages=(*base.stages[:-1], tiled)),))
 
 
 class TestPermissions:
@@ -329,7 +329,10 @@ class TestPermissions:
     def test_one_is_used_where_nothing_fits_without_it_and_the_reasons_say_so(self) -> None:
         plan = choose_plan(with_tiling(), 100 * MIB, allow=("vae_tiling",))
         assert plan.permissions == ("vae_tiling",)
-        assert plan.reasons[0] == Reason(kind="permission_used", permission="vae_tiling")
+        with pytest.raises(BudgetError) as raised:
+            choose_plan(with_tiling(), 100 * MIB)
+        num_bytes = {"smallest": raised.value.smallest_bytes}
+        assert plan.reasons[0] == Reason(kind="permission_used", permission="vae_tiling", num_bytes=num_bytes)
         assert estimate(recall(with_tiling(), plan), plan.budget_bytes) == plan.estimate
 
     def test_the_error_names_the_one_that_would_help(self) -> None:

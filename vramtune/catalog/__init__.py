@@ -1,16 +1,18 @@
 """Pipelines to predict for, without their weights: known by name, from a folder, or from the Hub."""
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vramtune.catalog.entries import ENTRIES, Entry, find_entry
+from vramtune.catalog.quantizations import find_quantizations, quantization_names
 from vramtune.errors import UnknownNameError, UsageError
 from vramtune.paths import is_folder, is_there, user_path
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModularPipeline
 
-__all__ = ["Entry", "find", "load", "models", "names"]
+__all__ = ["Entry", "find", "load", "models", "names", "quantization_names"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATH_SIGNS = re.compile(r"[/\\~]|^\.")
@@ -26,14 +28,26 @@ def models() -> tuple[Entry, ...]:
     return ENTRIES
 
 
-def load(model: str) -> "DiffusionPipeline | ModularPipeline":
+def load(model: str, *, quantize: Mapping[str, str] | None = None) -> "DiffusionPipeline | ModularPipeline":
     """A complete pipeline whose parameters are on the meta device: they have shapes and dtypes, but no values.
 
     `model` is a name of `names()` (case and punctuation do not matter), a folder written by `save_pretrained`
     (`./sdxl` where it is named like one of these), or a Hub id such as `org/name`. A folder or Hub repository is
     read only for its configurations, tokenizers and the headers of its safetensors files; each component gets the
-    dtype of its files. Raises `UsageError` for a model that cannot be found or built.
+    dtype of its files. `quantize` says which components are quantized how, by a name of `quantization_names()`, as if
+    their libraries had loaded them: `{"transformer": "nf4"}`. None of these libraries is needed. Raises `UsageError` for
+    a model that cannot be found or built, and for a component that cannot be quantized so.
     """
+    find_quantizations(quantize or {})  # before anything takes time
+    pipe = _load(model)
+    if quantize:
+        from vramtune.catalog.quantize import quantize_components
+
+        quantize_components(pipe, quantize)
+    return pipe
+
+
+def _load(model: str) -> "DiffusionPipeline | ModularPipeline":
     # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
     entry = find(model)
     if entry is not None:

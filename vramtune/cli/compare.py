@@ -11,6 +11,7 @@ from vramtune.errors import BudgetError
 EXAMPLES = options.examples(
     "vramtune compare sdxl --vram-gb 8 --gpu 4060",
     "vramtune compare flux.1-dev --vram-gb 12 --gpu 4070 --plot modes.png",
+    "vramtune compare sdxl --vram-gb 6 --gpu 3060 --quantize unet=fp8",
     "vramtune compare profile.json --vram-gb 6 --json",
 )
 
@@ -20,6 +21,7 @@ def compare(
     vram_gb: options.VramGb,
     settings: options.Settings,
     gpu: options.Gpu = None,
+    quantize: options.Quantize = None,
     allow: options.Allow = None,
     as_json: options.Json = False,
     plot: Annotated[Path | None, options.plot_option("each mode's seconds")] = None,
@@ -35,11 +37,17 @@ def compare(
     """
     with output.exit_codes():
         budget_bytes = options.budget(vram_gb)
-        permissions = tuple(allow or ())
+        permissions, quantized = tuple(allow or ()), options.quantized(quantize)
         files.check_plot(plot)
         with output.progress() as show:
             profile = inputs.profile_of(
-                model, gpu=gpu, settings=settings, budget_bytes=budget_bytes, allow=permissions, show=show
+                model,
+                gpu=gpu,
+                quantize=quantized,
+                settings=settings,
+                budget_bytes=budget_bytes,
+                allow=permissions,
+                show=show,
             )
             show("Planning")
             plan = inputs.plan_or_error(profile, budget_bytes, permissions)

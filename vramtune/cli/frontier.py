@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EXAMPLES = options.examples(
     "vramtune frontier sdxl --gpu 4060",
     "vramtune frontier flux.1-dev --gpu 4090 --plot frontier.png",
-    "vramtune frontier wan2.1-14b --gpu 4090 --allow vae_tiling",
+    "vramtune frontier flux.1-dev --gpu 4060 --quantize transformer=nf4",
     "vramtune frontier profile.json --json",
 )
 
@@ -23,6 +23,7 @@ def frontier(
     model: options.Model,
     settings: options.Settings,
     gpu: options.Gpu = None,
+    quantize: options.Quantize = None,
     allow: options.Allow = None,
     as_json: options.Json = False,
     plot: Annotated[Path | None, options.plot_option("seconds against memory")] = None,
@@ -39,10 +40,12 @@ def frontier(
     followed.
     """
     with output.exit_codes():
-        permissions = tuple(allow or ())
+        permissions, quantized = tuple(allow or ()), options.quantized(quantize)
         files.check_plot(plot)
         with output.progress() as show:
-            profile = inputs.profile_of(model, gpu=gpu, settings=settings, allow=permissions, show=show)
+            profile = inputs.profile_of(
+                model, gpu=gpu, quantize=quantized, settings=settings, allow=permissions, show=show
+            )
             show("Planning for each budget")
             traced = _frontier_or_error(profile, permissions)
             if not isinstance(traced, BudgetError):

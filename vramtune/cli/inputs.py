@@ -26,12 +26,13 @@ def profile_of(
     model: str,
     *,
     gpu: str | None,
+    quantize: Mapping[str, str],
     settings: Settings,
     budget_bytes: int | None = None,
     allow: Sequence[str] = (),
     show: Callable[[str], None],
 ) -> "Profile":
-    """What one call costs.
+    """What one call costs; `quantize` says how which components are quantized.
 
     Raises `UsageError` before anything takes time for a budget above the GPU's memory and unknown permissions.
     """
@@ -42,8 +43,10 @@ def profile_of(
         search.check(device, device.total_bytes if budget_bytes is None else budget_bytes, allow)
 
     if is_saved(model):
-        return _saved(Path(model), given=["gpu"] * (gpu is not None) + [*settings], check=check, show=show)
-    return _predicted(model, device=_checked_device(gpu, check), settings=settings, show=show)
+        given = ["gpu"] * (gpu is not None) + ["quantize"] * bool(quantize) + [*settings]
+        return _saved(Path(model), given=given, check=check, show=show)
+    device = _checked_device(gpu, check)
+    return _predicted(model, device=device, quantize=quantize, settings=settings, allow=allow, show=show)
 
 
 def is_saved(model: str) -> bool:
@@ -58,8 +61,8 @@ def _saved(
 
     if given:
         raise UsageError(
-            f"{', '.join(f'--{name}' for name in given)}: {str(path)!r} is a saved profile; its GPU and its call are "
-            "in it. Leave that out, or name the pipeline."
+            f"{', '.join(f'--{name}' for name in given)}: {str(path)!r} is a saved profile; its GPU, its weights and its "
+            "call are in it. Leave that out, or name the pipeline."
         )
     show(f"Reading {path}")
     profile = Profile.load(user_path(path))
@@ -81,16 +84,27 @@ def _checked_device(gpu: str | None, check: Callable[["Device"], None]) -> "Devi
     return device
 
 
-def _predicted(model: str, *, device: "Device", settings: Settings, show: Callable[[str], None]) -> "Profile":
+def _predicted(
+    model: str,
+    *,
+    device: "Device",
+    quantize: Mapping[str, str],
+    settings: Settings,
+    allow: Sequence[str],
+    show: Callable[[str], None],
+) -> "Profile":
     """Build the pipeline and follow its call."""
     from vramtune import catalog
-    from vramtune.profiler import predict
 
     show(f"Building {model}")
-    pipe = catalog.load(model)
+    pipe = catalog.load(model, quantize=quantize)
+    from vramtune.profiler import predict  # after names were looked up, which takes no time
+
     images = entry.images() if (entry := catalog.find(model)) else {}  # an option cannot give one
     asked = images | call_kwargs(pipe, settings)
-    return predict.predict_profile(pipe, call_kwargs=asked, device=device, on_call=lambda name: show(f"Tracing {name}"))
+    return predict.predict_profile(
+        pipe, call_kwargs=asked, device=device, allow=allow, on_call=lambda name: show(f"Tracing {name}")
+    )
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:

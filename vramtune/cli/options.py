@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vramtune.errors import UsageError
 from vramtune.units import budget_bytes
 
 
@@ -39,6 +40,13 @@ def _permissions(incomplete: str) -> list[str]:
     return _starting(incomplete, PERMISSIONS)
 
 
+def _quantized(incomplete: str) -> list[str]:
+    from vramtune import catalog
+
+    component, sign, way = incomplete.rpartition("=")
+    return [f"{component}={name}" for name in _starting(way, catalog.quantization_names())] if sign else []
+
+
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
     """Names that begin so, whatever the case, in the case that was typed: shells keep what is there."""
     return [incomplete + name[len(incomplete) :] for name in names if name.lower().startswith(incomplete.lower())]
@@ -66,13 +74,23 @@ Gpu = Annotated[
         help='A name of `vramtune gpus`, such as "RTX 4060". Left out: this machine\'s.',
     ),
 ]
+Quantize = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantize",
+        metavar="COMPONENT=HOW",
+        autocompletion=_quantized,
+        help="As if these were quantized when they are loaded: transformer=nf4,text_encoder_2=int8. How: nf4, fp4, int8, "
+        "fp8, gguf-q8_0, gguf-q4_k_s, ... May be repeated.",
+    ),
+]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
         "--allow",
         metavar="NAME",
         autocompletion=_permissions,
-        help="Permit a change of the output: vae_tiling. May be repeated.",
+        help="Permit a change of the output: vae_tiling, fp8_weights. May be repeated.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -90,6 +108,18 @@ def budget(vram_gb: str) -> int:
     except ValueError:
         number = vram_gb
     return budget_bytes(number, name="--vram-gb")
+
+
+def quantized(given: Iterable[str] | None) -> dict[str, str]:
+    """How which components are quantized, of what was typed: several options, or one with commas."""
+    found: dict[str, str] = {}
+    for pair in (pair.strip() for option in given or () for pair in option.split(",")):
+        component, sign, way = pair.partition("=")
+        if not (component and sign and way):
+            raise UsageError(f"--quantize takes COMPONENT=HOW, such as transformer=nf4; got {pair!r}.")
+        if found.setdefault(component, way) != way:
+            raise UsageError(f"--quantize: {component} is given twice, as {found[component]} and {way}.")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EXAMPLES = options.examples(
     'vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060"',
     "vramtune plan wan2.1-14b --vram-gb 12 --gpu 4070 --allow vae_tiling",
-    "vramtune plan ./my-pipeline --vram-gb 6 --gpu 3060 --height 768 --json",
+    "vramtune plan flux.1-dev --quantize transformer=nf4 --vram-gb 8 --gpu 4060",
     "vramtune plan profile.json --vram-gb 8 --report plan.html --save plan.json",
 )
 
@@ -24,6 +24,7 @@ def plan(
     vram_gb: options.VramGb,
     settings: options.Settings,
     gpu: options.Gpu = None,
+    quantize: options.Quantize = None,
     allow: options.Allow = None,
     as_json: options.Json = False,
     plot: Annotated[Path | None, options.plot_option("memory over the call")] = None,
@@ -46,7 +47,7 @@ def plan(
     """
     with output.exit_codes():
         budget_bytes = options.budget(vram_gb)
-        permissions = tuple(allow or ())
+        permissions, quantized = tuple(allow or ()), options.quantized(quantize)
         files.check_plot(plot)
         files.check_path(save, option="--save", formats=files.JSON)
         files.check_path(report, option="--report", formats=files.HTML)
@@ -54,7 +55,13 @@ def plan(
         files.check_apart({"MODEL": Path(model), "--save": save, "--trace": trace})
         with output.progress() as show:
             profile = inputs.profile_of(
-                model, gpu=gpu, settings=settings, budget_bytes=budget_bytes, allow=permissions, show=show
+                model,
+                gpu=gpu,
+                quantize=quantized,
+                settings=settings,
+                budget_bytes=budget_bytes,
+                allow=permissions,
+                show=show,
             )
             show("Planning")
             made = inputs.plan_or_error(profile, budget_bytes, permissions)

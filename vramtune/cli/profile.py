@@ -10,6 +10,7 @@ from vramtune.cli import files, inputs, options, output
 EXAMPLES = options.examples(
     "vramtune profile sdxl --gpu 4060",
     "vramtune profile flux.1-dev --gpu 4070 --steps 20 --save flux.json",
+    "vramtune profile ./my-pipeline --gpu 3060 --quantize transformer=gguf-q4_k_s",
     "vramtune plan flux.json --vram-gb 12",
 )
 
@@ -18,6 +19,8 @@ def profile(
     model: options.Model,
     settings: options.Settings,
     gpu: options.Gpu = None,
+    quantize: options.Quantize = None,
+    allow: options.Allow = None,
     as_json: options.Json = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write it, to be given as MODEL: FILE.json.")
@@ -34,8 +37,11 @@ def profile(
     """
     with output.exit_codes():
         files.check_path(save, option="--save", formats=files.JSON)
+        quantized = options.quantized(quantize)
         with output.progress() as show:
-            costs = inputs.profile_of(model, gpu=gpu, settings=settings, show=show)
+            costs = inputs.profile_of(
+                model, gpu=gpu, quantize=quantized, settings=settings, allow=tuple(allow or ()), show=show
+            )
             files.write(save, costs.save, option="--save", show=show)
         from vramtune.reports import json_output, terminal
 

@@ -1,22 +1,24 @@
 """A plan bound to a pipeline: its components and weight groups as modules and tensors, and how many are kept.
 
-Fewer are kept than planned where weights grew or activations were larger than predicted (`fit`).
+Fewer are kept than planned where weights grew or activations were larger than predicted (`offload/fit.py`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from vramtune.contract import excluded_components, may_upcast, modules_of, refuse_incoming, refuse_unmovable
+from vramtune.contract import excluded_components, modules_of, refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
 from vramtune.offload.computed import ComputedWeight, hook_computed
-from vramtune.offload.groups import Group, HeldTensor, collect, collect_own, lay_out
-from vramtune.schema import Placement, Plan, WeightGroup
-from vramtune.units import format_bytes
+from vramtune.offload.differences import differences
+from vramtune.offload.groups import Group, HeldTensor, collect, collect_own
+from vramtune.offload.joined import Joined, join
+from vramtune.plain_tensors import plain_tensors
+from vramtune.schema import GroupChange, Placement, Plan, WeightGroup
 
 MOST_DIFFERENCES = 5
 """Differences listed of a plan that does not fit the pipeline."""
@@ -37,6 +39,11 @@ class BoundPlacement:
     is_hooked: bool = False
     """Whether the modules of its groups have hooks, so that some of them may be absent."""
 
+    @classmethod
+    def of(cls, planned: Placement, component: "BoundComponent", groups: list[Group]) -> Self:
+        """A placement with as many groups and slots as are planned."""
+        return cls(planned, component, groups, list(planned.kept), [planned.num_slots] * len(planned.kept))
+
     @property
     def num_resident(self) -> int:
         """Number of groups that stay on the device between calls."""
@@ -51,6 +58,14 @@ class BoundPlacement:
         idle = [stage for stage, active in enumerate(self.planned.active) if not active]
         for stage in idle or range(len(self.kept)):
             self.kept[stage] = min(self.kept[stage], most)
+
+    def keep_what_is_there(self) -> None:
+        """Count no more groups in a stage that does not use them than the stage before it left."""
+        there = self.num_resident
+        for stage, active in enumerate(self.planned.active):
+            if not active:
+                self.kept[stage] = min(self.kept[stage], there)
+            there = self.kept[stage]
 
     def ring_bytes(self, kept: int, num_slots: int) -> int:
         """Bytes of the slots when so many groups are kept while the component runs."""
@@ -89,6 +104,14 @@ class BoundComponent:
     """Whether the groups hold the tensors that the modules had when we last looked."""
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Modules by path, as they were when the tensors were collected."""
+    unused: frozenset[str] | None = None
+    """Paths of the modules that were there when the plan was installed, and that it does not use; None: nobody knows, and
+    nothing joins a group."""
+    home: torch.device | None = None
+    """Where what came in since is left when the plan is removed: where the rest was. Loaders ask where the pipeline is, and
+    may be told the device."""
+    joined: Joined = field(default_factory=dict)
+    """What came in since, by the group that it joined."""
     entries: frozenset[str] = frozenset()
     """What the plan's stages call of it: names of methods and children."""
     computed: list[ComputedWeight] = field(default_factory=list)
@@ -101,6 +124,11 @@ class BoundComponent:
     def is_vacant(self) -> bool:
         """Whether the pipeline has no such component any more."""
         return not any(group.held for group in self.groups)
+
+    @property
+    def came_in(self) -> bool:
+        """Whether the pipeline had no such component when the plan was installed."""
+        return self.unused is None
 
     @property
     def is_rebuilt(self) -> bool:
@@ -129,7 +157,7 @@ class BoundComponent:
         """Collect the tensors of every group from the modules as they are now."""
         self.is_collected = False
         before = self.held_by_tensor()
-        self.modules = dict(self.module.named_modules())
+        self.modules, self.joined = dict(self.module.named_modules()), {}
         taken: dict[torch.Tensor, HeldTensor] = {}
         found: dict[Group, list[HeldTensor]] = {}
         for placement in self.placements:
@@ -137,21 +165,61 @@ class BoundComponent:
                 found[group] = collect(self.modules_of(planned), taken)
         roots = dict.fromkeys(m for p in self.placements for m in self.modules_of(p.planned.groups[0]))
         found[self.root] = [held for module in roots for held in collect_own(module, taken)]
+        if self.unused is not None and self.placements:
+            self._collect_joined(found, taken, self.unused)  # not as the plan is installed
         found[self.unplanned] = collect([self.module], taken)
-        _take_over(taken.values(), before)
+        _take_over(taken.values(), before, self.home)
         for group, held in found.items():
             group.held, group.is_settled = held, False
             group.update_layout()
         self.computed = hook_computed(self.module, self.computed)
         self.is_collected = True
 
+    def _collect_joined(
+        self, found: dict[Group, list[HeldTensor]], taken: dict[torch.Tensor, HeldTensor], unused: frozenset[str]
+    ) -> None:
+        """Collect what came in since the plan was installed into the groups that it joins."""
+        new = [path for path, module in self.modules.items() if path not in unused and _has_more(module, taken)]
+        planned = {path: group.name for group in self.planned_groups for path in group.modules}
+        self.joined = join(new, self.modules, planned, unused, self.root.name)
+        for group in found:
+            modules = [self.modules[path] for path in self.joined.get(group.name, ())]
+            more = [collect_own(m, taken) for m in modules] if group is self.root else [collect(modules, taken)]
+            found[group] += [held for each in more for held in each]
+
+    @property
+    def planned_groups(self) -> list[WeightGroup]:
+        """The groups as the plan knows them, each once."""
+        return list({group.name: group for p in self.placements for group in p.planned.groups}.values())
+
     def held_by_tensor(self) -> dict[torch.Tensor, HeldTensor]:
         """What is held, by tensor."""
         return {held.tensor: held for group in self.groups for held in group.held}
 
     def modules_of(self, group: WeightGroup) -> list[nn.Module]:
-        """The modules of a planned group that are still there; what came in their place counts as unplanned."""
-        return [self.modules[path] for path in group.modules if path in self.modules]
+        """The modules of a planned group that are still there, and those that joined it."""
+        paths = (*group.modules, *self.joined.get(group.name, ()))
+        return [self.modules[path] for path in paths if path in self.modules]
+
+    def follow(self, plan: Plan) -> None:
+        """Bind the groups as they are to another plan, which was made for what they are now."""
+        by_name = {group.name: group for group in self.groups}
+        self.placements = [
+            BoundPlacement.of(planned, self, [by_name[group.name] for group in planned.groups])
+            for planned in plan.placements
+            if planned.component == self.name
+        ]
+        self.joined = {}
+
+    def found(self) -> Iterator[tuple[WeightGroup, int]]:
+        """Each planned group with the bytes that it has now."""
+        num_bytes = {group.name: group.num_bytes for group in self.groups}
+        yield from ((planned, num_bytes[planned.name]) for planned in self.planned_groups)
+
+    def unused_paths(self) -> frozenset[str]:
+        """The paths of the modules whose own weights the plan does not use."""
+        unplanned = set(self.unplanned_modules())
+        return frozenset(path for path, module in self.modules.items() if module in unplanned)
 
     def unplanned_modules(self) -> list[nn.Module]:
         """The modules whose own weights the plan does not use."""
@@ -159,15 +227,23 @@ class BoundComponent:
         return [m for m in self.module.modules() if unplanned & {*m._parameters.values(), *m._buffers.values()}]
 
 
-def _take_over(all_held: Iterable[HeldTensor], before: Mapping[torch.Tensor, HeldTensor]) -> None:
-    """Take over what was known of tensors that were held earlier."""
-    usual = next((known.device_before for known in before.values()), None)
+def _has_more(module: nn.Module, taken: Mapping[torch.Tensor, HeldTensor]) -> bool:
+    """Whether a module has weights of its own that no group has taken."""
+    weights = (weight for weight in (*module._parameters.values(), *module._buffers.values()) if weight is not None)
+    return any(plain.tensor not in taken for weight in weights for plain in plain_tensors(weight, module))
+
+
+def _take_over(
+    all_held: Iterable[HeldTensor], before: Mapping[torch.Tensor, HeldTensor], home: torch.device | None
+) -> None:
+    """Take over what was known of tensors that were held earlier; others were made from weights that we had moved."""
+    usual = next((known.device_before for known in before.values()), home)
     for held in all_held:
         known = before.get(held.tensor)
         if known is not None:
             held.device_before, held.address, held.version = known.device_before, known.address, known.version
         elif usual is not None:
-            held.device_before = usual  # a new tensor, made from weights that we had moved
+            held.device_before = usual
 
 
 class Binding:
@@ -175,14 +251,53 @@ class Binding:
 
     def __init__(self, pipe: Any, plan: Plan) -> None:
         self.plan, self._pipe = plan, pipe
+        self._unused: dict[str, frozenset[str]] = {}
+        self._home: torch.device | None = None
         self.components = self._bind(modules_of(pipe), plan.placements)
         _refuse_shared(self.components)
+        self._unused = {component.name: component.unused_paths() for component in self.components}
+        for component in self.components:
+            component.unused = self._unused[component.name]
+        self._home = next((held.device_before for c in self.components for g in c.groups for held in g.held), None)
+        self._first = {
+            (component.name, planned.name): (planned.modules, num_bytes)
+            for component in self.components
+            for planned, num_bytes in component.found()
+        }
 
     @property
     def placements(self) -> list[BoundPlacement]:
         """The placements in the plan's order, by which its visits count."""
         by_name = {p.planned.name: p for component in self.components for p in component.placements}
         return [by_name[planned.name] for planned in self.plan.placements]
+
+    def changes(self) -> tuple[GroupChange, ...]:
+        """By what the groups differ from what they were when the plan was installed."""
+        return tuple(self._changes())
+
+    def _changes(self) -> Iterator[GroupChange]:
+        for component in self.components:
+            if component.came_in and (more_bytes := component.unplanned.num_bytes):
+                group = component.unplanned.name
+                yield GroupChange(component=component.name, group=group, more_bytes=more_bytes, modules=())
+            for planned, num_bytes in component.found():
+                modules, bytes_first = self._first[component.name, planned.name]
+                # what joined earlier is in the plan since, and may have gone again
+                later = dict.fromkeys((*planned.modules, *component.joined.get(planned.name, ())))
+                joined = tuple(path for path in later if path in component.modules and path not in modules)
+                if joined or num_bytes != bytes_first:
+                    yield GroupChange(
+                        component=component.name,
+                        group=planned.name,
+                        more_bytes=num_bytes - bytes_first,
+                        modules=(*modules, *joined),
+                    )
+
+    def follow(self, plan: Plan) -> None:
+        """Bind the components as they are to another plan, which was made for what they are now."""
+        self.plan = plan
+        for component in self.components:
+            component.follow(plan)
 
     def exchanges(self) -> Iterator[tuple[BoundComponent | None, BoundComponent]]:
         """Yield each component to be exchanged (None: there was none) with what the pipeline has in its place now.
@@ -224,16 +339,16 @@ class Binding:
             self.components.append(new)
             return
         if new.module is old.module:
-            _take_over(new.held_by_tensor().values(), old.held_by_tensor())
+            _take_over(new.held_by_tensor().values(), old.held_by_tensor(), self._home)
         self.components[self.components.index(old)] = new
 
     def _bind(self, modules: Mapping[str, nn.Module], planned: Iterable[Placement]) -> list[BoundComponent]:
         """Components bound to their placements; a `UsageError` says what differs if those are for others."""
         for name, module in modules.items():
             refuse_unmovable(name, module)
-        if differences := list(_differences(modules, planned)):
-            more = len(differences) - MOST_DIFFERENCES
-            listed = "; ".join(differences[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        if found := list(differences(modules, planned)):
+            more = len(found) - MOST_DIFFERENCES
+            listed = "; ".join(found[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
             raise UsageError(
                 f"This plan for a {self.plan.pipeline_class} does not fit the pipeline: {listed}. Make a plan for "
                 "this one."
@@ -247,6 +362,7 @@ class Binding:
     def _bind_component(self, name: str, module: nn.Module, is_excluded: bool) -> BoundComponent:
         component = _vacant(name, self.plan)
         component.module, component.is_excluded = module, is_excluded
+        component.unused, component.home = self._unused.get(name), self._home
         component.collect()
         return component
 
@@ -264,13 +380,8 @@ def _vacant(name: str, plan: Plan) -> BoundComponent:
     for planned in plan.placements:
         if planned.component == name:
             groups = [component.root, *(Group(group.name, []) for group in planned.groups[1:])]
-            kept, slots = list(planned.kept), [planned.num_slots] * len(planned.kept)
-            component.placements.append(BoundPlacement(planned, component, groups, kept, slots))
+            component.placements.append(BoundPlacement.of(planned, component, groups))
     return component
-
-
-# ---------------------------------------------------------------------------------------------------
-# Does the plan fit the pipeline?
 
 
 def _refuse_shared(components: list[BoundComponent]) -> None:
@@ -282,106 +393,3 @@ def _refuse_shared(components: list[BoundComponent]) -> None:
                     f"Components {names[tensor]!r} and {component.name!r} share a weight; vramtune needs each to have "
                     "its own. Copy the weight in one of them."
                 )
-
-
-def _differences(components: Mapping[str, nn.Module], placements: Iterable[Placement]) -> Iterable[str]:
-    for planned in placements:
-        component = components.get(planned.component)
-        if component is None:
-            yield f"the pipeline has no component {planned.component!r}"
-            continue
-        modules = dict(component.named_modules())
-        for group in planned.groups:
-            yield from _group_differences(planned.component, group, modules, group is planned.groups[0])
-
-
-def _group_differences(
-    component: str, group: WeightGroup, modules: Mapping[str, nn.Module], is_root: bool
-) -> Iterable[str]:
-    missing = [path for path in group.modules if path not in modules]
-    if missing:
-        yield f"{component} has no module {missing[0]!r}"
-        return
-    taken: dict[torch.Tensor, HeldTensor] = {}
-    outer = [modules[path] for path in group.modules]
-    held = [h for m in outer for h in collect_own(m, taken)] if is_root else collect(outer, taken)
-    tensors = [each.value for each in held]
-    num_bytes = lay_out(tensors)[1]
-    # A pipeline may cast a component up before it uses it (SDXL its VAE), and is planned so.
-    upcast_bytes = lay_out(t.to("meta").float() if t.is_floating_point() else t for t in tensors)[1]
-    may_be = {num_bytes, upcast_bytes} if may_upcast(modules[""]) else {num_bytes}
-    if group.weight_bytes not in may_be:
-        yield (
-            f"{component}'s group {group.name!r} has {format_bytes(num_bytes)} where the plan has "
-            f"{format_bytes(group.weight_bytes)}"
-        )
-
-
-# ---------------------------------------------------------------------------------------------------
-# Do the weights fit the plan's share of memory?
-
-
-def planned_bytes(plan: Plan, stage: int) -> int:
-    """Bytes that the plan gives to weights and slots in a stage."""
-    return sum(p.kept_bytes(stage) + p.slot_bytes(stage) for p in plan.placements)
-
-
-def resident_bytes(placements: Iterable[BoundPlacement]) -> int:
-    """Bytes of the groups that stay on the device between calls; placements of a component share its root."""
-    groups = {group for placement in placements for group in placement.groups[: placement.num_resident]}
-    return sum(group.num_bytes for group in groups)
-
-
-def held_bytes(placements: Sequence[BoundPlacement], stage: int) -> int:
-    """Bytes that weights and slots take in a stage as things are."""
-    return sum(placement.held_bytes(stage) for placement in placements)
-
-
-def fit(placements: Sequence[BoundPlacement], stage: int, allowed_bytes: int) -> int:
-    """Keep fewer groups in a stage until they take no more than that, or can take no less; returns the bytes given up.
-
-    Idle components give way first, resident ones last; among equals the one that holds most.
-    """
-    before = held = held_bytes(placements, stage)
-    while held > allowed_bytes:
-        order = sorted(placements, key=lambda placement: _rank(placement, stage))
-        if not any(_give_way(placement, stage, held - allowed_bytes) for placement in order):
-            break
-        held = held_bytes(placements, stage)
-    return before - held
-
-
-def fit_residents(placements: Iterable[BoundPlacement], allowed_bytes: int) -> int:
-    """Keep fewer groups between calls until they take no more than that; returns the bytes given up."""
-    movable = [placement for placement in placements if not placement.component.is_excluded]
-    before = held = resident_bytes(movable)
-    while held > allowed_bytes:
-        max(movable, key=lambda placement: resident_bytes([placement])).give_up_resident()
-        held = resident_bytes(movable)
-    return before - held
-
-
-def _rank(placement: BoundPlacement, stage: int) -> tuple[bool, bool, int]:
-    """The lowest gives way first."""
-    is_resident = placement.num_resident == len(placement.groups)
-    stays = is_resident or placement.component.is_excluded
-    return stays, placement.planned.active[stage], -placement.held_bytes(stage)
-
-
-def _give_way(placement: BoundPlacement, stage: int, excess_bytes: int) -> bool:
-    """Hold less in a stage, by about the excess; False if the placement holds the least already."""
-    if placement.component.is_excluded:
-        return False
-    now = placement.held_bytes(stage)
-    least = 1 if placement.planned.active[stage] else 0
-    options = [
-        (placement.bytes_with(stage, kept, num_slots), kept, num_slots)
-        for num_slots in range(placement.num_slots[stage], 0, -1)
-        for kept in range(placement.kept[stage], least - 1, -1)
-    ]
-    fitting = (option for option in options if option[0] <= now - excess_bytes)
-    held, kept, num_slots = next(fitting, min(options))
-    if held >= now:
-        return False
-    placement.kept[stage], placement.num_slots[stage] = kept, num_slots
-    return True

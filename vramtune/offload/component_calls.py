@@ -75,8 +75,13 @@ class ComponentCalls:
         """Take over what was cast; what was not would otherwise hold the memory that it shared with the rest."""
         with self._lock:
             if component.is_at_work and not is_running(_RUN, self=self):
-                take_over, make_way = partial(self._conductor.refresh, component), self._conductor.make_way
-                with_room(take_over, make_way, device=self.device, name=f"taking {component.name}'s cast over")
+                take_over = partial(self._conductor.refresh, component)
+                with_room(
+                    take_over,
+                    lambda _: self._conductor.make_way(),
+                    device=self.device,
+                    name=f"taking {component.name}'s cast over",
+                )
 
     def detach(self, component: BoundComponent) -> None:
         """Give a component its methods and weights back."""

@@ -5,25 +5,17 @@ does not know (another method, weights that it found unused) is loaded whole for
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from vramtune.layout import round_up, segment_bytes
-from vramtune.offload.binding import (
-    Binding,
-    BoundComponent,
-    BoundPlacement,
-    fit,
-    fit_residents,
-    held_bytes,
-    planned_bytes,
-    resident_bytes,
-)
+from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement
 from vramtune.offload.casts import hook_casts
+from vramtune.offload.fit import fit, fit_residents, held_bytes, planned_bytes, resident_bytes
 from vramtune.offload.groups import Group
-from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_modules
+from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_groups, unhook_modules
 from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
 from vramtune.offload.meter import Meter
@@ -31,7 +23,7 @@ from vramtune.offload.pieces import flats, gaps_filled, pieces
 from vramtune.offload.position import Position, counts
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
-from vramtune.schema import call_name
+from vramtune.schema import Plan, call_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +35,13 @@ class Conductor:
     """Owns what is on the device besides the resident groups."""
 
     def __init__(self, binding: Binding, device: torch.device, meter: Meter) -> None:
-        self.binding, self.plan, self.device = binding, binding.plan, device
+        self.binding, self.device = binding, device
         self.overrun_bytes = [0] * len(self.plan.stages)
         """Bytes that each stage's weights have less than planned, as out-of-memory errors taught."""
+        self._has_taken_back = False
+        """Whether weights got back once what they had given up."""
         self._resident_limit_bytes = self.plan.budget_bytes
-        """Bytes that resident groups may have; fewer where what no plan knows needed them."""
+        """Bytes that resident groups may have; fewer where out of memory taught that what no plan knows needs them."""
         self.is_watched = True
         """Whether someone may edit weights between two calls of components, as callbacks do: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter)
@@ -64,6 +58,11 @@ class Conductor:
 
     # ------------------------------------------------------------------------------------------------
     # Called as the pipeline runs
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is followed."""
+        return self.binding.plan
 
     @property
     def inputs(self) -> dict[BoundComponent, list[Brought]]:
@@ -159,6 +158,20 @@ class Conductor:
         self._refit()
         logger.debug("component %s adopted", component.name)
 
+    def follow(self, plan: Plan) -> None:
+        """Go over to another plan between two calls, which was made for the components as they are now.
+
+        Only groups that stay in the one and not in the other are moved.
+        """
+        self.end_call()
+        if plan is not self.plan:
+            self.overrun_bytes, self._has_taken_back = [0] * len(plan.stages), False
+        self.binding.follow(plan)
+        for component in self._adopted:
+            unhook_groups(component)
+            hook_unplanned(component, self)
+        self._refit()
+
     def release(self, component: BoundComponent) -> None:
         """Let a component go: its modules are followed no more, its weights are its own again and on the host."""
         self.end_call()
@@ -183,16 +196,10 @@ class Conductor:
         stage = None if self._position is None else self._position.stage
         return self._make_room(stage, asked_bytes) or self.make_way()
 
-    def make_way(self, num_bytes: int | None = None) -> bool:
-        """Let resident groups give way off the plan; False if they can take no less.
-
-        They keep what this many bytes leave of the largest share that weights have in any stage; left out, half of what
-        they have.
-        """
+    def make_way(self) -> bool:
+        """Let half of the resident groups give way to what no plan knows; False if they can take no less."""
         before = resident_bytes(self.binding.placements)
-        share = max(planned_bytes(self.plan, stage) for stage in range(len(self.plan.stages)))
-        allowed = min(before, self._resident_limit_bytes) // 2 if num_bytes is None else share - num_bytes
-        self._resident_limit_bytes = max(min(self._resident_limit_bytes, allowed), 0)
+        self._resident_limit_bytes = min(before, self._resident_limit_bytes) // 2
         self.pause()
         self._refit()
         return resident_bytes(self.binding.placements) < before
@@ -216,6 +223,23 @@ class Conductor:
         self.overrun_bytes[stage] = max(wanted, least)
         self._refit()
         return held_bytes(placements, stage) < held
+
+    def take_back(self, peak_bytes: Mapping[str, int], limit_bytes: int) -> None:
+        """Follow the whole plan again, once, where the last call's peaks by stage leave room for it.
+
+        What ran out of memory was a larger call, or another process had taken memory. Out of memory again teaches for good.
+        """
+        if not any(self.overrun_bytes) or self._has_taken_back:
+            return
+        free_bytes = torch.accelerator.get_memory_info(self.device)[0] + torch.accelerator.memory_reserved(self.device)
+        limit_bytes = min(limit_bytes, free_bytes)
+        for stage, planned in enumerate(self.plan.stages):
+            more_bytes = planned_bytes(self.plan, stage) - held_bytes(self.binding.placements, stage)
+            if peak_bytes.get(planned.name, limit_bytes) + max(more_bytes, 0) > limit_bytes:
+                return
+        logger.debug("weights have what is planned for them again")
+        self.overrun_bytes, self._has_taken_back = [0] * len(self.plan.stages), True
+        self.follow(self.plan)
 
     def refresh(self, component: BoundComponent) -> None:
         """Take over what was edited in a component since we last looked."""
@@ -282,7 +306,7 @@ class Conductor:
             given_up = fit(placements, stage, planned_bytes(self.plan, stage) - less_bytes)
             if given_up:
                 logger.debug("stage %s: weights give up %d bytes", planned.name, given_up)
-        if given_up := fit_residents(placements, self._resident_limit_bytes):
+        if given_up := fit_residents(placements, self._resident_share_bytes):
             logger.debug("resident weights give up %d bytes", given_up)
         staying = {
             component: self._take_off(component) for component in self._adopted
@@ -293,6 +317,13 @@ class Conductor:
                 if placement.num_resident < len(placement.groups) and not placement.is_hooked:
                     hook_groups(placement, self)
                     placement.is_hooked = True
+
+    @property
+    def _resident_share_bytes(self) -> int:
+        """Bytes that resident groups may have beside the largest component that came in and that no plan knows."""
+        incoming = max((c.unplanned.num_bytes for c in self._adopted if c.came_in), default=0)
+        share = max(planned_bytes(self.plan, stage) for stage in range(len(self.plan.stages)))
+        return max(min(self._resident_limit_bytes, share - incoming), 0) if incoming else self._resident_limit_bytes
 
     # ------------------------------------------------------------------------------------------------
     # From stage to stage

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import nn
 
@@ -128,12 +129,20 @@ def _running(
 
 
 def _casting(component: BoundComponent, original: Callable[..., Any], calls: "ComponentCalls") -> Callable[..., Any]:
+    """The component's `to`, which casts only: where its weights are is the plan's.
+
+    The IP-Adapter's loader sends the whole denoiser to where one of its weights is, maybe more than the device has room for.
+    """
+
     @wraps(original)
     def casting(*args: Any, **kwargs: Any) -> Any:
-        calls.prepare_cast()
-        result = original(*args, **kwargs)
-        calls.finish_cast(component)
-        return result
+        _, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        asked = {"dtype": dtype, "memory_format": memory_format}
+        if cast := {name: value for name, value in asked.items() if value is not None}:
+            calls.prepare_cast()
+            original(**cast)
+            calls.finish_cast(component)
+        return component.module
 
     return casting
 
@@ -201,6 +210,11 @@ def unhook_modules(component: BoundComponent) -> None:
     """Take our hooks off the component's modules."""
     unhook_computed(component.module)
     unhook_casts(component.module)
+    unhook_groups(component)
+
+
+def unhook_groups(component: BoundComponent) -> None:
+    """Take off those that tell the conductor of groups and of modules without one."""
     for module in component.hooked_modules:
         hooks = module._forward_pre_hooks
         ours = [key for key, hook in hooks.items() if isinstance(hook, GroupHook | UnplannedModuleHook)]

@@ -84,7 +84,7 @@ class MemoryLimit:
     """
 
     def __init__(self, device: torch.device, num_bytes: int) -> None:
-        self._device, self._num_bytes = device, num_bytes
+        self._device, self.num_bytes = device, num_bytes
         self._module = torch.get_device_module(device)
         self.others_bytes = 0
         """What the allocator holds for others of this process, which does not count."""
@@ -96,7 +96,7 @@ class MemoryLimit:
             # `cudaMallocAsync` without a limit tells a fraction far above 1, and takes none above 1 back
             before = min(self._module.get_per_process_memory_fraction(self._device), 1.0)
             _, total_bytes = torch.accelerator.get_memory_info(self._device)
-            fraction = min(before, (max(self._num_bytes, 0) + self.others_bytes) / total_bytes)
+            fraction = min(before, (max(self.num_bytes, 0) + self.others_bytes) / total_bytes)
             self._before = before
             self._module.set_per_process_memory_fraction(fraction, self._device)
             logger.debug("memory limit of %s set to %.4f of it (was %.4f)", self._device, fraction, before)

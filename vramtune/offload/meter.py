@@ -86,6 +86,13 @@ class Meter:
         self._readings, self._num_out_of_memory = [], 0
 
     @property
+    def peak_bytes(self) -> dict[str, int]:
+        """Peaks of the last call's stages by name; none of a call that ran out of memory, whose attempts took as much."""
+        if self._last_num_out_of_memory:
+            return {}
+        return {name: max(r.peak_bytes for r in self._last if r.name == name) for name in {r.name for r in self._last}}
+
+    @property
     def is_done(self) -> bool:
         """Whether the device has done with the last finished call."""
         return bool(self._last) and self._last[-1].end is not None and self._last[-1].end.query()

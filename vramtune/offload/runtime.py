@@ -20,6 +20,7 @@ from vramtune.layout import round_up
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
+from vramtune.offload.float8 import Float8Weights
 from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
 from vramtune.offload.memory_limit import MemoryLimit, others_bytes
 from vramtune.offload.meter import Meter
@@ -27,7 +28,7 @@ from vramtune.offload.pipeline_class import PipelineTakeover
 from vramtune.offload.retry import remember_draws, remember_inputs, with_room
 from vramtune.offload.settings import are_planned
 from vramtune.offload.stack import is_running
-from vramtune.schema import Measurement, Plan
+from vramtune.schema import GroupChange, Measurement, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +37,33 @@ class Runtime:
     """A plan at work on a pipeline, until `remove()`."""
 
     def __init__(self, pipe: Any, plan: Plan, device: torch.device, context_bytes: int | None) -> None:
-        self.plan, self.device = plan, device
+        self.device = device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
         self._limit = MemoryLimit(device, plan.budget_bytes - (context_bytes or 0))
-        self._binding = Binding(pipe, plan)
+        self._float8 = Float8Weights(pipe, plan)
+        try:
+            self._float8.apply()
+            self._binding = Binding(pipe, plan)
+        except BaseException:
+            self._float8.undo()
+            raise
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
         self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock)
         self._is_removed = False
         self.on_measured: Callable[[Measurement], None] = lambda measurement: None
         """Told of each call whose settings are the plan's, but for the first, once the device has done with it."""
+        self.on_changed: Callable[[tuple[GroupChange, ...]], Plan | None] = lambda changes: None
+        """Asked for another plan when a call finds what the pipeline consists of changed; None: the plan stays."""
+        self._changes: tuple[GroupChange, ...] = ()
+        """Those that `on_changed` was told of last."""
         self._is_warm = self._is_to_be_told = False
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
             self._takeover.apply()
-            with_room(self._put_back, self._conductor.make_way, device=self.device, name="taking components in")
+            with_room(
+                self._put_back, lambda _: self._conductor.make_way(), device=self.device, name="taking components in"
+            )
             torch.accelerator.empty_cache()
         except BaseException:
             self.remove()
@@ -67,6 +80,11 @@ class Runtime:
     def __repr__(self) -> str:
         state = "installed" if self.is_installed else "removed"
         return f"<plan for a {self.plan.pipeline_class} on {self.device}: {state}>"
+
+    @property
+    def plan(self) -> Plan:
+        """The plan at work: the one that was installed, or made since for what the pipeline consists of now."""
+        return self._binding.plan
 
     @property
     def is_installed(self) -> bool:
@@ -103,6 +121,7 @@ class Runtime:
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()
+            self._float8.undo()
             self._binding.components.clear()
             self._is_removed = True
 
@@ -121,6 +140,7 @@ class Runtime:
 
     def _call(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
+        self._conductor.take_back(self._meter.peak_bytes, self._limit.num_bytes)
         with_room(self._take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
         self._limit.others_bytes = self._meter.others_bytes = others_bytes(
             self.device,
@@ -145,7 +165,7 @@ class Runtime:
 
         result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
         self._meter.finish()
-        self._is_to_be_told = self._is_warm and are_planned(self.plan.workload, *inputs)
+        self._is_to_be_told = self._is_warm and not self._changes and are_planned(self.plan.workload, *inputs)
         self._is_warm = True
         self._tell()
         return result
@@ -175,6 +195,19 @@ class Runtime:
         """Take over what came since the last call, and what someone took our hooks off."""
         self._exchange_components()
         self._put_back()
+        self._plan_again()
+
+    def _plan_again(self) -> None:
+        """Go over to a plan for what the pipeline consists of now, if that has changed."""
+        for component in self._binding.components:
+            self._conductor.refresh(component)
+        changes = self._binding.changes()
+        if changes != self._changes:
+            logger.debug("%d weight groups differ from those that were planned for", len(changes))
+            if (plan := self.on_changed(changes)) is not None:
+                self._conductor.follow(plan)
+                self._is_warm = False
+            self._changes = changes
 
     def end_call(self) -> None:
         """Free all but the resident groups."""
@@ -195,11 +228,8 @@ class Runtime:
         """Take over the components that were exchanged, put in or taken out since the last call."""
         for old, new in self._binding.exchanges():
             logger.debug("component %s was exchanged or put in since the last call", new.name)
-            more_bytes = new.unplanned.num_bytes - (old.unplanned.num_bytes if old is not None else 0)
             if old is not None:
                 self._dismiss(old)
-            if more_bytes > 0:
-                self._conductor.make_way(new.unplanned.num_bytes)
             self._put_in(old, new)
 
     def _refuse_foreign_hooks(self) -> None:

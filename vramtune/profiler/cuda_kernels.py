@@ -4,7 +4,7 @@ Seen by comparing traces with the events of PyTorch's allocator, on an H100 (`be
 catalog on the null card (`benchmarks/memory_on_nullcuda.py`). Attention is in `cuda_attention.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from vramtune.profiler.tensor_trees import tensors_of
 aten = torch.ops.aten
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """By the number of dimensions."""
+HALF_RESULT = "int8_mm_dequant"
+"""A kernel of bitsandbytes' that makes float16 of sums of int8, which is cast then (`bitsandbytes/backends/cuda/ops.py`)."""
 LEAST_CHANNELS_LAST = 4
 """Channels from which on nearest neighbours are found in an image whose channels lie last as it is."""
 
@@ -31,8 +33,10 @@ class Temporaries(NamedTuple):
     after: tuple[int, ...] = ()
 
 
-def temporaries(func: Any, args: tuple[Any, ...]) -> Temporaries:
-    """What CUDA's kernels take for copies of operands that do not lie as they want them."""
+def temporaries(func: Any, args: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> Temporaries:
+    """What CUDA's kernels take for copies of operands that do not lie as they want them, and of results."""
+    if func._opname == HALF_RESULT and outputs[0].dtype != torch.float16:
+        return Temporaries(before=(outputs[0].numel() * torch.float16.itemsize,))
     find = _TEMPORARIES.get(func)
     return find(*args) if find is not None else Temporaries()
 

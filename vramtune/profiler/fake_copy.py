@@ -28,6 +28,7 @@ from vramtune.contract import (
     pipelines_in,
     quieten,
     shared_by_copies,
+    store_in_float8,
 )
 from vramtune.plain_tensors import is_wrapper, own_tables, plain_tensors, rebuilt
 from vramtune.profiler.fakes import fake_like, fake_view
@@ -114,6 +115,28 @@ def _follow_casts(module: nn.Module) -> None:
 
     module.register_forward_pre_hook(begin)
     module.register_forward_hook(end, always_call=True)
+
+
+@contextmanager
+def stored_in_float8(component: nn.Module) -> Iterator[None]:
+    """While entered, a component of a copy has its weights in float8, and layers that cast them."""
+    before = {module: _structure(module) for module in component.modules()}
+    try:
+        store_in_float8(component)
+        for layer in component.modules():
+            if is_cast_by_layers(layer):
+                vars(layer)["_apply"] = functools.partial(_apply_to_fakes, layer, _converted)
+                _follow_casts(layer)
+        yield
+    finally:
+        for module, attributes in before.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _structure(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes, and copies of the dictionaries among them: its weights and hooks."""
+    return {name: value.copy() if type(value) in CONTAINERS else value for name, value in vars(module).items()}
 
 
 def _let_computed_go(module: nn.Module) -> None:

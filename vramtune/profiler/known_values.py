@@ -64,7 +64,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         self,
         weights: dict[int, Weight],
         mode: FakeTensorMode,
-        temporaries: Callable[[Any, tuple[Any, ...]], Temporaries] = lambda func, args: Temporaries(),
+        temporaries: Callable[[Any, tuple[Any, ...], Sequence[torch.Tensor]], Temporaries] = lambda *_: Temporaries(),
     ) -> None:
         super().__init__(weights)
         self._operations = FakeOperations(mode)
@@ -93,7 +93,7 @@ class ComponentTracker(Tracker):  # type: ignore[no-untyped-call]
         self, func: Any, args: tuple[Any, ...], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
     ) -> None:
         """Record an operation, with what it takes beside its results."""
-        needed = self._temporaries(func, args)
+        needed = self._temporaries(func, args, outputs)
         taken = list(map(self._take, needed.before))
         super().note(func, args, inputs, outputs)
         taken += map(self._take, needed.after)

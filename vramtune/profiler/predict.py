@@ -1,8 +1,9 @@
 """Predict a profile: the pipeline's own `__call__` runs, its components on tensors without values."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, combinations
 
 from vramtune.contract import (
     CALL,
@@ -24,6 +25,9 @@ from vramtune.profiler.trace import Trace
 from vramtune.schema import Component, Device, Kernels, Profile, Stage, Variant, Workload
 from vramtune.units import MIB
 
+ALWAYS = ("vae_tiling",)
+"""Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
+is followed soon. To follow a denoiser once more takes half as long again as the rest."""
 REAL_BYTES = (MIB, 64 * MIB)
 """Outputs up to the first are real zeros for the pipeline's own code; where that reads more, those up to the second.
 
@@ -39,6 +43,8 @@ class FollowedCall:
     offload_sequence: tuple[str, ...]
     excluded: tuple[str, ...]
     components: tuple[Component, ...]
+    permissions: tuple[str, ...]
+    """Those under which it was followed too."""
     recordings: tuple[Recording, ...]
     """Of the call; or of two of fewer steps, from which it is drawn out."""
     num_steps: int | None
@@ -52,17 +58,21 @@ def predict_profile(
     call_kwargs: Mapping[str, object],
     first: Mapping[str, Mapping[str, object]] = NOTHING,
     device: Device,
+    allow: Collection[str] = (),
     on_call: Callable[[str], None] | None = None,
 ) -> Profile:
     """What one call of the pipeline would cost on a device, without that device and without weights.
 
     The call is of `method`; `call_kwargs` are its own (a prompt is made up where none is given); the methods in `first`
-    are run before it, with their arguments, and only what they leave is counted. `on_call` gets the name of each
+    are run before it, with their arguments, and only what they leave is counted. The call is also followed under the
+    permissions in `allow`, and in any case under those that cost little. `on_call` gets the name of each
     component's call when its trace begins. The pipeline is left as it was. Raises `UsageError` for what is not a
     pipeline, for one under layer-wise offload, for weights of unknown kinds, for arguments that a method refuses and for calls
     that run no component; `TraceError` for code that depends on values.
     """
-    call = follow(pipe, method=method, call_kwargs=call_kwargs, first=first, device=device, on_call=on_call)
+    call = follow(
+        pipe, method=method, call_kwargs=call_kwargs, first=first, device=device, allow=allow, on_call=on_call
+    )
     return price(call, device)
 
 
@@ -73,6 +83,7 @@ def follow(
     call_kwargs: Mapping[str, object],
     first: Mapping[str, Mapping[str, object]] = NOTHING,
     device: Device,
+    allow: Collection[str] = (),
     on_call: Callable[[str], None] | None = None,
 ) -> FollowedCall:
     """Run the call on tensors without values, for the kernels of a device; arguments and errors of `predict_profile`."""
@@ -81,10 +92,11 @@ def follow(
     refuse_unknown_weights(pipe)
     kwargs = arguments_to_trace(pipe, method, call_kwargs)
     before = calls_to_trace_first(pipe, first)
+    permissions = tuple(dict.fromkeys((*ALWAYS, *allow)))
 
     def followed(steps: tuple[int, ...]) -> FollowedCall:
         ways = [kwargs | {many_steps.STEPS: number} for number in steps] or [kwargs]
-        recordings = _recorded(pipe, method, ways, before, on_call or (lambda name: None), device.kernels)
+        recordings = _recorded(pipe, method, ways, before, on_call or (lambda name: None), device.kernels, permissions)
         if not recordings[0].calls:
             raise UsageError(
                 f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan."
@@ -95,6 +107,7 @@ def follow(
             offload_sequence=offload_sequence(pipe),
             excluded=excluded_components(pipe),
             components=_weighed(recordings),
+            permissions=permissions,
             recordings=tuple(recordings),
             num_steps=many_steps.asked(kwargs) if steps else None,
         )
@@ -116,19 +129,29 @@ def price(call: FollowedCall, device: Device) -> Profile:
         device=device,
         components=call.components,
         stages=stages,
-        variants=_variants(call, estimator, stages),
+        permissions=call.permissions,
+        variants=tuple(_variants(call, estimator, stages)),
         offload_sequence=call.offload_sequence,
         excluded=call.excluded,
         versions={name: _version(name) for name in ("torch", "diffusers", "transformers", "vramtune")},
     )
 
 
-def _stages(call: FollowedCall, estimator: Estimator, *, tiled: bool = False) -> tuple[Stage, ...] | None:
-    """The call's stages, with VAE tiling or as it is; None where it cannot be drawn out from calls of fewer steps."""
-    by_name = {component.name: component for component in call.components}
+def _stages(
+    call: FollowedCall, estimator: Estimator, *, permissions: Collection[str] = (), others: Sequence[Component] = ()
+) -> tuple[Stage, ...] | None:
+    """The call's stages, as it is or under permissions, some components being `others` then; None where it cannot be drawn
+    out from calls of fewer steps."""
+    by_name = {component.name: component for component in (*call.components, *others)}
+    in_float8 = {component.name for component in others}
+
+    def under_permissions(trace: Trace) -> Trace:
+        """Of which one at the most changes something of a component."""
+        known = (name for name in permissions if name != "fp8_weights" or trace.component in in_float8)
+        return next((trace.permitted[name] for name in known if name in trace.permitted), trace)
 
     def traces(recording: Recording) -> list[Trace]:
-        return [(tiled and each.trace.tiled) or each.trace for each in recording.calls]
+        return [under_permissions(each.trace) for each in recording.calls]
 
     built = [build_stages(each, traces(each), by_name, estimator) for each in call.recordings]
     return built[0] if call.num_steps is None else many_steps.drawn_out(built, num_steps=call.num_steps)
@@ -141,6 +164,7 @@ def _recorded(
     first: Mapping[str, Mapping[str, object]],
     on_call: Callable[[str], None],
     kernels: Kernels,
+    permissions: Collection[str],
 ) -> list[Recording]:
     """Run it in these ways; a second time where the pipeline's own code reads what its components return."""
     for largest_real_bytes in REAL_BYTES:
@@ -153,6 +177,7 @@ def _recorded(
                 largest_real_bytes=largest_real_bytes,
                 on_call=on_call,
                 kernels=kernels,
+                permissions=permissions,
             )
         except VramtuneError:
             raise
@@ -173,22 +198,43 @@ def _recorded(
 
 def _weighed(recordings: Sequence[Recording]) -> tuple[Component, ...]:
     recorded = recordings[0].components
-    traces: dict[str, dict[Trace, None]] = {name: {} for name in recorded}
+    traces = _traces(recordings)
+    tiles = {name: [trace.permitted.get("vae_tiling", trace) for trace in traces[name]] for name in recorded}
+    return tuple(
+        weigh_component(name, component, list(dict.fromkeys((*traces[name], *tiles[name]))))
+        for name, component in recorded.items()
+    )
+
+
+def _traces(recordings: Sequence[Recording]) -> dict[str, list[Trace]]:
+    """The different traces of each component."""
+    traces: dict[str, dict[Trace, None]] = {name: {} for name in recordings[0].components}
     for call in (call for recording in recordings for call in recording.calls):
         traces[call.trace.component][call.trace] = None
-        if call.trace.tiled is not None:
-            traces[call.trace.component][call.trace.tiled] = None
-    return tuple(weigh_component(name, component, list(traces[name])) for name, component in recorded.items())
+    return {name: list(found) for name, found in traces.items()}
 
 
-def _variants(call: FollowedCall, estimator: Estimator, stages: tuple[Stage, ...]) -> tuple[Variant, ...]:
-    """The same calls with VAE tiling on, if that changes a peak."""
-    if all(each.trace.tiled is None for recording in call.recordings for each in recording.calls):
-        return ()
-    tiled = _stages(call, estimator, tiled=True)
-    if tiled is None or [stage.activation_bytes for stage in tiled] == [stage.activation_bytes for stage in stages]:
-        return ()
-    return (Variant(permission="vae_tiling", stages=tiled),)
+def _in_float8(call: FollowedCall) -> list[Component]:
+    """The components that can be stored in float8, with these weights: those whose calls were all followed so."""
+    recorded, found = call.recordings[0].components, []
+    for name, traces in _traces(call.recordings).items():
+        stored = [trace.permitted.get("fp8_weights") for trace in traces]
+        if stored and (known := [trace for trace in stored if trace is not None]) and len(known) == len(stored):
+            found.append(weigh_component(name, replace(recorded[name], weights=known[0].weights), known))
+    return found
+
+
+def _variants(call: FollowedCall, estimator: Estimator, stages: tuple[Stage, ...]) -> Iterator[Variant]:
+    """The same call under each set of permissions: VAE tiling if that changes a peak, float8 if a component can be so."""
+    stored = _in_float8(call)
+    tiled = _stages(call, estimator, permissions=("vae_tiling",))
+    saves = tiled is not None and [s.activation_bytes for s in tiled] != [s.activation_bytes for s in stages]
+    ways = ["vae_tiling"] * saves + ["fp8_weights"] * bool(stored)
+    for permissions in chain.from_iterable(combinations(ways, number + 1) for number in range(len(ways))):
+        others = tuple(stored) if "fp8_weights" in permissions else ()
+        otherwise = _stages(call, estimator, permissions=permissions, others=others)
+        if otherwise is not None:
+            yield Variant(permissions=permissions, stages=otherwise, components=others)
 
 
 def _version(package: str) -> str:

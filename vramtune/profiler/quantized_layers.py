@@ -20,6 +20,8 @@ TAKEN_APART = {"quanto": None, "bitsandbytes": ("gemm_4bit", "int8_scaled_mm")}
 On a GPU they do so by other operations (`optimum/quanto/library`, `bitsandbytes/backends/default/ops.py`), whose results
 take memory. Of bitsandbytes' own kernels a few rows may be multiplied without; what a call waits for are many.
 """
+INT8_PRODUCT = "int8_linear_matmul"
+"""bitsandbytes' product of matrices of int8 into int32, by cuBLAS; so is PyTorch's own."""
 OF_NO_BACKEND = DispatchKeySet(DispatchKey.PrivateUse2)
 """A backend for which no library has a kernel of its own: it gets the one for all."""
 
@@ -52,5 +54,12 @@ def of_library(func: Any) -> Callable[..., Any] | None:
     """What does a library's operation by others; None where it is one itself."""
     if func.namespace not in TAKEN_APART:
         return None
+    if func._opname == INT8_PRODUCT:
+        return _int8_product
     names = TAKEN_APART[func.namespace]
     return partial(func.redispatch, OF_NO_BACKEND) if names is None or func._opname in names else None
+
+
+def _int8_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows: [n k] int8, weight: [m k] int8; returns [n m] int32."""
+    return torch._int_mm(rows, weight.t())

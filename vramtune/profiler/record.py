@@ -5,8 +5,8 @@ import logging
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
@@ -28,13 +28,14 @@ from vramtune.contract import (
     computed_names,
     entries,
     forward_to_follow,
+    may_be_stored_in_float8,
     modules_of,
     switched_off_tiling,
 )
 from vramtune.errors import TraceError
 from vramtune.layout import round_up
 from vramtune.profiler.arguments import NOTHING
-from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
+from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy, stored_in_float8
 from vramtune.profiler.known_values import PipelineTracker
 from vramtune.profiler.signature import describe
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of
@@ -104,8 +105,9 @@ def record_runs(
     largest_real_bytes: int,
     on_call: Callable[[str], None],
     kernels: Kernels = "cuda",
+    permissions: Collection[str] = (),
 ) -> list[Recording]:
-    """The same of several calls of one copy: what is alike in them is traced once.
+    """The same of several calls of one copy: what is alike in them is traced once, and under each permission.
 
     The methods in `first` run before each call, with their arguments; of them only what they leave is recorded.
     """
@@ -121,7 +123,7 @@ def record_runs(
     ):
         copied = fake_copy(pipe, mode)
         components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
-        recorder = Recorder(mode, largest_real_bytes, on_call, kernels)
+        recorder = Recorder(mode, largest_real_bytes, on_call, kernels, permissions)
         recorder.answer_for(modules_of(copied))
         for call_kwargs in calls_kwargs:
             recorder.begin()
@@ -152,9 +154,15 @@ class Recorder:
     """Answers for the components' methods while the pipeline runs."""
 
     def __init__(
-        self, mode: FakeTensorMode, largest_real_bytes: int, on_call: Callable[[str], None], kernels: Kernels = "cuda"
+        self,
+        mode: FakeTensorMode,
+        largest_real_bytes: int,
+        on_call: Callable[[str], None],
+        kernels: Kernels = "cuda",
+        permissions: Collection[str] = (),
     ) -> None:
         self._mode, self._largest_real_bytes, self._on_call, self._kernels = mode, largest_real_bytes, on_call, kernels
+        self._permissions = permissions
         self.calls: list[Call]
         self.pipeline: PipelineTracker
         """Tracks the pipeline's own work."""
@@ -237,7 +245,7 @@ class Recorder:
         self.pipeline.adopt(storage for reference in trace.left_behind if (storage := reference()) is not None)
         if known is not None and trace.tape == known.tape:
             return known  # the same again; it ran for what it leaves behind
-        traces.append(replace(trace, tiled=self._tiled(target, inputs)))
+        traces.append(replace(trace, permitted=dict(self._permitted(target, inputs))))
         logger.debug("traced %s in %.2f s", name, time.perf_counter() - began)
         return traces[-1]
 
@@ -251,18 +259,23 @@ class Recorder:
                 return trace
         return None
 
-    def _tiled(self, target: ComponentMethod, inputs: Any) -> Trace | None:
-        """The same call with VAE tiling; None where there is no such thing, or it fails: then it is not offered."""
-        if not switched_off_tiling(target.module):
-            return None
-        target.module.enable_tiling()  # type: ignore[operator]
-        try:
-            return trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known, kernels=self._kernels)
-        except TraceError as error:
-            logger.debug("%s cannot be tiled: %s", target.component, error)
-            return None
-        finally:
-            target.module.disable_tiling()  # type: ignore[operator]
+    def _permitted(self, target: ComponentMethod, inputs: Any) -> Iterator[tuple[str, Trace]]:
+        """The same call under each permission that changes something of the component; where it fails it is not offered."""
+        ways: dict[str, AbstractContextManager[None]] = {}
+        if "vae_tiling" in self._permissions and switched_off_tiling(target.module):
+            ways["vae_tiling"] = tiled(target.module)
+        if "fp8_weights" in self._permissions and may_be_stored_in_float8(target.module):
+            ways["fp8_weights"] = stored_in_float8(target.module)
+        for permission, way in ways.items():
+            try:
+                with way:
+                    trace = trace_call(
+                        target, inputs, self._mode, is_known=self.pipeline.is_known, kernels=self._kernels
+                    )
+            except TraceError as error:
+                logger.debug("%s cannot be followed with %s: %s", target.component, permission, error)
+            else:
+                yield permission, trace
 
     def _for_pipeline(self, outputs: Any) -> Any:
         """What the pipeline's own code gets; views of one storage stay views of one storage."""
@@ -278,6 +291,16 @@ class Recorder:
             return bases[key].as_strided(fake.shape, fake.stride(), fake.storage_offset())
 
         return map_tensors(substitute, outputs)
+
+
+@contextmanager
+def tiled(vae: Any) -> Iterator[None]:
+    """While entered, it works tile by tile."""
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
 
 
 @contextmanager

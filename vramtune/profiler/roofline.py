@@ -41,12 +41,14 @@ class Work(NamedTuple):
     """Its result in that order."""
 
 
-_MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
+_MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "_int_mm"}
 _CONVOLUTION = {"convolution", "_convolution", "cudnn_convolution", "convolution_overrideable"}
 _GATHER = {"embedding", "index", "gather", "index_select"}
 _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view"}
 NARROW_HEAD, WIDEST_FLASH_HEAD = 64, 256
 """Width of heads up to which attention's kernels are slower, and over which PyTorch has no flash kernel."""
+INT8_TIMES_FLOAT16 = 2
+"""Rate of int8 beside float16's by the data sheets of Turing and later, where a device does not say it."""
 LAYOUT_PASSES = 2
 """cuDNN reads and writes contiguous images once more on each side of a convolution in 16 bits or TF32, into the order
 that its kernels want (`benchmarks/calls_on_gpu.py`, H100)."""
@@ -96,6 +98,8 @@ def _flops_per_second(work: Work, device: Device) -> float:
     """
     rates = device.flops_per_second
     rate = rates.get(work.dtype, rates["float32"])
+    if work.dtype == "int8" and "int8" not in rates:
+        rate = max(rate, INT8_TIMES_FLOAT16 * rates.get("float16", 0.0))
     if work.kind.endswith("attention") and work.dtype == "float32":
         return max(rate, rates.get("tensorfloat32", 0.0) / 3)
     return rate
@@ -196,7 +200,8 @@ def _hashable(argument: Any) -> Any:
 @cache
 def _counted_flops(operation: Any, args: tuple[Any, ...], out_shape: torch.Size) -> int:
     """By PyTorch's formula, which goes by shapes."""
-    return int(flop_registry[operation](*args, out_val=out_shape))
+    formula = flop_registry[torch.ops.aten.mm if operation is torch.ops.aten._int_mm else operation]
+    return int(formula(*args, out_val=out_shape))
 
 
 def attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:

@@ -6,7 +6,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ class Trace:
     """Values of inputs that the code asked for, by the input's number: with others it may do something else."""
     left_behind: tuple[weakref.ref[torch.UntypedStorage], ...]
     """What it left elsewhere than in its outputs, for the pipeline to read: attention maps that are kept."""
-    tiled: "Trace | None"
-    """The same call with VAE tiling on; None where the component has no tiling or it is on already."""
+    permitted: "Mapping[str, Trace]" = field(default_factory=dict)
+    """The same call under permissions, by the name of each that changes something of this component."""
 
 
 def trace_call(
@@ -112,7 +112,6 @@ def trace_call(
         outputs=outputs,
         deciding_values=deciding_values,
         left_behind=tuple(map(weakref.ref, _left_behind(tracker, outputs))),
-        tiled=None,
     )
 
 

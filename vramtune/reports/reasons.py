@@ -10,7 +10,7 @@ def sentence(reason: Reason) -> str:
     times = {name: format_seconds(seconds) for name, seconds in reason.seconds.items()}
     match reason.kind:
         case "permission_used":
-            return f"Uses {reason.permission!r}, which you allowed: the output changes slightly."
+            return f"Uses {reason.permission!r}, which you allowed: the output changes slightly. {_gain(sizes, times)}".strip()
         case "compute_bound":
             return "Compute sets the pace: copies are hidden behind it, or there are none."
         case "copy_bound":
@@ -43,6 +43,13 @@ def sentence(reason: Reason) -> str:
             return "Everything the call uses stays on the GPU: more memory would save nothing."
         case "more_memory":
             return f"One GiB more could save at most {times['one_gib']}; unlimited memory {times['unlimited']}."
+
+
+def _gain(sizes: dict[str, str], times: dict[str, str]) -> str:
+    """What a permission is used for."""
+    if "smallest" in sizes:
+        return f"Without it nothing fits in less than {sizes['smallest']}."
+    return f"It saves {times['saves']} of a call." if "saves" in times else ""
 
 
 def _effect(reason: Reason) -> str:

@@ -152,8 +152,8 @@ def stage_label(name: str, num_iterations: int) -> str:
 
 def component_rows(profile: Profile, *, permissions: tuple[str, ...] = ()) -> tuple[ComponentRow, ...]:
     """One row per component, in order of first use; calls are those made under the permissions."""
-    stages = profile.stages_with(permissions)
-    return tuple(_component_row(component, profile, stages) for component in profile.components_in_call_order)
+    profile = profile.under(permissions)
+    return tuple(_component_row(component, profile, profile.stages) for component in profile.components_in_call_order)
 
 
 def _component_row(component: Component, profile: Profile, stages: tuple[Stage, ...]) -> ComponentRow:

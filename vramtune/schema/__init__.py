@@ -41,6 +41,7 @@ from vramtune.schema.plan import (
 from vramtune.schema.profile import (
     Activity,
     Component,
+    GroupChange,
     Layer,
     Profile,
     Scalar,
@@ -70,6 +71,7 @@ __all__ = [
     "Extreme",
     "Frontier",
     "FrontierPoint",
+    "GroupChange",
     "Holder",
     "Host",
     "Kernels",

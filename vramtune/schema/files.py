@@ -11,8 +11,8 @@ import msgspec
 from vramtune.errors import FileError, UsageError
 from vramtune.printable import printable
 
-SCHEMA_VERSION = 4
-"""4: a device has spreads, an activity has one, and an estimate the ends of what is likely."""
+SCHEMA_VERSION = 5
+"""5: a profile's variants are by sets of permissions, and know components whose weights are others under them."""
 MAX_FILE_BYTES = 2**26
 """Largest file that is read: a profile of the largest pipeline takes a few MiB."""
 

@@ -11,8 +11,9 @@ from vramtune.schema.shown import Shown
 from vramtune.units import format_bytes, format_seconds
 
 Role = Literal["resident", "offloaded", "streamed", "idle"]
-Permission = Literal["vae_tiling"]
-"""What a user may allow that changes the output."""
+Permission = Literal["vae_tiling", "fp8_weights"]
+"""What a user may allow that changes the output: the VAE works tile by tile; denoisers' weights are stored in float8, and
+cast to what they were while their layer runs (diffusers' `enable_layerwise_casting`)."""
 PERMISSIONS: tuple[str, ...] = get_args(Permission)
 
 
@@ -193,7 +194,8 @@ FIGURES: dict[ReasonKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
 class Reason:
     """Why a plan is as it is: one finding, in figures. Its words are `vramtune.reports.reasons`'.
 
-    - `permission_used`: the plan uses `permission`.
+    - `permission_used`: the plan uses `permission`. Seconds that it `saves`, or where nothing fits without it, the bytes
+      that would do then, `smallest`.
     - `compute_bound`: copies are hidden behind compute, or there are none.
     - `copy_bound`: `stage` waits longest. Bytes `streamed` or `loaded`; seconds of its `copies`, of its `compute`, and
       those `exposed`.

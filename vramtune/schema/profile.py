@@ -1,7 +1,8 @@
 """What a pipeline costs: the nouns of a `Profile`."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds, Share
 from vramtune.schema.files import Saved
@@ -63,6 +64,21 @@ class WeightGroup:
     modules: tuple[str, ...]
     """Paths inside the component of the modules whose `forward` needs this group, with all that they contain; for the
     root group, of the modules whose own weights it holds, without what they contain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChange:
+    """By what a weight group differs from what it was when its plan was installed: LoRA came into it, say.
+
+    Of a component that the pipeline did not have then, all is one group.
+    """
+
+    component: str
+    group: str
+    more_bytes: int
+    """Bytes that came in, less those that went, in the group's flat buffer."""
+    modules: tuple[str, ...]
+    """Paths of its modules now, as a `WeightGroup` has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,10 +220,12 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """The stages as they would be if the user allowed something that changes the output."""
+    """The stages as they would be if the user allowed what changes the output."""
 
-    permission: str
+    permissions: tuple[str, ...]
     stages: tuple[Stage, ...]
+    components: tuple[Component, ...] = ()
+    """Those whose weights would be others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +252,10 @@ class Profile(Saved, Shown):
     components: tuple[Component, ...]
     stages: tuple[Stage, ...]
     """In call order."""
+    permissions: tuple[str, ...] = ("vae_tiling",)
+    """What was looked for: under a permission that is missing here the call was not followed."""
     variants: tuple[Variant, ...] = ()
+    """One for each set of permissions under which something would be otherwise."""
     offload_sequence: tuple[str, ...] = ()
     """The pipeline's `model_cpu_offload_seq`, which the stock modes follow."""
     excluded: tuple[str, ...] = ()
@@ -243,24 +264,31 @@ class Profile(Saved, Shown):
 
     def __post_init__(self) -> None:
         """Refuse segments that point outside their component's layers."""
-        num_layers = {component.name: len(component.layers) for component in self.components}
-        for stages in (self.stages, *(variant.stages for variant in self.variants)):
-            for activity in (activity for stage in stages for activity in stage.activities):
+        for each in self._ways():
+            num_layers = {component.name: len(component.layers) for component in each.components}
+            for activity in (activity for stage in each.stages for activity in stage.activities):
                 if any(not 0 <= s.layer < num_layers.get(activity.component, 0) for s in activity.segments):
                     raise ValueError(f"{activity.component}.{activity.method}: a segment names no layer")
 
     def check(self) -> None:
         """Refuse what is no call of a pipeline: without stages, or of components that are not there."""
-        names = [component.name for component in self.components]
-        if len(set(names)) < len(names):
-            raise ValueError("two components have one name")
-        if any(not group.weight_bytes for component in self.components for group in component.groups[1:]):
-            raise ValueError("a weight group of no bytes")
-        for stages in (self.stages, *(variant.stages for variant in self.variants)):
-            if not stages or not all(stage.activities for stage in stages):
+        for each in self._ways():
+            names = [component.name for component in each.components]
+            if len(set(names)) < len(names):
+                raise ValueError("two components have one name")
+            if any(not group.weight_bytes for component in each.components for group in component.groups[1:]):
+                raise ValueError("a weight group of no bytes")
+            if not each.stages or not all(stage.activities for stage in each.stages):
                 raise ValueError("no stages, or one in which nothing runs")
-            if any(activity.component not in names for stage in stages for activity in stage.activities):
+            if any(activity.component not in names for stage in each.stages for activity in stage.activities):
                 raise ValueError("a stage runs a component that is not there")
+
+    def _ways(self) -> "list[Profile]":
+        """The profile without its variants, and under the permissions of each."""
+        return [
+            replace(self, variants=()) if self.variants else self,
+            *(self.under(v.permissions) for v in self.variants),
+        ]
 
     def __repr__(self) -> str:
         """One line: all of it would be hundreds of thousands of characters."""
@@ -278,9 +306,15 @@ class Profile(Saved, Shown):
         """The component of that name."""
         return next(component for component in self.components if component.name == name)
 
-    def stages_with(self, permissions: tuple[str, ...]) -> tuple[Stage, ...]:
-        """The stages under these permissions (at most one exists so far)."""
-        return next((v.stages for v in self.variants if v.permission in permissions), self.stages)
+    def under(self, permissions: Collection[str]) -> Self:
+        """What the call costs under these permissions; itself where nothing would be otherwise."""
+        variant = next((v for v in self.variants if set(v.permissions) == set(permissions)), None)
+        if variant is None:
+            return self
+        others = {component.name: component for component in variant.components}
+        return replace(
+            self, components=tuple(others.get(c.name, c) for c in self.components), stages=variant.stages, variants=()
+        )
 
     def plot(self, *, permissions: tuple[str, ...] = (), ax: "Axes | None" = None) -> "Axes":
         """Draw what each component costs, in one call made under the permissions."""

@@ -47,12 +47,12 @@ class Budget:
 
 def nothing_fits(profile: Profile, budget: Budget, allow: tuple[str, ...]) -> BudgetError:
     """The error that says how little would do, which permission would lower it, or which exclusion is to blame."""
-    ways = ((), *((variant.permission,) for variant in profile.variants))
+    ways = [(), *(v.permissions for v in profile.variants if len({*v.permissions} - {*allow}) <= 1)]
     least = {permissions: Candidate.least(pose(profile, permissions)) for permissions in ways}
     needed = {permissions: budget.limit_for(candidate.peak_bytes) for permissions, candidate in least.items()}
     allowed = min((way for way in ways if set(way) <= set(allow)), key=needed.__getitem__)
     lowest = min(ways, key=needed.__getitem__)
-    permission = lowest[0] if needed[lowest] < needed[allowed] else None
+    permission = next(iter({*lowest} - {*allow}), None) if needed[lowest] < needed[allowed] else None
     advice = _advice(profile, needed[allowed])
     if permission is not None:
         advice += f", or allow {permission!r}, with which {format_bytes(needed[lowest])} would do"

@@ -150,7 +150,8 @@ class Problem:
 
 def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
     """The problem that a profile poses under the given permissions."""
-    stages = profile.stages_with(permissions)
+    profile = profile.under(permissions)
+    stages = profile.stages
     units: list[Unit] = []
     rank: dict[tuple[str, str], tuple[int, list[int]]] = {}  # (component, method) -> unit, rank by group
     for component in profile.components:

@@ -13,12 +13,9 @@ SATURATED_GAP = 1e-3
 """A plan that moves nothing and is no further above its bound gains nothing from more memory."""
 
 
-def explain(
-    candidate: Candidate, estimate: Estimate, budget_bytes: int, permissions: tuple[str, ...]
-) -> tuple[Reason, ...]:
-    """Permissions used, what sets the pace, what sets the peak, why components are resident or not."""
+def explain(candidate: Candidate, estimate: Estimate, budget_bytes: int) -> tuple[Reason, ...]:
+    """What sets the pace, what sets the peak, why components are resident or not."""
     return (
-        *(Reason(kind="permission_used", permission=name) for name in permissions),
         _pace(candidate, estimate),
         _peak(candidate, budget_bytes),
         *_excluded(candidate.problem),

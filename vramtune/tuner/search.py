@@ -1,13 +1,13 @@
 """The fastest plan under a budget: linear program, rounding to whole groups, local search, reasons."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, product
 from typing import NamedTuple
 
 from vramtune.errors import UnknownNameError, UsageError
-from vramtune.schema import PERMISSIONS, Device, Estimate, Placement, Plan, Profile
-from vramtune.tuner.budget import Budget, nothing_fits
+from vramtune.schema import PERMISSIONS, Device, Estimate, Placement, Plan, Profile, Reason
+from vramtune.tuner.budget import MARGIN_FRACTION, Budget, nothing_fits
 from vramtune.tuner.linear_program import solve
 from vramtune.tuner.local_search import Candidate, Judge, polish, settle
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
@@ -39,7 +39,24 @@ def choose_plan(
     """
     check(profile.device, asked_bytes, allow)
     budget = Budget.on(profile.device, asked_bytes, margin_fraction=margin_fraction)
-    choice = fastest(pose_permitted(profile, allow), budget)
+    return _fastest_plan(profile, pose_permitted(profile, allow), budget, allow)
+
+
+def plan_again(profile: Profile, plan: Plan) -> Plan:
+    """A plan for what a pipeline that is at work became, within the budget and under the permissions of its first plan.
+
+    Raises `BudgetError` if nothing fits.
+    """
+    budget = Budget(asked_bytes=plan.asked_bytes, limit_bytes=plan.budget_bytes, margin_fraction=MARGIN_FRACTION)
+    problems = {plan.permissions: pose(profile, plan.permissions)}
+    return _fastest_plan(profile, problems, budget, plan.permissions)
+
+
+def _fastest_plan(
+    profile: Profile, problems: Mapping[tuple[str, ...], Problem], budget: Budget, allow: tuple[str, ...]
+) -> Plan:
+    choices = choose(problems, budget)
+    choice = fastest(choices)
     if choice is None:
         raise nothing_fits(profile, budget, allow)
     return Plan(
@@ -52,7 +69,10 @@ def choose_plan(
         placements=_placements(choice.candidate),
         permissions=choice.permissions,
         estimate=choice.estimate,
-        reasons=explain(choice.candidate, choice.estimate, budget.target_bytes, choice.permissions),
+        reasons=(
+            *_permissions_used(choice, choices, problems, budget),
+            *explain(choice.candidate, choice.estimate, budget.target_bytes),
+        ),
         versions=profile.versions,
     )
 
@@ -70,25 +90,53 @@ def check(device: Device, asked_bytes: int, allow: Sequence[str]) -> None:
 
 
 def pose_permitted(profile: Profile, allow: tuple[str, ...]) -> dict[tuple[str, ...], Problem]:
-    """The problems that a profile poses, by the permissions that are used, none first."""
-    ways = ((), *((v.permission,) for v in profile.variants if v.permission in allow))
+    """The problems that a profile poses, by the permissions that are used, the fewest first.
+
+    Raises `UsageError` for a permission under which the profile's call was not followed.
+    """
+    if missing := [name for name in allow if name not in profile.permissions]:
+        raise UsageError(
+            f"This profile does not know what {missing[0]!r} would change: to see that, the call is followed once more. "
+            f"Profile with allow={missing[0]!r} (`vramtune profile --allow {missing[0]}`)."
+        )
+    ways = [(), *sorted((v.permissions for v in profile.variants if {*v.permissions} <= {*allow}), key=len)]
     return {permissions: pose(profile, permissions) for permissions in ways}
 
 
-def fastest(problems: Mapping[tuple[str, ...], Problem], budget: Budget) -> Choice | None:
-    """The best candidate of all problems that meets the budget's target; None if there is none.
+def choose(problems: Mapping[tuple[str, ...], Problem], budget: Budget) -> list[Choice]:
+    """The best candidate of each problem that meets the budget's target, where there is one.
 
     The bound in its estimate is that of the budget's limit.
     """
+    best = {permissions: best_candidate(problem, budget.target_bytes) for permissions, problem in problems.items()}
+    return [
+        Choice(permissions, candidate, estimate(candidate, budget.limit_bytes))
+        for permissions, candidate in best.items()
+        if candidate is not None
+    ]
+
+
+def fastest(choices: Iterable[Choice]) -> Choice | None:
+    """The fastest, of which each further permission saves what is worth it; None if there is none."""
     best: Choice | None = None
-    for permissions, problem in problems.items():
-        candidate = best_candidate(problem, budget.target_bytes)
-        if candidate is None:
-            continue
-        choice = Choice(permissions, candidate, estimate(candidate, budget.limit_bytes))
+    for choice in choices:
         if best is None or choice.estimate.seconds < best.estimate.seconds * (1 - LEAST_PERMITTED_GAIN):
             best = choice
     return best
+
+
+def _permissions_used(
+    choice: Choice, choices: Sequence[Choice], problems: Mapping[tuple[str, ...], Problem], budget: Budget
+) -> Iterator[Reason]:
+    """For each permission what it saves; where nothing fits without it, how little would do; nothing if it is a must."""
+    for permission in choice.permissions:
+        others = [other for other in choices if permission not in other.permissions]
+        if (without := fastest(others)) is not None:
+            seconds = {"saves": without.estimate.seconds - choice.estimate.seconds}
+            yield Reason(kind="permission_used", permission=permission, seconds=seconds)
+        elif least := [Candidate.least(p).peak_bytes for used, p in problems.items() if permission not in used]:
+            num_bytes = {"smallest": budget.limit_for(min(least))}
+            yield Reason(kind="permission_used", permission=permission, num_bytes=num_bytes)
 
 
 def best_candidate(problem: Problem, budget_bytes: int) -> Candidate | None:

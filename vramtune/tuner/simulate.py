@@ -70,7 +70,7 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
     spans: list[Span] = []
     memory: list[MemoryLevel] = []
     clock = 0.0
-    for s, stage in enumerate(profile.stages_with(plan.permissions)):
+    for s, stage in enumerate(profile.under(plan.permissions).stages):
         problem = candidate.problem
         posed, active = problem.stages[s], candidate.residencies(s)
         drawn = replace(posed, num_iterations=min(posed.num_iterations, DRAWN))

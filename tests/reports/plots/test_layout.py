@@ -71,7 +71,7 @@ def test_a_profiles_method_draws_the_costs_under_the_permissions(permissions):
     *others, decode = profile.stages
     tiled = dataclasses.replace(decode.activities[0], activation_bytes=700 * MIB)
     stages = (*others, dataclasses.replace(decode, activities=(tiled,)))
-    variant = Variant(permission="vae_tiling", stages=stages)
+    variant = Variant(permissions=("vae_tiling",), stages=stages)
     profile = dataclasses.replace(profile, variants=(variant,))
     drawn = [text.get_text() for text in profile.plot(permissions=permissions).texts]
     costs = plots.component_costs(profile, permissions=permissions)
