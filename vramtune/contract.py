@@ -20,6 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from transformers.utils import import_utils as transformers_utils
 
+from vramtune.compiled import uncompiled
 from vramtune.errors import UsageError
 from vramtune.plain_tensors import plain_tensors, refuse_unknown
 
@@ -183,7 +184,8 @@ def refuse_tuned(pipe: Pipeline) -> None:
 
 
 def _refuse_planned(name: str, component: nn.Module, own: Collection[nn.Module] = ()) -> None:
-    if any(isinstance(offload_hook(module), PlanHook) and module not in own for module in component.modules()):
+    modules = map(uncompiled, component.modules())
+    if any(isinstance(offload_hook(module), PlanHook) and module not in own for module in modules):
         raise UsageError(
             f"Component {name!r} is under the plan of another pipeline that has it too. Call remove() on what autotune or "
             "install returned for that one first; the plan of one pipeline serves all that share its components."
@@ -238,7 +240,7 @@ def refuse_placed(pipe: Pipeline) -> None:
 
 def refuse_incoming(name: str, component: nn.Module, known: Collection[nn.Module]) -> None:
     """Raise a `UsageError` for a component that cannot come under a plan; it may have ones in it that are: `known`."""
-    _refuse_planned(name, component, known)
+    _refuse_planned(name, component, set(map(uncompiled, known)))
     _refuse_hooks(name, component, [offload_hook(module) for module in known])
     refuse_unmovable(name, component)
 

@@ -118,8 +118,8 @@ class Tuned:
 
         return tuned_card(self.plan, self.measured)
 
-    def _plan_again(self, changes: Sequence[GroupChange]) -> Plan | None:
-        """A plan for the pipeline after these changes, or None where nothing fits."""
+    def _plan_again(self, changes: Sequence[GroupChange]) -> Plan:
+        """A plan for the pipeline after these changes; the first one where nothing fits."""
         assert self._traced is not None
         # Out of memory may have been for what has gone since, but to try is to run out of it again.
         traced = _raised(self._traced, self.overrun_bytes)
@@ -133,7 +133,8 @@ class Tuned:
                 "as can be, and may run out of memory. %s",
                 error,
             )
-            return None
+            self._made_from = self._traced
+            return self._first_plan
         self._traced, self._made_from = traced, profile
         return plan
 

@@ -10,13 +10,14 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from vramtune.compiled import modules_by_path, unit_around, units_of
 from vramtune.contract import excluded_components, modules_of, refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
 from vramtune.offload.computed import ComputedWeight, hook_computed
 from vramtune.offload.differences import differences
 from vramtune.offload.groups import Group, HeldTensor, collect, collect_own
-from vramtune.offload.joined import Joined, join
+from vramtune.offload.joined import Paths, in_units, join
 from vramtune.plain_tensors import plain_tensors
 from vramtune.schema import GroupChange, Placement, Plan, WeightGroup
 
@@ -97,6 +98,10 @@ class BoundComponent:
     root: Group = field(default_factory=lambda: Group("root", []))
     unplanned: Group = field(default_factory=lambda: Group("unplanned", []))
     """Weights that the plan does not use."""
+    planned: dict[str, WeightGroup] = field(default_factory=dict)
+    """Its groups by name, the root first, as the plan that was installed has them; later plans lack those that are empty."""
+    inner: dict[str, Group] = field(default_factory=dict)
+    """The same but for the root, as they are."""
     placements: list[BoundPlacement] = field(default_factory=list)
     is_at_work: bool = False
     """Whether all of it was put in, and nothing taken off since by us."""
@@ -110,15 +115,19 @@ class BoundComponent:
     home: torch.device | None = None
     """Where what came in since is left when the plan is removed: where the rest was. Loaders ask where the pipeline is, and
     may be told the device."""
-    joined: Joined = field(default_factory=dict)
+    paths: Paths = field(default_factory=dict)
+    """Of the modules that are planned, by group."""
+    joined: Paths = field(default_factory=dict)
     """What came in since, by the group that it joined."""
     entries: frozenset[str] = frozenset()
     """What the plan's stages call of it: names of methods and children."""
     computed: list[ComputedWeight] = field(default_factory=list)
     hooked_modules: list[nn.Module] = field(default_factory=list)
     """Modules that have a hook of ours, or were about to get one."""
-    own_methods: dict[tuple[nn.Module, str], Any] = field(default_factory=dict)
-    """Methods that the module and its children had on the instance, where hooks are now."""
+    own_methods: dict[tuple[nn.Module, str], tuple[Any, Any]] = field(default_factory=dict)
+    """What the module and those in it had on the instance, and what is there now: methods, calls of what is compiled."""
+    units: dict[str, nn.Module] = field(default_factory=dict)
+    """What was compiled when the tensors were collected, by path: hooks are around it, not inside."""
 
     @property
     def is_vacant(self) -> bool:
@@ -132,14 +141,16 @@ class BoundComponent:
 
     @property
     def is_rebuilt(self) -> bool:
-        """Whether modules inside were exchanged, put in or taken out since the tensors were collected."""
-        return list(self.modules.values()) != list(self.module.modules())
+        """Whether modules inside were exchanged, put in, taken out or compiled since the tensors were collected."""
+        is_compiled_anew = units_of(self.module).keys() != self.units.keys() or any(
+            vars(owner).get(attribute) is not ours for (owner, attribute), (_, ours) in self.own_methods.items()
+        )
+        return is_compiled_anew or self.modules != modules_by_path(self.module)
 
     @property
     def groups(self) -> list[Group]:
         """All groups, each once."""
-        inner = (group for placement in self.placements for group in placement.groups[1:])
-        return [self.root, *inner, self.unplanned]
+        return [self.root, *self.inner.values(), self.unplanned]
 
     @property
     def keepers(self) -> "list[BoundPlacement | BoundComponent]":
@@ -157,14 +168,15 @@ class BoundComponent:
         """Collect the tensors of every group from the modules as they are now."""
         self.is_collected = False
         before = self.held_by_tensor()
-        self.modules, self.joined = dict(self.module.named_modules()), {}
+        self.modules, self.joined = modules_by_path(self.module), {}
+        # as the plan is installed it is first looked at as if nothing was compiled since it was made
+        self.units = {} if self.unused is None and self.placements else units_of(self.module)
+        self.paths = self._paths()
         taken: dict[torch.Tensor, HeldTensor] = {}
         found: dict[Group, list[HeldTensor]] = {}
-        for placement in self.placements:
-            for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True):
-                found[group] = collect(self.modules_of(planned), taken)
-        roots = dict.fromkeys(m for p in self.placements for m in self.modules_of(p.planned.groups[0]))
-        found[self.root] = [held for module in roots for held in collect_own(module, taken)]
+        for name, group in self.inner.items():
+            found[group] = collect(self.modules_of(name), taken)
+        found[self.root] = [held for module in self.modules_of(self.root.name) for held in collect_own(module, taken)]
         if self.unused is not None and self.placements:
             self._collect_joined(found, taken, self.unused)  # not as the plan is installed
         found[self.unplanned] = collect([self.module], taken)
@@ -180,41 +192,45 @@ class BoundComponent:
     ) -> None:
         """Collect what came in since the plan was installed into the groups that it joins."""
         new = [path for path, module in self.modules.items() if path not in unused and _has_more(module, taken)]
-        planned = {path: group.name for group in self.planned_groups for path in group.modules}
+        planned = {path: group for group, paths in self.paths.items() for path in paths}
         self.joined = join(new, self.modules, planned, unused, self.root.name)
         for group in found:
             modules = [self.modules[path] for path in self.joined.get(group.name, ())]
             more = [collect_own(m, taken) for m in modules] if group is self.root else [collect(modules, taken)]
             found[group] += [held for each in more for held in each]
 
-    @property
-    def planned_groups(self) -> list[WeightGroup]:
-        """The groups as the plan knows them, each once."""
-        return list({group.name: group for p in self.placements for group in p.planned.groups}.values())
+    def _paths(self) -> Paths:
+        planned = {n: tuple(p for p in group.modules if p in self.modules) for n, group in self.planned.items()}
+        return in_units(planned, self.modules, self.units, self.unused or (), self.root.name)
 
     def held_by_tensor(self) -> dict[torch.Tensor, HeldTensor]:
         """What is held, by tensor."""
         return {held.tensor: held for group in self.groups for held in group.held}
 
-    def modules_of(self, group: WeightGroup) -> list[nn.Module]:
+    def modules_of(self, group: str) -> list[nn.Module]:
         """The modules of a planned group that are still there, and those that joined it."""
-        paths = (*group.modules, *self.joined.get(group.name, ()))
-        return [self.modules[path] for path in paths if path in self.modules]
+        paths = (*self.paths.get(group, ()), *self.joined.get(group, ()))
+        return [self.modules[path] for path in paths]
+
+    def unit_of(self, module: nn.Module) -> nn.Module | None:
+        """What is compiled around a module, or the module itself if it is; None if nothing is."""
+        if not self.units:
+            return None
+        path = next(path for path, each in self.modules.items() if each is module)
+        unit = unit_around(path, self.units)
+        return None if unit is None else self.units[unit]
 
     def follow(self, plan: Plan) -> None:
         """Bind the groups as they are to another plan, which was made for what they are now."""
-        by_name = {group.name: group for group in self.groups}
         self.placements = [
-            BoundPlacement.of(planned, self, [by_name[group.name] for group in planned.groups])
+            BoundPlacement.of(planned, self, [self.root, *(self.inner[group.name] for group in planned.groups[1:])])
             for planned in plan.placements
             if planned.component == self.name
         ]
-        self.joined = {}
 
-    def found(self) -> Iterator[tuple[WeightGroup, int]]:
-        """Each planned group with the bytes that it has now."""
-        num_bytes = {group.name: group.num_bytes for group in self.groups}
-        yield from ((planned, num_bytes[planned.name]) for planned in self.planned_groups)
+    def num_bytes(self, group: str) -> int:
+        """What a planned group has now."""
+        return self.inner[group].num_bytes if group in self.inner else self.root.num_bytes
 
     def unused_paths(self) -> frozenset[str]:
         """The paths of the modules whose own weights the plan does not use."""
@@ -251,6 +267,9 @@ class Binding:
 
     def __init__(self, pipe: Any, plan: Plan) -> None:
         self.plan, self._pipe = plan, pipe
+        self._planned: dict[str, dict[str, WeightGroup]] = {}
+        for placement in plan.placements:
+            self._planned.setdefault(placement.component, {}).update({g.name: g for g in placement.groups})
         self._unused: dict[str, frozenset[str]] = {}
         self._home: torch.device | None = None
         self.components = self._bind(modules_of(pipe), plan.placements)
@@ -259,11 +278,10 @@ class Binding:
         for component in self.components:
             component.unused = self._unused[component.name]
         self._home = next((held.device_before for c in self.components for g in c.groups for held in g.held), None)
-        self._first = {
-            (component.name, planned.name): (planned.modules, num_bytes)
-            for component in self.components
-            for planned, num_bytes in component.found()
-        }
+        self._first_bytes = {(c.name, group): c.num_bytes(group) for c in self.components for group in c.planned}
+        for component in self.components:
+            if units_of(component.module):
+                component.collect()
 
     @property
     def placements(self) -> list[BoundPlacement]:
@@ -280,18 +298,12 @@ class Binding:
             if component.came_in and (more_bytes := component.unplanned.num_bytes):
                 group = component.unplanned.name
                 yield GroupChange(component=component.name, group=group, more_bytes=more_bytes, modules=())
-            for planned, num_bytes in component.found():
-                modules, bytes_first = self._first[component.name, planned.name]
-                # what joined earlier is in the plan since, and may have gone again
-                later = dict.fromkeys((*planned.modules, *component.joined.get(planned.name, ())))
-                joined = tuple(path for path in later if path in component.modules and path not in modules)
-                if joined or num_bytes != bytes_first:
-                    yield GroupChange(
-                        component=component.name,
-                        group=planned.name,
-                        more_bytes=num_bytes - bytes_first,
-                        modules=(*modules, *joined),
-                    )
+            for name, planned in component.planned.items():
+                joined = component.joined.get(name, ())
+                more_bytes = component.num_bytes(name) - self._first_bytes[component.name, name]
+                if joined or more_bytes:
+                    modules = (*planned.modules, *joined)
+                    yield GroupChange(component=component.name, group=name, more_bytes=more_bytes, modules=modules)
 
     def follow(self, plan: Plan) -> None:
         """Bind the components as they are to another plan, which was made for what they are now."""
@@ -315,7 +327,7 @@ class Binding:
             # Gone, another one's second name, or partly the old one (which it wraps, say), to be let go of before: below.
             if module is None or module in {other.module for other in others} or _overlap(module, old.module):
                 if not old.is_vacant:
-                    yield old, _vacant(old.name, self.plan)
+                    yield old, self._vacant(old.name)
             elif module is not old.module:
                 new = self._bind_component(old.name, module, old.is_excluded)
                 _refuse_shared([*others, new])
@@ -360,28 +372,27 @@ class Binding:
         return [self._bind_component(name, module, name in excluded) for module, name in names.items()]
 
     def _bind_component(self, name: str, module: nn.Module, is_excluded: bool) -> BoundComponent:
-        component = _vacant(name, self.plan)
+        component = self._vacant(name)
         component.module, component.is_excluded = module, is_excluded
         component.unused, component.home = self._unused.get(name), self._home
         component.collect()
+        return component
+
+    def _vacant(self, name: str) -> BoundComponent:
+        """A component that the pipeline does not have any more: placements without tensors."""
+        called = (call.partition(".") for stage in self.plan.stages for call in stage.calls)
+        entries = frozenset(entry for owner, _, entry in called if owner == name)
+        component = BoundComponent(name, nn.Module(), is_excluded=False, entries=entries)
+        component.planned = self._planned.get(name, {})
+        component.root.name = next(iter(component.planned), component.root.name)
+        component.inner = {group: Group(group, []) for group in component.planned if group != component.root.name}
+        component.follow(self.plan)
         return component
 
 
 def _overlap(module: nn.Module, old: nn.Module) -> bool:
     """Whether these are two modules with one inside both."""
     return module is not old and not set(module.modules()).isdisjoint(old.modules())
-
-
-def _vacant(name: str, plan: Plan) -> BoundComponent:
-    """A component that the pipeline does not have any more: placements without tensors."""
-    called = (call.partition(".") for stage in plan.stages for call in stage.calls)
-    entries = frozenset(entry for owner, _, entry in called if owner == name)
-    component = BoundComponent(name, nn.Module(), is_excluded=False, entries=entries)
-    for planned in plan.placements:
-        if planned.component == name:
-            groups = [component.root, *(Group(group.name, []) for group in planned.groups[1:])]
-            component.placements.append(BoundPlacement.of(planned, component, groups))
-    return component
 
 
 def _refuse_shared(components: list[BoundComponent]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from vramtune.compiled import modules_by_path
 from vramtune.contract import may_upcast
 from vramtune.offload.groups import HeldTensor, collect, collect_own, lay_out
 from vramtune.schema import Placement, WeightGroup
@@ -18,7 +19,7 @@ def differences(components: Mapping[str, nn.Module], placements: Iterable[Placem
         if component is None:
             yield f"the pipeline has no component {planned.component!r}"
             continue
-        modules = dict(component.named_modules())
+        modules = modules_by_path(component)
         for group in planned.groups:
             yield from _group_differences(planned.component, group, modules, group is planned.groups[0])
 

@@ -12,6 +12,7 @@ import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import nn
 
+from vramtune.compiled import call_attribute
 from vramtune.contract import METHODS, PlanHook, entries, is_half_unhooked, offload_hook
 from vramtune.errors import UsageError
 from vramtune.offload.binding import BoundComponent, BoundPlacement
@@ -67,10 +68,14 @@ class CopyRefusal:
 def hook_component(component: BoundComponent, calls: "ComponentCalls") -> None:
     """Add accelerate's hook, and have `calls` run the component's methods and know of casts before and after."""
     module = component.module
+    own_forward = vars(module).get("forward")
     add_hook_to_module(module, ComponentHook(component, calls))
+    if call_attribute(module) != "forward":  # compiled in place, with all that is in there
+        _restore(module, "forward", own_forward)
     for entry, (owner, method) in entries(module).items():
         if entry in METHODS or entry in component.entries:
-            _replace(component, owner, method, _running(component, entry, getattr(owner, method), calls))
+            called = call_attribute(owner) if method == "forward" else method
+            _replace(component, owner, called, _running(component, entry, getattr(owner, called), calls))
     _replace(component, module, "to", _casting(component, module.to, calls))
     for method in ("__deepcopy__", "__reduce_ex__"):
         _replace(component, module, method, CopyRefusal(component.name))
@@ -78,7 +83,8 @@ def hook_component(component: BoundComponent, calls: "ComponentCalls") -> None:
 
 def _replace(component: BoundComponent, owner: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
     if owner is not component.module or method != "forward":  # which accelerate restores
-        component.own_methods[owner, method] = vars(owner).get(method)
+        original, _ = component.own_methods.get((owner, method), (vars(owner).get(method), None))
+        component.own_methods[owner, method] = original, replacement
     vars(owner)[method] = replacement
 
 
@@ -110,12 +116,17 @@ def unhook_component(component: BoundComponent) -> None:
 
 def restore_methods(component: BoundComponent) -> None:
     """Give the module and its children their methods back, but for its own `forward`, which accelerate restores."""
-    for (owner, method), original in component.own_methods.items():
-        if original is None:
-            vars(owner).pop(method, None)
-        else:
-            vars(owner)[method] = original
+    for (owner, method), (original, ours) in component.own_methods.items():
+        if vars(owner).get(method) is ours:  # or it was compiled anew
+            _restore(owner, method, original)
     component.own_methods.clear()
+
+
+def _restore(owner: nn.Module, method: str, original: Any) -> None:
+    if original is None:
+        vars(owner).pop(method, None)
+    else:
+        vars(owner)[method] = original
 
 
 def _running(
@@ -180,6 +191,21 @@ class UnplannedModuleHook:
         return InCopy, ()
 
 
+Hook = GroupHook | UnplannedModuleHook
+
+
+class UnitCall:
+    """What a compiled module's call becomes: a hook runs before it, outside of what is compiled."""
+
+    def __init__(self, original: Callable[..., Any], hook: Hook) -> None:
+        self.original, self.hook = original, hook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the hook, then the module."""
+        self.hook()
+        return self.original(*args, **kwargs)
+
+
 class InCopy:
     """What becomes of such a hook where a module is copied: the copy's weights are its own."""
 
@@ -193,17 +219,27 @@ def hook_groups(placement: BoundPlacement, conductor: "Conductor") -> None:
     Before other hooks, which may need the weights: `torch.nn.utils.weight_norm`, which audio decoders have, computes
     the weight in one.
     """
-    for group, planned in zip(placement.groups[1:], placement.planned.groups[1:], strict=True):
-        for module in placement.component.modules_of(planned):
-            placement.component.hooked_modules.append(module)
-            module.register_forward_pre_hook(GroupHook(conductor, placement, group), prepend=True)
+    component = placement.component
+    for group in placement.groups[1:]:
+        for module in component.modules_of(group.name):
+            _notice(component, module, GroupHook(conductor, placement, group))
 
 
 def hook_unplanned(component: BoundComponent, conductor: "Conductor") -> None:
     """Have the conductor know when a module starts whose weights the plan does not use."""
     for module in component.unplanned_modules():
+        _notice(component, module, UnplannedModuleHook(conductor, component), prepend=False)
+
+
+def _notice(component: BoundComponent, module: nn.Module, hook: Hook, *, prepend: bool = True) -> None:
+    """Have a hook run when a module starts, or what is compiled around it."""
+    unit = component.unit_of(module)
+    if unit is None:
         component.hooked_modules.append(module)
-        module.register_forward_pre_hook(UnplannedModuleHook(conductor, component))
+        module.register_forward_pre_hook(hook, prepend=prepend)
+    elif unit is not component.module:  # whose calls are noticed as they are
+        attribute = call_attribute(unit)
+        _replace(component, unit, attribute, UnitCall(getattr(unit, attribute), hook))
 
 
 def unhook_modules(component: BoundComponent) -> None:
@@ -222,3 +258,8 @@ def unhook_groups(component: BoundComponent) -> None:
             if hooks[key].component is component:  # type: ignore[attr-defined]
                 hooks.pop(key, None)
     component.hooked_modules.clear()
+    for (unit, attribute), (original, ours) in list(component.own_methods.items()):
+        if isinstance(ours, UnitCall):
+            if vars(unit).get(attribute) is ours:
+                _restore(unit, attribute, original)
+            del component.own_methods[unit, attribute]

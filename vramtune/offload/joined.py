@@ -9,8 +9,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 
-Joined = dict[str, tuple[str, ...]]
-"""Paths of modules by name of the group that they joined."""
+from vramtune.compiled import unit_around
+
+Paths = dict[str, tuple[str, ...]]
+"""Paths of modules by name of their group."""
 
 
 def join(
@@ -19,7 +21,7 @@ def join(
     planned: Mapping[str, str],
     unused: Collection[str],
     root: str,
-) -> Joined:
+) -> Paths:
     """Find a group for each new module with weights of its own (`owners`).
 
     `modules` are the component's by path, `planned` names the group of each planned one, `unused` are those that the plan
@@ -34,6 +36,27 @@ def join(
         came_in = [p for p in _ancestry(owner) if p not in old and type(modules[p]).forward is not _NO_FORWARD]
         group = before[came_in[-1]] if came_in else root
         found.setdefault(group, {})[owner if group == root else came_in[-1]] = None
+    return {group: tuple(paths) for group, paths in found.items()}
+
+
+def in_units(
+    planned: Paths, modules: Mapping[str, nn.Module], units: Collection[str], unused: Collection[str], root: str
+) -> Paths:
+    """The planned modules by group, as they can be noticed where some are called compiled (`units`).
+
+    No hook runs inside such a unit, so all of it has one group: that of its first module.
+    """
+    if not units:
+        return planned
+    group_of = {path: group for group, paths in planned.items() for path in paths}
+    found = {group: [p for p in paths if unit_around(p, units) is None] for group, paths in planned.items()}
+    for unit in units:
+        inside = [path for path in modules if unit_around(path, units) == unit]
+        group = next((group_of[path] for path in inside if path in group_of), None)
+        if unit == "" or group == root:
+            found[root] += [path for path in inside if path in group_of or path not in unused]
+        elif group is not None:
+            found[group].append(unit)
     return {group: tuple(paths) for group, paths in found.items()}
 
 

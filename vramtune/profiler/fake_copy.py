@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from vramtune.compiled import COMPILED_CALL, is_wrapper_of_compiled, uncompiled
 from vramtune.contract import (
     Pipeline,
     computed_names,
@@ -50,9 +51,11 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
     log line.
     """
     pipelines = list(pipelines_in(pipe))
-    modules = _modules_of_all(pipelines)
+    found = _modules_of_all(pipelines)
+    modules = [module for module in found if not is_wrapper_of_compiled(module)]
     owners: list[Any] = [*pipelines, *modules]
     memo: Memo = {id(owner): object.__new__(type(owner)) for owner in owners}
+    memo |= {id(module): memo[id(uncompiled(module))] for module in found}  # the copy is not compiled
     for module in modules:
         for name in computed_names(module):
             memo[id(vars(module)[name])] = fake_like(vars(module)[name], mode)
@@ -149,6 +152,8 @@ def _let_computed_go(module: nn.Module) -> None:
 def _copied_attributes(owner: object, memo: Memo) -> dict[str, Any]:
     attributes = {}
     for name, value in vars(owner).items():
+        if name == COMPILED_CALL:
+            continue
         try:
             attributes[name] = _copied(value, memo)
         except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:  # what copies and pickles raise

@@ -58,7 +58,7 @@ def weigh_component(name: str, recorded: RecordedComponent, traces: Sequence[Tra
     layers = used_layers(weights, traces)
     used = {layer.path for layer in layers}
     unused = {weight.owners[0] for weight in weights if not used & set(weight.owners)}
-    groups = weight_groups(layers, unused, traces)
+    groups = weight_groups(layers, unused, traces, units=recorded.units)
     return Component(
         name=name,
         class_name=recorded.class_name,
@@ -167,9 +167,12 @@ def ancestry(path: str) -> Iterator[str]:
 
 
 def weight_groups(
-    layers: Sequence[UsedLayer], unused: Collection[str], traces: Sequence[Trace]
+    layers: Sequence[UsedLayer], unused: Collection[str], traces: Sequence[Trace], units: frozenset[str] = frozenset()
 ) -> tuple[WeightGroup, ...]:
-    """The root group and the others, in the order in which they first execute; none holds an unused layer."""
+    """The root group and the others, in the order in which they first execute; none holds an unused layer.
+
+    Of what is compiled (`units`) each module is in one group with all in it, or in the root: hooks do not run inside.
+    """
     used_bytes = sum(layer.weight_bytes for layer in layers)
     cap = min(used_bytes // LEAST_NUM_GROUPS, LARGEST_GROUP_BYTES)
     methods: dict[str, frozenset[str]] = {}
@@ -178,7 +181,7 @@ def weight_groups(
             methods[path] = methods.get(path, frozenset()) | {trace.method}
     split = {path for layer in unused for path in ("", layer, *ancestry(layer))}
     whole = {path: called_by for path, called_by in methods.items() if path not in split}
-    movable = list(movable_modules("", layers, whole, cap=cap))
+    movable = [] if "" in units else list(movable_modules("", layers, whole, cap=cap, units=units))
     order = {path: number for number, path in enumerate(methods)}
     movable.sort(key=lambda module: order[module.path])
     root_bytes = used_bytes - sum(module.weight_bytes for module in movable)
@@ -189,7 +192,12 @@ def weight_groups(
 
 
 def movable_modules(
-    path: str, layers: Sequence[UsedLayer], methods: dict[str, frozenset[str]], *, cap: int
+    path: str,
+    layers: Sequence[UsedLayer],
+    methods: dict[str, frozenset[str]],
+    *,
+    cap: int,
+    units: frozenset[str] = frozenset(),
 ) -> Iterator[MovableModule]:
     """Split a module top-down until each piece is small enough, never below a leaf.
 
@@ -201,15 +209,17 @@ def movable_modules(
     inner_bytes = sum(layer.weight_bytes for layer in inner)
     is_movable = path in methods and all(path in layer.executing for layer in layers)
     # Where the module's own weights are most of it (a table of positions), splitting would free little.
-    if is_movable and (weight_bytes <= cap or inner_bytes < weight_bytes / 2):
+    is_whole = weight_bytes <= cap or inner_bytes < weight_bytes / 2 or path in units
+    if is_movable and is_whole:
         yield MovableModule(path=path, weight_bytes=weight_bytes, methods=methods[path])
+    if path in units or (is_movable and is_whole):
         return
     depth = path.count(".") + 2 if path else 1
     by_child: dict[str, list[UsedLayer]] = {}
     for layer in inner:
         by_child.setdefault(".".join(layer.path.split(".")[:depth]), []).append(layer)
     for child, members in by_child.items():
-        yield from movable_modules(child, members, methods, cap=cap)
+        yield from movable_modules(child, members, methods, cap=cap, units=units)
 
 
 def join_modules(modules: Sequence[MovableModule], *, cap: int) -> Iterator[WeightGroup]:

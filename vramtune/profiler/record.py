@@ -21,6 +21,7 @@ from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from vramtune.compiled import units_of
 from vramtune.contract import (
     CALL,
     Pipeline,
@@ -65,6 +66,8 @@ class RecordedComponent:
     """The modules that diffusers' block-level group offload hooks, with their blocks (`contract.blocks_by_shell`)."""
     computed_bytes: dict[str, int] = field(default_factory=dict)
     """Bytes of what hooks compute from the weights (`contract.computed_names`), by layer."""
+    units: frozenset[str] = frozenset()
+    """The modules that are called compiled (`compiled.units_of`); the copy is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,7 +125,8 @@ def record_runs(
         _older_objects_frozen(),
     ):
         copied = fake_copy(pipe, mode)
-        components = {name: recorded_component(module) for name, module in modules_of(copied).items()}
+        units = {name: frozenset(units_of(module)) for name, module in modules_of(pipe).items()}
+        components = {name: recorded_component(module, units[name]) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call, kernels, permissions)
         recorder.answer_for(modules_of(copied))
         for call_kwargs in calls_kwargs:
@@ -136,11 +140,12 @@ def record_runs(
     return recordings
 
 
-def recorded_component(component: nn.Module) -> RecordedComponent:
+def recorded_component(component: nn.Module, units: frozenset[str] = frozenset()) -> RecordedComponent:
     """What the inventory needs to know of a component besides its calls."""
     return RecordedComponent(
         class_name=type(component).__name__,
         weights=tuple(weights_of(component).values()),
+        units=units,
         shells=blocks_by_shell(component),
         computed_bytes={
             path: sum(round_up(vars(module)[name].nbytes) for name in names)

@@ -301,12 +301,13 @@ def _seconds_by_group(component: Component, methods: tuple[str, ...], stages: tu
 
 
 def group_visits(component: Component, activity: Activity) -> list[tuple[int, float]]:
-    """One call as (group, seconds) in execution order; the root's segments count with the group before."""
+    """One call as (group, seconds) in execution order; segments of the root, or of a group whose weights are gone, count
+    with the group before."""
     visits: list[tuple[int, float]] = [(0, 0.0)]
     for segment in activity.segments:
         group = component.layers[segment.layer].group
         last, seconds = visits[-1]
-        if group in (0, last):
+        if group in (0, last) or not component.groups[group].weight_bytes:
             visits[-1] = (last, seconds + segment.seconds)
         else:
             visits.append((group, segment.seconds))

@@ -11,10 +11,12 @@
 
 namespace sim {
 
-// The CPU's choice of attention kernel, so that the operations are those which a trace on CPU tensors sees.
+// The CPU's choice of attention kernel, so that the operations are those which a trace on CPU tensors sees. Tensors
+// without values, by which `torch.compile` follows shapes, go through what attention consists of (math: 0).
 int64_t choose_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                          const std::optional<Tensor>& mask, double dropout_p, bool is_causal,
                          std::optional<double> scale, bool enable_gqa) {
+  if (query.key_set().has(c10::DispatchKey::Python)) return 0;
   Pairs pairs;
   auto lent_mask = mask ? std::optional<Tensor>(lend(*mask, pairs)) : std::nullopt;
   return at::_fused_sdp_choice(lend(query, pairs), lend(key, pairs), lend(value, pairs), lent_mask, dropout_p,
