@@ -10,6 +10,7 @@ memory: 7 GB. Writes `benchmarks/results/budgets_nullcuda_<date>.md` as each row
 
 import argparse
 import gc
+from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from benchmarks.memory_on_nullcuda import COPY_LIMIT_BYTES, ValuesOfSmall
 from benchmarks.results_file import environment, table, write_result
 from tests.nullcuda.card import card, counters, reset
-from vramtune import api, catalog
+from vramtune import Tuned, api, catalog
 from vramtune.contract import modules_of
 from vramtune.errors import BudgetError
 from vramtune.profiler.stages import Estimator
@@ -81,23 +82,29 @@ def under(pipe: Any, budget_gib: float) -> list[list[str]]:
         tuned = api.autotune(pipe, budget_gib, call_kwargs=KWARGS, device="cuda", progress=False)
     except BudgetError as error:
         return [[budget, "", "", "", "", str(error).splitlines()[0][:120]]]
-    predicted, rows = tuned.plan.estimate.peak_bytes, []
-    with ValuesOfSmall():
-        for number in (1, 2):
-            reset()
-            try:
-                pipe(**KWARGS, generator=torch.Generator("cpu").manual_seed(0))
-            except RuntimeError as error:
-                rows.append([budget, str(number), f"{predicted / MIB:.0f}", "", "", str(error).splitlines()[0][:120]])
-                break
-            peak, measured = counters().used_peak_bytes, tuned.measured
-            times = str(measured.num_out_of_memory) if measured is not None else ""
-            difference = f"{(predicted - peak) / peak:+.2%}"
-            rows.append([budget, str(number), f"{predicted / MIB:.0f}", f"{peak / MIB:.0f}", difference, times])
+    rows = calls_of(tuned, pipe, KWARGS, [budget])
     tuned.remove()
     del tuned
     gc.collect()
     torch.cuda.empty_cache()
+    return rows
+
+
+def calls_of(tuned: Tuned, pipe: Any, kwargs: Mapping[str, Any], cells: list[str]) -> list[list[str]]:
+    """Two calls of a tuned pipeline: a row each, which begins with these cells."""
+    predicted, rows = tuned.plan.estimate.peak_bytes, list[list[str]]()
+    with ValuesOfSmall():
+        for number in (1, 2):
+            reset()
+            try:
+                pipe(**kwargs, generator=torch.Generator("cpu").manual_seed(0))
+            except RuntimeError as error:
+                rows.append([*cells, str(number), f"{predicted / MIB:.0f}", "", "", str(error).splitlines()[0][:120]])
+                break
+            peak, measured = counters().used_peak_bytes, tuned.measured
+            times = str(measured.num_out_of_memory) if measured is not None else ""
+            difference = f"{(predicted - peak) / peak:+.2%}"
+            rows.append([*cells, str(number), f"{predicted / MIB:.0f}", f"{peak / MIB:.0f}", difference, times])
     return rows
 
 

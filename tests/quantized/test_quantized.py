@@ -18,6 +18,7 @@ from diffusers import (
     QuantoConfig,
     TorchAoConfig,
 )
+from peft import LoraConfig
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig
 
@@ -157,6 +158,31 @@ def test_the_bytes_of_a_quantized_pipeline_are_those_of_what_its_weights_consist
         num_bytes = planned_for.parameters.num_bytes + planned_for.buffers.num_bytes
         tables = sum(sizes.values()) if kind not in BITSANDBYTES or name != "transformer" else None
         assert num_bytes == tables or (tables is None and num_bytes >= sum(sizes.values()))
+
+
+def with_adapter(kind: str) -> FluxPipeline:
+    pipe = build(kind)
+    torch.manual_seed(5)
+    pipe.transformer.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    for name, weight in pipe.transformer.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.randn(weight.shape).to(torch.bfloat16) * 0.05
+        weight.requires_grad_(False)
+    return pipe
+
+
+@pytest.mark.parametrize("kind", ["bitsandbytes nf4", "gguf Q4_K"])
+def test_an_adapter_on_quantized_layers_is_planned_with_them(sim: ModuleType, no_garbage: None, kind: str) -> None:
+    sim.set_rates(**RATES)
+    expected, profile = output(on_sim(with_adapter(kind)), "flux"), predicted_call(with_adapter(kind), CALL)
+    assert not torch.equal(expected, resident(kind))
+    weight_bytes = sum(component.used_bytes for component in profile.components)
+    peak_bytes = choose_plan(profile, profile.device.usable_bytes).estimate.peak_bytes
+    pipe, plan = with_adapter(kind), choose_plan(profile, peak_bytes - int(0.4 * weight_bytes))
+    with install(pipe, plan, device="sim") as runtime:
+        assert torch.equal(output(pipe, "flux"), expected)
+        assert runtime.measured is not None
+        assert runtime.measured.peak_bytes == plan.estimate.peak_bytes <= plan.budget_bytes
 
 
 # ---------------------------------------------------------------------------------------------------

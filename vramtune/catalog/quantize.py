@@ -56,7 +56,7 @@ def _quantize(name: str, component: nn.Module, way: Quantization) -> None:
         make = _gguf_layers(way)
     else:
         layers = list(_of_bitsandbytes(component, is_of_diffusers=is_of_diffusers))
-        make = _EightBitLinear.of if way.name == "int8" else _FourBitLinear.of
+        make = EightBitLinear.of if way.name == "int8" else FourBitLinear.of
     made = {path: (layer, make(path, layer)) for path, layer in layers}
     if all(new is old for old, new in made.values()):
         raise UsageError(f"{name}={way.name}: no layer of {name!r} would be quantized by it. Leave it out.")
@@ -100,14 +100,15 @@ class _Linear(nn.Linear):
         setattr(self, name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
 
 
-class _FourBitLinear(_Linear):
+class FourBitLinear(_Linear):
     """`Linear4bit` in `bitsandbytes/nn/modules.py`, with the defaults of `BitsAndBytesConfig`: statistics in float32."""
 
     BLOCK_SIZE = 64
     TABLE_SIZE = 16
 
     @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "_FourBitLinear":
+    def of(cls, path: str, layer: nn.Linear) -> "FourBitLinear":
+        """Of a linear layer."""
         made, numel = cls(layer), layer.weight.numel()
         made.hold("weight", (numel + 1) // 2, 1, dtype=torch.uint8)
         made.hold("absmax", -(-numel // cls.BLOCK_SIZE), dtype=torch.float32)
@@ -122,11 +123,12 @@ class _FourBitLinear(_Linear):
         return out.to(x.dtype)
 
 
-class _EightBitLinear(_Linear):
+class EightBitLinear(_Linear):
     """`Linear8bitLt` in `bitsandbytes/nn/modules.py`; no column of its input has outliers, as is the rule."""
 
     @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "_EightBitLinear":
+    def of(cls, path: str, layer: nn.Linear) -> "EightBitLinear":
+        """Of a linear layer."""
         made = cls(layer)
         made.hold("weight", *layer.weight.shape, dtype=torch.int8)
         made.hold("SCB", layer.out_features, dtype=torch.float32)
