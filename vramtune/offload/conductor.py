@@ -232,7 +232,7 @@ class Conductor:
         if not any(self.overrun_bytes) or self._has_taken_back:
             return
         free_bytes = torch.accelerator.get_memory_info(self.device)[0] + torch.accelerator.memory_reserved(self.device)
-        limit_bytes = min(limit_bytes, free_bytes)
+        limit_bytes = min(limit_bytes, free_bytes - self._meter.others_bytes)
         for stage, planned in enumerate(self.plan.stages):
             more_bytes = planned_bytes(self.plan, stage) - held_bytes(self.binding.placements, stage)
             if peak_bytes.get(planned.name, limit_bytes) + max(more_bytes, 0) > limit_bytes:
