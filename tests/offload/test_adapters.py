@@ -222,8 +222,12 @@ OTHERS: dict[str, Case] = {
 CASES = {f"{name}: {what}": case for name in ("flux", "sdxl") for what, case in lora_cases(name).items()} | OTHERS
 
 
-QUICK = {(what, 0.4) for what in CASES if not what.startswith("sdxl")} | {("sdxl: fused, unfused, fused for good", 0.7)}
-QUICK |= {("flux: several, scaled, off and on, deleted", 1.0)}
+QUICK = {
+    ("flux: several, scaled, off and on, deleted", 0.4),
+    ("textual inversion", 0.4),
+    ("channels last", 0.4),
+    *((what, 0.4) for what in CASES if "failed" in what or what.startswith("IP-Adapter, unloaded")),
+}
 WAYS = [
     pytest.param(case, fraction, id=f"{what}, {fraction}", marks=() if (what, fraction) in QUICK else pytest.mark.slow)
     for what, case in CASES.items()
@@ -240,8 +244,10 @@ def test_after_each_step_the_output_is_the_untuned_one_and_the_plan_is_for_what_
 
 @pytest.mark.parametrize(
     "case",
-    [CASES["flux: several, scaled, off and on, deleted"], CASES["projections fused, flux"]],
-    ids=["LoRA", "fused"],
+    [
+        pytest.param(CASES["flux: several, scaled, off and on, deleted"], id="LoRA", marks=pytest.mark.slow),
+        pytest.param(CASES["projections fused, flux"], id="fused"),
+    ],
 )
 def test_without_the_profile_the_plan_stays_and_its_weights_give_way(sim: ModuleType, case: Case) -> None:
     walk(sim, case, planned(case.pipeline), None)

@@ -8,8 +8,8 @@ from vramtune.offload.groups import Group
 from vramtune.schema import Placement, WeightGroup
 
 GROUP_BYTES = 512
-RUNS, IDLES = 0, 1
-"""Stages: in the first, what runs at all runs."""
+IDLES, RUNS = 0, 1
+"""Stages: in the second, what runs at all runs; what is idle there ran in the first."""
 
 
 def bound(
@@ -21,18 +21,18 @@ def bound(
     num_slots: int = 2,
     excluded: bool = False,
 ) -> BoundPlacement:
-    """A component of equal groups that runs in the first stage or in the second."""
+    """A component of equal groups that runs in the second stage or in the first; `kept` in that order."""
     planned = tuple(WeightGroup(name=str(n), weight_bytes=GROUP_BYTES, modules=(str(n),)) for n in range(num_groups))
     placement = Placement(
-        component=name, methods=(), groups=planned, active=(runs, not runs), kept=kept, num_slots=num_slots
+        component=name, methods=(), groups=planned, active=(not runs, runs), kept=kept[::-1], num_slots=num_slots
     )
     groups = [Group(group.name, [], num_bytes=GROUP_BYTES) for group in planned]
     component = BoundComponent(name, nn.Module(), excluded)
-    return BoundPlacement(placement, component, groups, list(kept), [num_slots] * 2)
+    return BoundPlacement(placement, component, groups, list(kept[::-1]), [num_slots] * 2)
 
 
 def kept_within(placements: list[BoundPlacement], num_groups: int) -> list[int]:
-    """The counts kept in the first stage when so many groups' bytes are allowed there; the other stage is left alone."""
+    """The counts kept in the second stage when so many groups' bytes are allowed there; the other stage is left alone."""
     before, held_before = [each.kept[IDLES] for each in placements], held_bytes(placements, RUNS)
     assert fit(placements, RUNS, num_groups * GROUP_BYTES) == held_before - held_bytes(placements, RUNS)
     assert held_bytes(placements, RUNS) <= num_groups * GROUP_BYTES
@@ -41,18 +41,18 @@ def kept_within(placements: list[BoundPlacement], num_groups: int) -> list[int]:
 
 
 def test_placements_that_fit_stay_as_they_are() -> None:
-    placements = [bound("a", kept=(2, 1)), bound("b", kept=(2, 1), runs=False)]
+    placements = [bound("a", kept=(2, 1)), bound("b", kept=(2, 4), runs=False)]
     assert kept_within(placements, 6) == [2, 2]
     assert placements[0].num_slots == [2, 2]
 
 
 def test_an_idle_placement_gives_way_before_a_running_one() -> None:
-    assert kept_within([bound("a", kept=(3, 0)), bound("b", kept=(3, 1), runs=False)], 5) == [3, 1]
-    assert kept_within([bound("b", kept=(3, 1), runs=False), bound("a", kept=(3, 0))], 5) == [1, 3]
+    assert kept_within([bound("a", kept=(3, 0)), bound("b", kept=(3, 4), runs=False)], 5) == [3, 1]
+    assert kept_within([bound("b", kept=(3, 4), runs=False), bound("a", kept=(3, 0))], 5) == [1, 3]
 
 
 def test_among_idle_placements_the_one_that_holds_most_gives_way() -> None:
-    placements = [bound("a", kept=(1, 1), runs=False), bound("b", kept=(3, 1), runs=False)]
+    placements = [bound("a", kept=(1, 4), runs=False), bound("b", kept=(3, 4), runs=False)]
     assert kept_within(placements, 3) == [1, 2]
 
 
@@ -70,7 +70,7 @@ def test_an_excluded_placement_stays_even_where_nothing_else_is_left() -> None:
 
 
 def test_no_more_is_given_up_than_was_asked_for() -> None:
-    assert kept_within([bound("a", kept=(4, 1), runs=False)], 3) == [3]
+    assert kept_within([bound("a", kept=(4, 5), runs=False, num_groups=5)], 3) == [3]
 
 
 def test_a_running_placement_keeps_its_root_and_gives_up_slots_too() -> None:
@@ -78,7 +78,14 @@ def test_a_running_placement_keeps_its_root_and_gives_up_slots_too() -> None:
     assert kept_within([running], 3) == [1]
     assert running.num_slots[RUNS] == 2
     assert kept_within([running], 2) == [1]
-    assert running.num_slots == [1, 2]
+    assert running.num_slots == [2, 1]
     assert fit([running], RUNS, GROUP_BYTES) == 0
     assert held_bytes([running], RUNS) > GROUP_BYTES
     assert (running.kept[RUNS], running.num_slots[RUNS]) == (1, 1)
+
+
+def test_an_idle_component_has_no_more_than_the_stage_before_it_left() -> None:
+    placement = bound("a", kept=(3, 1))  # idle in the first stage, in which residents alone are there
+    placement.kept[IDLES] = 4
+    fit([placement], RUNS, 100 * GROUP_BYTES)
+    assert placement.kept == [3, 3]
