@@ -140,8 +140,12 @@ class Runtime:
 
     def _call(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a method with every component as the plan wants it, also after a call or a loader that failed."""
-        self._conductor.take_back(self._meter.peak_bytes, self._limit.num_bytes)
-        with_room(self._take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
+
+        def take_in() -> None:
+            self._conductor.take_back(self._meter.peak_bytes, self._limit.num_bytes)
+            self._take_in()
+
+        with_room(take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
         self._limit.others_bytes = self._meter.others_bytes = others_bytes(
             self.device,
             pieces=self._pieces,
