@@ -121,6 +121,7 @@ def test_compiled_before_the_plan_is_made(sim: ModuleType, way: Way) -> None:
     assert_given_back(pipe, start)
 
 
+@pytest.mark.slow
 @ways
 def test_compiled_while_the_plan_is_at_work(sim: ModuleType, way: Way) -> None:
     expected = untuned(way)

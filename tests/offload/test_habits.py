@@ -163,7 +163,7 @@ def by_hand(pipe: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
-@pytest.mark.parametrize("fraction", [0.4, 0.7])
+@pytest.mark.parametrize("fraction", [0.4, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_a_component_called_by_hand_leaves_nothing_behind(
     sim: ModuleType, no_garbage: None, expected: dict[str, torch.Tensor], fraction: float
 ) -> None:

@@ -28,7 +28,7 @@ def profiled(sim: ModuleType, name: str, operation_seconds: float) -> Profile:
     [
         ("flux", 20e-6, "copy_bound"),  # the host is ahead of the GPU
         ("flux", 60e-6, "host_bound"),  # it is not
-        ("sdxl", 200e-6, "host_bound"),
+        pytest.param("sdxl", 200e-6, "host_bound", marks=pytest.mark.slow),
     ],
 )
 def test_a_plan_takes_as_long_as_predicted_where_the_host_has_a_speed(

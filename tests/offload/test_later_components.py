@@ -83,7 +83,7 @@ def a_safety_checker(pipe: Any) -> None:
 CHANGES = [another_controlnet, a_larger_controlnet, a_safety_checker]
 
 
-@pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_comes_in_later_is_taken_in_at_the_next_call(sim: ModuleType, change: Any, fraction: float) -> None:
     sim.set_rates(**RATES)
