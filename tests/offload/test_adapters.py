@@ -226,7 +226,7 @@ QUICK = {
     ("flux: several, scaled, off and on, deleted", 0.4),
     ("textual inversion", 0.4),
     ("channels last", 0.4),
-    *((what, 0.4) for what in CASES if what.startswith("flux: failed") or what.startswith("IP-Adapter, unloaded")),
+    *((what, 0.4) for what in CASES if what.startswith(("flux: failed", "IP-Adapter, unloaded"))),
 }
 WAYS = [
     pytest.param(case, fraction, id=f"{what}, {fraction}", marks=() if (what, fraction) in QUICK else pytest.mark.slow)
