@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.race.names import CONTESTANTS
+from benchmarks.race.rows import Outcome
 from benchmarks.results_file import table
 from vramtune.units import GIB
 
@@ -22,7 +23,7 @@ measured rates; all else is measured. The best of each contestant's settings; wh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(Outcome):
     """A contestant on a model under a cap."""
 
     model: str
@@ -34,17 +35,6 @@ class Run:
     """None for those who need not be told."""
     found: dict[str, Any] = field(default_factory=dict, compare=False)
     """As `calls.py` has it."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why it did not run, or None."""
-        failed = self.found.get("failed")
-        return f"{self.found.get('step', 'start')}: {failed}" if failed else None
-
-    @property
-    def seconds(self) -> float:
-        """Of a steady call."""
-        return float(self.found["seconds"])
 
     @property
     def title(self) -> str:

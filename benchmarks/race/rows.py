@@ -23,6 +23,24 @@ CAPS = (100, 60, 40, 25)
 """Percent of what the pipeline takes when all of it is resident."""
 
 
+class Outcome:
+    """What is common to what a run has shown, on whichever card."""
+
+    __slots__ = ()
+    found: dict[str, Any]
+
+    @property
+    def reason(self) -> str | None:
+        """Why it did not run, or None."""
+        failed = self.found.get("failed")
+        return f"{self.found.get('step', 'start')}: {failed}" if failed else None
+
+    @property
+    def seconds(self) -> float:
+        """Of a steady call."""
+        return float(self.found["seconds"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """One run."""
@@ -36,24 +54,13 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(Outcome):
     """What it has shown."""
 
     key: Key
     cap_bytes: int
     found: dict[str, Any] = field(default_factory=dict)
-    """As `one.py` has it."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why it did not run, or None."""
-        failed = self.found.get("failed")
-        return f"{self.found.get('step', 'start')}: {failed}" if failed else None
-
-    @property
-    def seconds(self) -> float:
-        """Of a steady call."""
-        return float(self.found["seconds"])
+    """As `calls.py` has it."""
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
