@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from tests import tiny_pipelines
 from vramtune.errors import BudgetError
@@ -69,6 +70,8 @@ def test_probing_leaves_only_the_workspaces() -> None:
 NAMES = ["flux", "sdxl", "wan"]
 STREAMING = """
 from tests.test_on_gpu import tight_plan
+from diffusers import DiffusionPipeline
+
 from tests import tiny_pipelines
 from vramtune.offload.install import install
 import torch
@@ -195,3 +198,32 @@ def test_the_streaming_loop_is_free_of_races_by_pytorchs_sanitizer() -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split("moved ")[1]) > 0
     assert "CUDASanitizerErrors" not in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------
+# torch.compile
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own are not ours to mend
+@pytest.mark.parametrize("name", ["flux", "sdxl"])
+def test_blocks_compiled_by_inductor_stream_as_they_are_and_give_their_bits(name: str) -> None:
+    def compiled() -> DiffusionPipeline:
+        pipe = tiny_pipelines.build(name)
+        denoiser = pipe.transformer if name == "flux" else pipe.unet
+        denoiser.compile_repeated_blocks(fullgraph=True)
+        return pipe
+
+    torch._dynamo.reset()
+    expected = tiny_pipelines.run(compiled().to("cuda"), name)
+    torch._dynamo.reset()
+    plan, pipe = tight_plan(name), compiled()
+    with install(pipe, plan, device="cuda") as runtime:
+        assert torch.equal(tiny_pipelines.run(pipe, name), expected)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert torch.equal(tiny_pipelines.run(pipe, name), expected)
+        measured = runtime.measured
+    assert measured is not None
+    assert measured.num_out_of_memory == 0
+    assert measured.peak_bytes <= plan.budget_bytes
