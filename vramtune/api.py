@@ -323,7 +323,7 @@ def _predicted(
     allow: tuple[str, ...],
     progress: bool,
 ) -> Profile:
-    from vramtune.profiler.predict import predict_profile
+    from vramtune.predict import predict_profile
 
     predict = partial(
         predict_profile,

@@ -1,8 +1,7 @@
 import pytest
 
 from tests.reports import examples
-from vramtune import catalog
-from vramtune.profiler import predict
+from vramtune import catalog, predict
 
 
 @pytest.fixture(scope="session")

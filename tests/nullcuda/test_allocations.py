@@ -12,7 +12,7 @@ from torch.nn import functional
 from benchmarks.memory_on_nullcuda import TracedCall, compared, named_weights, on_meta, rows_of_pipeline
 from tests import tiny_pipelines
 from tests.nullcuda.tuned_pipelines import NAMES, build
-from vramtune.profiler.trace import ComponentMethod, trace_call
+from vramtune.profiler.execution import ComponentMethod, trace_call
 from vramtune.units import MIB
 
 pytestmark = pytest.mark.without_values

@@ -98,7 +98,7 @@ def _predicted(
 
     show(f"Building {model}")
     pipe = catalog.load(model, quantize=quantize)
-    from vramtune.profiler import predict  # after names were looked up, which takes no time
+    from vramtune import predict  # after names were looked up, which takes no time
 
     images = entry.images() if (entry := catalog.find(model)) else {}  # an option cannot give one
     asked = images | call_kwargs(pipe, settings)
