@@ -93,18 +93,15 @@ def _predicted(
     allow: Sequence[str],
     show: Callable[[str], None],
 ) -> "Profile":
-    """Build the pipeline and follow its call."""
-    from vramtune import catalog
+    """What its call does, which may be known, and what that costs."""
+    from vramtune import predict
 
-    show(f"Building {model}")
-    pipe = catalog.load(model, quantize=quantize)
-    from vramtune import predict  # after names were looked up, which takes no time
-
-    images = entry.images() if (entry := catalog.find(model)) else {}  # an option cannot give one
-    asked = images | call_kwargs(pipe, settings)
-    return predict.predict_profile(
-        pipe, call_kwargs=asked, device=device, allow=allow, on_call=lambda name: show(f"Tracing {name}")
+    call = predict.ModelCall(
+        model=model, settings=settings, quantize=quantize, allow=tuple(allow), kernels=device.kernels
     )
+    trace = predict.trace_model(call, arguments=call_kwargs, show=show)
+    show("Pricing")
+    return predict.price_model(trace, device, allow)
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:

@@ -6,19 +6,18 @@ GPUs that NVIDIA's driver does not answer for have none.
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
 
-import platformdirs
 import pynvml
 import torch
 
 from vramtune.errors import FileError
 from vramtune.machine import nvml
+from vramtune.paths import cache_folder
 from vramtune.schema import Device, Remembered, Spread
 
 MOST_CALLS = 50
@@ -49,12 +48,7 @@ class Identity:
     def path(self) -> Path:
         """The file."""
         name = hashlib.sha256(f"{self.gpu} {self.driver} {self.torch}".encode()).hexdigest()[:16]
-        return folder() / f"gpu-{name}.json"
-
-
-def folder() -> Path:
-    """Where the files are: what `VRAMTUNE_CACHE` names, else the user's cache folder (`~/.cache/vramtune` on Linux)."""
-    return Path(os.environ.get("VRAMTUNE_CACHE") or platformdirs.user_cache_path("vramtune"))
+        return cache_folder() / f"gpu-{name}.json"
 
 
 def identity(device: torch.device) -> Identity | None:
@@ -102,7 +96,7 @@ def remember_call(device: torch.device, call: str, times_predicted: float) -> No
 
 def forget() -> int:
     """Delete all files; their number. Raises a `FileError` for one that cannot be deleted."""
-    files = sorted(folder().glob("gpu-*.json"))
+    files = sorted(cache_folder().glob("gpu-*.json"))
     for file in files:
         try:
             file.unlink(missing_ok=True)

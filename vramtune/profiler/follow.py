@@ -21,12 +21,9 @@ from vramtune.profiler.execution import Execution
 from vramtune.profiler.inventory import weigh_component
 from vramtune.profiler.record import Recording, record_runs
 from vramtune.profiler.tapes import WorkList, traced_call, traced_run
-from vramtune.schema import Component, Kernels, Trace, TracedCall
+from vramtune.schema import ALWAYS_FOLLOWED, Component, Kernels, Trace, TracedCall
 from vramtune.units import MIB
 
-ALWAYS = ("vae_tiling",)
-"""Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
-is followed soon. To follow a denoiser once more takes half as long again as the rest."""
 REAL_BYTES = (MIB, 64 * MIB)
 """Outputs up to the first are real zeros for the pipeline's own code; where that reads more, those up to the second.
 
@@ -59,24 +56,26 @@ def follow(
     refuse_unknown_weights(pipe)
     kwargs = arguments_to_trace(pipe, method, call_kwargs)
     before = calls_to_trace_first(pipe, first)
-    permissions = tuple(dict.fromkeys((*ALWAYS, *allow)))
-    steps = many_steps.asked(kwargs)
-    default_steps = many_steps.asked_or_default(pipe, method, kwargs)
+    permissions = tuple(dict.fromkeys((*ALWAYS_FOLLOWED, *allow)))
 
-    def recorded(ways: Sequence[int]) -> list[Recording]:
-        calls = [kwargs | {many_steps.STEPS: number} for number in ways] or [kwargs]
-        return _recorded(pipe, method, calls, before, on_call or (lambda name: None), kernels, permissions)
+    def recorded(steps: Sequence[int] = (), tries: Sequence[int] = ()) -> list[Recording]:
+        ways, others = ([kwargs | {many_steps.STEPS: number} for number in each] for each in (steps, tries))
+        return _recorded(
+            pipe, method, ways or [kwargs], before, on_call or (lambda name: None), kernels, permissions, others
+        )
 
-    def traced(recordings: Sequence[Recording], ways: Sequence[int | None], num_steps: int | None) -> Trace:
+    def traced(recordings: Sequence[Recording], tries: Sequence[Recording] = (), num_steps: int | None = None) -> Trace:
         if not recordings[0].calls:
             raise UsageError(
                 f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan."
             )
         components, in_float8 = _weighed(recordings), _in_float8(recordings)
         numbers, calls, work = _traced_calls(recordings, components, in_float8, kernels)
+        recordings = [*recordings, *(each for each in tries if all(call.execution in numbers for call in each.calls))]
+        steps = [many_steps.asked_or_default(pipe, method, recording.call_kwargs) for recording in recordings]
         runs = [
             replace(traced_run(recording, numbers, work), num_steps=number)
-            for recording, number in zip(recordings, ways, strict=True)
+            for recording, number in zip(recordings, steps, strict=True)
         ]
         return Trace(
             pipeline_class=type(pipe).__name__,
@@ -94,16 +93,15 @@ def follow(
             versions={name: _version(name) for name in ("torch", "diffusers", "transformers", "vramtune")},
         )
 
-    few = many_steps.steps_to_follow(pipe, kwargs)
-    if few:
-        drawn = traced(recorded(few), few, steps)
+    if few := many_steps.steps_to_follow(pipe, kwargs):
+        drawn = traced(recorded(few), num_steps=many_steps.asked(kwargs))
         fewer, more = drawn.runs
         if many_steps.are_alike(fewer, more, drawn.calls):
             return drawn
-    if default_steps is None or not try_steps:
-        return traced(recorded(()), [default_steps], None)
-    ways = [default_steps, *(number for number in try_steps if number != default_steps)]
-    return many_steps.with_exact_steps(traced(recorded(ways), ways, None))
+    asked = many_steps.asked_or_default(pipe, method, kwargs)
+    recording, *others = recorded(tries=[number for number in try_steps if asked is not None and number != asked])
+    trace = traced([recording], others)
+    return many_steps.with_exact_steps(trace) if others else trace
 
 
 def _traced_calls(
@@ -134,6 +132,7 @@ def _recorded(
     on_call: Callable[[str], None],
     kernels: Kernels,
     permissions: Collection[str],
+    tries: Sequence[Mapping[str, object]],
 ) -> list[Recording]:
     """Run it in these ways; a second time where the pipeline's own code reads what its components return."""
     for largest_real_bytes in REAL_BYTES:
@@ -147,6 +146,7 @@ def _recorded(
                 on_call=on_call,
                 kernels=kernels,
                 permissions=permissions,
+                tries=tries,
             )
         except VramtuneError:
             raise

@@ -77,7 +77,11 @@ def with_exact_steps(trace: Trace) -> Trace:
     runs = {run.num_steps: run for run in trace.runs if run.num_steps is not None}
     tried = replace(trace, runs=(replace(first, growing=growing),), exact_steps=tuple(sorted(runs)))
     exact = [number for number in tried.exact_steps if _is_same(tried, number, runs[number])]
-    return replace(tried, exact_steps=tuple(exact))
+    (run,) = tried.runs
+    done = [run.lead_work, *(turn.work for turn in run.turns)]
+    done += [each for call in trace.calls for s in call.segments for each in (s.layer_work, s.after_work)]
+    num_done = 1 + max((max(work) for work in done if work), default=-1)  # others' came after that
+    return replace(tried, exact_steps=tuple(exact), work=trace.work[:num_done])
 
 
 def _growing(work: Sequence[Work], run: TracedRun, other: TracedRun) -> tuple[GrowingWork, ...] | None:

@@ -77,6 +77,7 @@ class Recording:
     components: dict[str, RecordedComponent]
     calls: tuple[Call, ...]
     pipeline_tape: tuple[Entry, ...]
+    call_kwargs: Mapping[str, object]
 
 
 def record_calls(
@@ -109,10 +110,12 @@ def record_runs(
     on_call: Callable[[str], None],
     kernels: Kernels = "cuda",
     permissions: Collection[str] = (),
+    tries: Sequence[Mapping[str, object]] = (),
 ) -> list[Recording]:
     """The same of several calls of one copy: what is alike in them is traced once, and under each permission.
 
-    The methods in `first` run before each call, with their arguments; of them only what they leave is recorded.
+    The methods in `first` run before each call, with their arguments; of them only what they leave is recorded. Calls in
+    `tries` come last, and are left out where the pipeline refuses them.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recordings = []
@@ -129,14 +132,24 @@ def record_runs(
         components = {name: recorded_component(module, units[name]) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call, kernels, permissions)
         recorder.answer_for(modules_of(copied))
-        for call_kwargs in calls_kwargs:
+        for number, call_kwargs in enumerate([*calls_kwargs, *tries]):
             recorder.begin()
-            for name, kwargs in first.items():
-                recorder.run(getattr(copied, name), kwargs)
-                recorder.keep_what_is_left()
-            recorder.run(getattr(copied, method), call_kwargs)
+            try:
+                for name, kwargs in first.items():
+                    recorder.run(getattr(copied, name), kwargs)
+                    recorder.keep_what_is_left()
+                recorder.run(getattr(copied, method), call_kwargs)
+            except Exception as error:
+                if number < len(calls_kwargs):
+                    raise
+                logger.debug("%s is refused: %s", call_kwargs, error)
+                continue
             tape = tuple(recorder.pipeline.tape)
-            recordings.append(Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tape))
+            recordings.append(
+                Recording(
+                    components=components, calls=tuple(recorder.calls), pipeline_tape=tape, call_kwargs=call_kwargs
+                )
+            )
     return recordings
 
 

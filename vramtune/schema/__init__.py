@@ -55,9 +55,21 @@ from vramtune.schema.profile import (
     call_name,
 )
 from vramtune.schema.timeline import Engine, MemoryLevel, Span, Timeline
-from vramtune.schema.trace import GrowingWork, Kind, Reserved, Trace, TracedCall, TracedRun, TracedSegment, Turn, Work
+from vramtune.schema.trace import (
+    ALWAYS_FOLLOWED,
+    GrowingWork,
+    Kind,
+    Reserved,
+    Trace,
+    TracedCall,
+    TracedRun,
+    TracedSegment,
+    Turn,
+    Work,
+)
 
 __all__ = [
+    "ALWAYS_FOLLOWED",
     "CERTAIN",
     "LEAST_REPEATS",
     "PERMISSIONS",
