@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vramtune import catalog
 from vramtune.catalog.shipped import shipped_file
-from vramtune.errors import VramtuneError
 from vramtune.machine.gpus import gpus
 from vramtune.pricing.stages import with_reserved
 from vramtune.profiler.follow import follow
@@ -22,6 +21,8 @@ from vramtune.schema import PERMISSIONS, Trace
 
 STEPS = range(1, 51)
 """Numbers of steps that are tried: of each of these is known whether the trace stands for it."""
+FEW_STEPS = (10, 20)
+"""Those that are tried before all of them are."""
 
 
 def made(name: str, *, try_steps: range = STEPS) -> Trace:
@@ -29,11 +30,9 @@ def made(name: str, *, try_steps: range = STEPS) -> Trace:
     entry = catalog.find(name)
     assert entry is not None, name
     pipe = catalog.load(name)
-    try:
+    trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=FEW_STEPS)
+    if len(trace.exact_steps) > 1:  # or each step is a call of its own, and to try them all takes hours
         trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=try_steps)
-    except VramtuneError as error:
-        print(f"{name}: not under each permission ({error})")
-        trace = follow(pipe, call_kwargs=entry.images(), try_steps=try_steps)
     return with_reserved(trace, {gpu.workspace_bytes for gpu in gpus()})
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vramtune import catalog
 from vramtune.catalog import kept
 from vramtune.catalog.shipped import shipped_trace
+from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 from vramtune.pricing.price import price
 from vramtune.schema import ALWAYS_FOLLOWED, Device, Kernels, Profile, Trace
@@ -65,6 +66,7 @@ def predict_profile(
 
 def trace_pipeline(pipe: "Pipeline", **call: Any) -> Trace:
     """`profiler.follow.follow`, with torch and diffusers imported when it is called."""
+    expect_pipelines("To follow a pipeline's call")
     from vramtune.profiler.follow import follow
 
     return follow(pipe, **call)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vramtune.cli.options import Settings
 from vramtune.errors import BudgetError, UsageError
+from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _saved(
 def _checked_device(gpu: str | None, check: Callable[["Device"], None]) -> "Device":
     """The GPU that is named, without torch; else this machine's."""
     if gpu is None:
+        expect_pipelines("To measure this machine's GPU", ' Or name a GPU: --gpu "RTX 4060".')
         from vramtune.machine import live
 
         device = live.this_gpu()
