@@ -4,7 +4,7 @@ A catalog model's trace with its own settings came with the package, and one tha
 torch nor diffusers is imported.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from vramtune.catalog.shipped import shipped_trace
 from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 from vramtune.pricing.price import price
-from vramtune.schema import ALWAYS_FOLLOWED, Device, Kernels, Profile, Trace
+from vramtune.schema import ALWAYS_FOLLOWED, Device, Kernels, Profile, Ranking, Trace
 
 if TYPE_CHECKING:
     from vramtune.contract import Pipeline
@@ -98,6 +98,23 @@ def trace_model(call: ModelCall, *, arguments: Arguments, show: Callable[[str], 
 def price_model(trace: Trace, device: Device, allow: Collection[str] = ()) -> Profile:
     """The price of a model's trace, which may have been followed under more than what is allowed."""
     return price(trace, device, permissions=tuple(dict.fromkeys((*ALWAYS_FOLLOWED, *allow))))
+
+
+def rank(
+    trace: Trace,
+    devices: Sequence[Device] | None = None,
+    *,
+    asked_bytes: int | None = None,
+    most_seconds: float | None = None,
+    allow: tuple[str, ...] = (),
+) -> Ranking:
+    """The call on each of these GPUs, or on all that are known by name."""
+    from vramtune.machine.gpus import gpus
+    from vramtune.tuner.ranking import rank_gpus
+
+    chosen = gpus() if devices is None else devices
+    profiles = (price_model(trace, device, allow) for device in chosen)
+    return rank_gpus(trace, profiles, asked_bytes=asked_bytes, most_seconds=most_seconds, allow=allow)
 
 
 def _shipped(call: ModelCall) -> Trace | None:

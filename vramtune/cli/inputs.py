@@ -10,7 +10,7 @@ from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 
 if TYPE_CHECKING:
-    from vramtune.schema import Comparison, Device, Plan, Profile
+    from vramtune.schema import Comparison, Device, Kernels, Plan, Profile, Trace
 
 ARGUMENTS = {
     "prompt": ("prompt",),
@@ -95,15 +95,32 @@ def _predicted(
     allow: Sequence[str],
     show: Callable[[str], None],
 ) -> "Profile":
-    """What its call does, which may be known, and what that costs."""
+    """What its call costs."""
     from vramtune import predict
 
-    call = predict.ModelCall(
-        model=model, settings=settings, quantize=quantize, allow=tuple(allow), kernels=device.kernels
-    )
-    trace = predict.trace_model(call, arguments=call_kwargs, show=show)
+    trace = trace_of(model, quantize=quantize, settings=settings, allow=allow, kernels=device.kernels, show=show)
     show("Pricing")
     return predict.price_model(trace, device, allow)
+
+
+def trace_of(
+    model: str,
+    *,
+    quantize: Mapping[str, str],
+    settings: Settings,
+    allow: Sequence[str],
+    kernels: "Kernels" = "cuda",
+    show: Callable[[str], None],
+) -> "Trace":
+    """What a model's call does, which may be known; raises `UsageError` for a saved profile, and unknown permissions."""
+    from vramtune import predict
+    from vramtune.tuner.search import check_permissions
+
+    if is_saved(model):
+        raise UsageError(f"{model!r} is a saved profile, which is of one GPU. Name the pipeline.")
+    check_permissions(allow)
+    call = predict.ModelCall(model=model, settings=settings, quantize=quantize, allow=tuple(allow), kernels=kernels)
+    return predict.trace_model(call, arguments=call_kwargs, show=show)
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:

@@ -54,6 +54,7 @@ from vramtune.schema.profile import (
     Workload,
     call_name,
 )
+from vramtune.schema.ranking import RankedGpu, Ranking
 from vramtune.schema.timeline import Engine, MemoryLevel, Span, Timeline
 from vramtune.schema.trace import (
     ALWAYS_FOLLOWED,
@@ -105,6 +106,8 @@ __all__ = [
     "Plan",
     "PlannedStage",
     "Profile",
+    "RankedGpu",
+    "Ranking",
     "Reason",
     "ReasonKind",
     "Remembered",
