@@ -117,6 +117,21 @@ def rank(
     return rank_gpus(trace, profiles, asked_bytes=asked_bytes, most_seconds=most_seconds, allow=allow)
 
 
+STEPS = "num_inference_steps"
+
+
+def settings_of(call_kwargs: Mapping[str, object]) -> dict[str, object]:
+    """Arguments of a call as a `ModelCall` has them: with `steps`, for which traces of the package stand."""
+    names = {STEPS: "steps", "num_frames": "frames"}
+    return {names.get(name, name): value for name, value in call_kwargs.items()}
+
+
+def as_call_kwargs(pipe: "Pipeline", settings: Mapping[str, object]) -> dict[str, object]:
+    """The other way round."""
+    names = {"steps": STEPS, "frames": "num_frames"}
+    return {names.get(name, name): value for name, value in settings.items()}
+
+
 def _shipped(call: ModelCall) -> Trace | None:
     """The trace that came with the package, with other steps where it stands for these."""
     entry = catalog.find(call.model)
@@ -143,4 +158,6 @@ def _kept_name(call: ModelCall) -> str | None:
         "allow": call.allow,
         "kernels": call.kernels,
     }
+    if not all(isinstance(value, str | int | float | bool | None) for value in call.settings.values()):
+        return None  # an image, say
     return kept.name_of(entry.name if entry is not None else "", folder, facts)

@@ -64,9 +64,7 @@ def _issued_seconds(problem: Problem, stage: StageProblem, residency: dict[int, 
 
 def _recurrence_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     last = num_simulated(problem, stage, residency)
-    ends = [0.0] + [
-        iteration[-1][5] + stage.pipeline_seconds for iteration in _iterations(problem, stage, residency, last)
-    ]
+    ends = [0.0, *_iterations(problem, stage, residency, last)]
     left = stage.num_iterations - last
     if last > WARM_UP:
         return ends[-1] + left * (ends[-1] - ends[WARM_UP]) / (last - WARM_UP)
@@ -81,8 +79,10 @@ def num_simulated(problem: Problem, stage: StageProblem, residency: dict[int, Re
 
 def stage_visits(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> list[list[Visit]]:
     """Every visit of every iteration, for drawing."""
-    iterations = _iterations(problem, stage, residency, stage.num_iterations)
-    return [[Visit(*visit) for visit in iteration] for iteration in iterations]
+    visits: list[list[Visit]] = []
+    for _ in _iterations(problem, stage, residency, stage.num_iterations, visits):
+        pass
+    return visits
 
 
 def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
@@ -95,12 +95,18 @@ def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Resi
 
 
 def _iterations(
-    problem: Problem, stage: StageProblem, residency: dict[int, Residency], num_iterations: int
-) -> Iterator[list[tuple[int, int, float | None, float, float, float]]]:
-    """Yield each iteration's visits as the fields of `Visit` (plain tuples: this is the search's inner loop)."""
+    problem: Problem,
+    stage: StageProblem,
+    residency: dict[int, Residency],
+    num_iterations: int,
+    visits: list[list[Visit]] | None = None,
+) -> Iterator[float]:
+    """Yield each iteration's end, in seconds; its visits are added to `visits`, if given. (The search's inner loop.)"""
     rate, latency = problem.copy_bytes_per_second, problem.device.copy_latency_seconds
     rings = {unit: _Ring(problem.units[unit], r) for unit, r in residency.items()}
-    steps = _steps(problem, stage, residency)
+    steps = [
+        (step, *step[2:5], rings[step.unit] if step.is_streamed else None) for step in _steps(problem, stage, residency)
+    ]
     absent = {
         unit: {g for g in range(r.present, r.kept) if problem.units[unit].sizes[g]} for unit, r in residency.items()
     }
@@ -108,19 +114,20 @@ def _iterations(
     issued = _num_loaded(residency) * LOAD_OPERATIONS * problem.operation_seconds  # when the host is free
     arrival_seconds = ARRIVAL_OPERATIONS * problem.operation_seconds
     for _ in range(num_iterations):
-        visits = []
-        for unit, group, size, gpu, host, is_streamed in steps:
+        if visits is not None:
+            visits.append([])
+        for step, size, gpu, host, ring in steps:
             copy_start = None
             ready = 0.0
-            if is_streamed:
-                copy_start = rings[unit].place(size)
+            if ring is not None:
+                copy_start = ring.place(size)
                 if copy_start < copy_clock:
                     copy_start = copy_clock
-            elif group in absent[unit]:
-                absent[unit].remove(group)
+                ready = copy_clock = copy_start + latency + size / rate
+            elif step.group in absent[step.unit]:
+                absent[step.unit].remove(step.group)
                 copy_start = copy_clock
                 issued += arrival_seconds
-            if copy_start is not None:
                 ready = copy_clock = copy_start + latency + size / rate
             start = ready if ready > clock else clock
             if issued > start:
@@ -129,12 +136,13 @@ def _iterations(
             issued += host
             if issued > clock:
                 clock = issued
-            if is_streamed:
-                rings[unit].ends.append(clock)
-            visits.append((unit, group, copy_start, ready, start, clock))
+            if ring is not None:
+                ring.ends.append(clock)
+            if visits is not None:
+                visits[-1].append(Visit(step.unit, step.group, copy_start, ready, start, clock))
         clock += stage.pipeline_seconds
         issued += stage.pipeline_seconds
-        yield visits
+        yield clock
 
 
 def _num_loaded(residency: dict[int, Residency]) -> int:
