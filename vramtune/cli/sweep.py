@@ -13,7 +13,7 @@ from vramtune.units import budget_bytes
 EXAMPLES = options.examples(
     "vramtune sweep all.csv",
     "vramtune sweep sdxl.csv --model sdxl --gpu 4060 --gpu 4090 --vram-gb 6,8,12",
-    "vramtune sweep sizes.parquet --model flux.1-dev --size 1024x1024 --size 512x512 --quantize transformer=nf4",
+    "vramtune sweep sizes.parquet --model sdxl --size 1024x1024 --size 512x512",
 )
 BUDGETS = "4,6,8,12,16,24"
 
@@ -49,8 +49,9 @@ def sweep(
     allow: options.Allow = None,
     jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Processes.")] = 1,
 ) -> None:
-    """Plan models x sizes x quantizations x GPUs x budgets, one row each, to a file.
+    """Plan many models, GPUs and budgets, to a file.
 
+    One row for each combination of model, size, quantization, GPU and budget.
     A sweep that was cut goes on where it was: what is done is kept in FILE.parts until all of it is. Every figure is
     predicted. In Python, `vramtune.sweep` runs on a Dask or Ray cluster too (joblib.parallel_config).
 
