@@ -87,7 +87,8 @@ class TracedCall:
     method: str
     segments: tuple[TracedSegment, ...]
     events: tuple[Event, ...]
-    """Allocations in order: `n` takes n bytes, `-i` frees what the i-th one took (the first is 1)."""
+    """Allocations in order: `n` takes n bytes, `-k` ends the k-th youngest of all so far (the last that began is 1), so that
+    what is repeated is written alike."""
     images: dict[Index, Bytes] = field(default_factory=dict)
     """By number of an allocation, what it takes less where memory is short: cuDNN's copy of a convolution's result."""
     permitted: dict[str, Index] = field(default_factory=dict)
@@ -103,7 +104,8 @@ class TracedCall:
                 sizes.append(event - (self.images.get(len(sizes) + 1, 0) if is_short else 0))
                 yield len(sizes), sizes[-1]
             else:
-                yield -event, -sizes[-event - 1]
+                number = len(sizes) + event + 1
+                yield number, -sizes[number - 1]
 
 
 class Turn(NamedTuple):
@@ -294,7 +296,7 @@ def _check_events(call: TracedCall) -> None:
     for event in call.events:
         if event > 0:
             num_begun += 1
-        elif not 0 < -event <= num_begun or event in ended:
+        elif not 0 < -event <= num_begun or num_begun + event in ended:
             raise ValueError(f"{call.component}.{call.method}: what was never allocated is freed")
         else:
-            ended.add(event)
+            ended.add(num_begun + event)
