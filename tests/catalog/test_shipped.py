@@ -32,6 +32,7 @@ def test_every_model_has_one_and_all_are_small():
 @pytest.mark.parametrize("name", ["sdxl", "wan2.1-14b"])
 def test_it_knows_the_listed_gpus_all_permissions_and_its_versions(name):
     trace = shipped_trace(name)
+    trace.check()
     sizes = {gpu.workspace_bytes for gpu in gpus()}
     assert all(sizes <= call.reserved.keys() for call in trace.calls)
     assert trace.permissions == PERMISSIONS
