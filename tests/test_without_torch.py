@@ -1,5 +1,6 @@
 """Answers about the catalog's models where torch and diffusers are not installed: the same as where they are."""
 
+import json
 import re
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def test_a_command_says_the_same_without_them(command):
     assert without.stderr == ""
     assert (without.stdout, without.returncode) == ((whole := run(*command)).stdout, whole.returncode)
     assert without.returncode in (0, 3)
+    if "--json" in command:
+        json.loads(without.stdout)  # no library prints beside it
 
 
 @pytest.mark.parametrize(

@@ -330,13 +330,7 @@ def _all_weights(layer: Layer) -> Weights:
 def _layer_chunks(component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]) -> list[_Chunk]:
     weights = list(map(weights_of, component.layers))
     return [
-        _Chunk(
-            weights[s.layer],
-            s.layer_seconds,
-            s.layer_activation_bytes,
-            s.after_seconds,
-            s.after_activation_bytes,
-        )
+        _Chunk(weights[s.layer], s.layer_seconds, s.layer_activation_bytes, s.after_seconds, s.after_activation_bytes)
         for s in activity.segments
     ]
 
