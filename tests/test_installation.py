@@ -54,17 +54,19 @@ def test_an_installation_leaves_another_torch_alone(tmp_path):
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0.0\n")
     (facts / "INSTALLER").write_text("a user\n")
     (facts / "RECORD").write_text("torch/__init__.py,,\ntorch-2.0.0.dist-info/METADATA,,\n")
-    install = [python, "-m", "pip", "install", "--no-index", "--no-build-isolation", "--force-reinstall", "--no-deps"]
-    checked = [python, "-m", "pip", "install", "--no-index", "--no-build-isolation", "--dry-run", str(ROOT)]
-    planned = subprocess.run(checked, capture_output=True, text=True, check=True)  # with all that it depends on
-    assert "Would install" not in planned.stdout or re.search(r"Would install vramtune-\S+\n", planned.stdout)
-    subprocess.run([*install, str(ROOT)], capture_output=True, check=True)
-    asked = [python, "-c", "import torch, vramtune; print(torch.__version__, vramtune.__file__)"]
-    version, where = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+
+    def run(*command):
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+
+    pip = (python, "-m", "pip", "install", "--no-index", "--no-build-isolation", "--force-reinstall")
+    (planned,) = re.findall(r"Would install (.*)", run(*pip, "--no-deps", "--dry-run", ROOT))
+    assert re.fullmatch(r"vramtune-\S+", planned)
+    resolved = run(*pip[:-1], "--dry-run", ROOT)  # with all that it depends on, which is there
+    assert "torch" not in resolved
+    run(*pip, "--no-deps", ROOT)
+    version, where = run(python, "-c", "import torch, vramtune; print(torch.__version__, vramtune.__file__)").split()
     assert version == "2.0.0"
     assert Path(where).is_relative_to(site)
     assert (facts / "INSTALLER").read_text() == "a user\n"
-    plan = [python.with_name("vramtune"), "plan", "sdxl", "--vram-gb", "8", "--gpu", "4060"]
-    done = subprocess.run(plan, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Fits (predicted).")
+    plan = run(python.with_name("vramtune"), "plan", "sdxl", "--vram-gb", "8", "--gpu", "4060")
+    assert plan.startswith("Fits (predicted).")
