@@ -3,7 +3,7 @@
 Of the catalog's models they need neither torch nor diffusers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from vramtune import predict
@@ -68,20 +68,18 @@ def which(
     """
     names = permission_names(allow)
     search.check_permissions(names)
-    if seconds is not None and not 0 < seconds < float("inf"):
-        raise UsageError(f"`seconds` is a time above 0, such as 60; got {seconds!r}.")
     asked_bytes = None if vram_gb is None else budget_bytes(vram_gb)
-    devices = None if gpus is None else [_listed(gpu) for gpu in gpus]
+    devices = None if gpus is None else _all_listed(gpus)
     if isinstance(model, Trace):
         if call_kwargs or quantize:
             raise UsageError("A Trace has its call and its weights in it: leave `call_kwargs` and `quantize` out.")
         followed = model
     else:
         call = predict.ModelCall(
-            model=model, settings=predict.settings_of(call_kwargs or {}), quantize=quantize or {}, allow=names
+            model=model, settings=predict.settings_of(call_kwargs or {}), quantize=_ways(quantize or {}), allow=names
         )
         followed = predict.trace_model(call, arguments=predict.as_call_kwargs)
-    return predict.rank(followed, devices, asked_bytes=asked_bytes, most_seconds=seconds, allow=names)
+    return predict.rank(followed, devices, asked_bytes=asked_bytes, most_seconds=_time_limit(seconds), allow=names)
 
 
 def sweep(
@@ -128,14 +126,38 @@ def sweep(
     return run(
         models,
         budgets=[budget_bytes(each) for each in vram_gb],
-        devices=listed() if gpus is None else [_listed(gpu) for gpu in gpus],
+        devices=listed() if gpus is None else _all_listed(gpus),
         settings=[predict.settings_of(each) for each in call_kwargs],
-        quantizations=quantizations,
+        quantizations=list(map(_ways, quantizations)),
         allow=names,
         path=checked_path(path),
         arguments=predict.as_call_kwargs,
         jobs=jobs,
     )
+
+
+def _time_limit(seconds: object) -> float | None:
+    """What a call may take; a `UsageError` for what is no time."""
+    if seconds is None or (isinstance(seconds, int | float) and 0 < seconds < float("inf")):
+        return seconds
+    raise UsageError(f"`seconds` is a time above 0, such as 60; got {seconds!r}.")
+
+
+def _all_listed(gpus: object) -> list[Device]:
+    """The GPUs, one or several; a `UsageError` for what are none."""
+    several = [gpus] if isinstance(gpus, str | Device) else gpus
+    if not isinstance(several, Collection) or not several:
+        raise UsageError(f'`gpus` takes names of GPUs, or `Device`s: ["RTX 4060"]; got {gpus!r}.')
+    return [_listed(gpu) for gpu in several]
+
+
+def _ways(quantize: object) -> Mapping[str, str]:
+    """How components are quantized; a `UsageError` for what does not say it by name."""
+    if not isinstance(quantize, Mapping) or not all(
+        isinstance(word, str) for pair in quantize.items() for word in pair
+    ):
+        raise UsageError(f'A quantization names components: {{"transformer": "nf4"}}; got {quantize!r}.')
+    return quantize
 
 
 def _listed(gpu: str | Device) -> Device:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vramtune import catalog
 from vramtune.catalog import kept
 from vramtune.catalog.shipped import shipped_trace
+from vramtune.errors import UsageError
 from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 from vramtune.pricing.price import price
@@ -120,10 +121,12 @@ def rank(
 STEPS = "num_inference_steps"
 
 
-def settings_of(call_kwargs: Mapping[str, object]) -> dict[str, object]:
+def settings_of(call_kwargs: object) -> dict[str, object]:
     """Arguments of a call as a `ModelCall` has them: with `steps`, for which traces of the package stand."""
+    if not isinstance(call_kwargs, Mapping) or not all(isinstance(name, str) for name in call_kwargs):
+        raise UsageError(f'`call_kwargs` are arguments by name, such as {{"height": 768}}; got {call_kwargs!r}.')
     names = {STEPS: "steps", "num_frames": "frames"}
-    return {names.get(name, name): value for name, value in call_kwargs.items()}
+    return {(names[name] if name in names else name): value for name, value in call_kwargs.items()}
 
 
 def as_call_kwargs(pipe: "Pipeline", settings: Mapping[str, object]) -> dict[str, object]:
