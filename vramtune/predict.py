@@ -125,8 +125,9 @@ def settings_of(call_kwargs: object) -> dict[str, object]:
     """Arguments of a call as a `ModelCall` has them: with `steps`, for which traces of the package stand."""
     if not isinstance(call_kwargs, Mapping) or not all(isinstance(name, str) for name in call_kwargs):
         raise UsageError(f'`call_kwargs` are arguments by name, such as {{"height": 768}}; got {call_kwargs!r}.')
+    given: dict[str, object] = dict(call_kwargs)
     names = {STEPS: "steps", "num_frames": "frames"}
-    return {(names[name] if name in names else name): value for name, value in call_kwargs.items()}
+    return {names.get(name, name): value for name, value in given.items()}
 
 
 def as_call_kwargs(pipe: "Pipeline", settings: Mapping[str, object]) -> dict[str, object]:
