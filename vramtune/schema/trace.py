@@ -18,6 +18,7 @@ from vramtune.schema.files import SCHEMA_VERSION, read_file, write_file
 from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import Kernels
 from vramtune.schema.profile import Component, Workload, call_name
+from vramtune.uncollected import uncollected
 
 Kind = Literal[
     "matmul",
@@ -283,7 +284,8 @@ class Trace:
                 f"This Trace has schema version {written}; this vramtune reads version {SCHEMA_VERSION}. Make a new one."
             )
         try:
-            trace = msgspec.msgpack.decode(envelope["body"], type=cls)
+            with uncollected():
+                trace = msgspec.msgpack.decode(envelope["body"], type=cls)
             if not is_ours:
                 trace.check()
         except (msgspec.MsgspecError, ValueError, KeyError) as error:
