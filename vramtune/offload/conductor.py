@@ -14,7 +14,7 @@ from vramtune.layout import round_up, segment_bytes
 from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement
 from vramtune.offload.casts import hook_casts
 from vramtune.offload.fit import fit, fit_residents, held_bytes, planned_bytes, resident_bytes
-from vramtune.offload.groups import Group
+from vramtune.offload.groups import Group, edited
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_groups, unhook_modules
 from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
@@ -251,11 +251,11 @@ class Conductor:
             if group.is_written:
                 self._drop(group)
                 group.note_writes()
-        edited = [group for group in component.groups if group.is_edited]
-        if edited:
+        edited_groups = [group for group in component.groups if group.is_edited]
+        if edited_groups:
             hook_casts(component.module)  # one that began to cast its weights has edited them
             self._lane.finish()  # masters are about to be written
-            for group in edited:
+            for group in edited_groups:
                 self._drop(group)
                 group.is_settled = False
             self._put_on(component, self._take_off(component))
@@ -294,7 +294,7 @@ class Conductor:
         if any(group.is_replaced for group in component.groups):
             self.refresh(component)
         for group in component.groups:
-            if group.master is not None and any(h.is_edited and not h.tensor.is_cpu for h in group.held):
+            if group.master is not None and any(not h.tensor.is_cpu for h in edited(group.held)):
                 group.settle_on_host(self.device)
 
     def _refit(self) -> None:
