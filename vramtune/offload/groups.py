@@ -256,13 +256,12 @@ def edited(all_held: Iterable[HeldTensor]) -> list[HeldTensor]:
         ]
 
 
-def written(all_held: Iterable[HeldTensor]) -> list[HeldTensor]:
+def written(all_held: Sequence[HeldTensor]) -> list[HeldTensor]:
     """Those that someone wrote to in place since we last looked; writes through `.data` are not counted."""
-    return [
-        held
-        for held in all_held
-        if (-1 if held.plain.tensor.is_inference() else held.plain.tensor._version) != held.version
-    ]
+    try:
+        return [held for held in all_held if held.plain.tensor._version != held.version]
+    except RuntimeError:  # an inference tensor counts none
+        return [held for held in all_held if num_writes(held.plain.tensor) != held.version]
 
 
 def num_writes(tensor: torch.Tensor) -> int:
