@@ -51,7 +51,7 @@ COPY_LIMIT_BYTES = 1 << 20
 GOAL_BYTES, GOAL_FRACTION = 2 * MIB, 0.001
 """How far off reserved bytes may be: the larger of the two."""
 NUM_SIZES = 6
-LONGEST_TAPE = 150_000
+LONGEST_TAPE = 1_500_000
 COMPILED = {"prod"}
 """Functions whose kernels PyTorch compiles as they are called, which needs NVIDIA's compiler."""
 GPU = "RTX 4060"
