@@ -17,7 +17,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pipelines]" --group dev
 	touch $(READY)
 
 demo: setup  ## Does SDXL run in 8 GiB of an RTX 4060? Needs neither; draws demo/sdxl_8gib.png.

@@ -30,9 +30,10 @@ from vramtune import Profile, catalog
 from vramtune.catalog.dtypes import cast
 from vramtune.cli.inputs import call_kwargs
 from vramtune.machine.gpus import find_gpu
+from vramtune.pricing.price import price
 from vramtune.profiler import cuda_kernels
-from vramtune.profiler.predict import FollowedCall, follow, price
-from vramtune.schema import Device, Stage
+from vramtune.profiler.follow import follow
+from vramtune.schema import Device, Stage, Trace
 from vramtune.tuner.stock_modes import stock_modes
 from vramtune.units import GIB
 
@@ -264,7 +265,7 @@ def card(row: Row) -> Device:
 
 
 @cache
-def followed(call: PublishedCall) -> FollowedCall:
+def followed(call: PublishedCall) -> Trace:
     """The call on tensors without values, once for all cards."""
     pipe = catalog.load(call.model)
     for name in call.dropped:
@@ -281,7 +282,7 @@ def followed(call: PublishedCall) -> FollowedCall:
     torch.backends.cuda.matmul.allow_tf32 = call.has_tensorfloat32
     try:
         kwargs = call_kwargs(pipe, dict(call.settings)) | dict(call.kwargs)
-        return follow(pipe, call_kwargs=kwargs, device=find_gpu("H100"))
+        return follow(pipe, call_kwargs=kwargs, kernels="cuda")
     finally:
         cuda_kernels.rms_norm, torch.backends.cuda.matmul.allow_tf32 = before
 

@@ -25,7 +25,7 @@ from tests.nullcuda.card import card, counters, reset
 from vramtune import Tuned, api, catalog
 from vramtune.contract import modules_of
 from vramtune.errors import BudgetError
-from vramtune.profiler.stages import Estimator
+from vramtune.profiler import tapes
 from vramtune.units import GIB, MIB
 
 MODEL = "sdxl"
@@ -45,7 +45,7 @@ def main() -> None:
         untouched(part)
     pipe.set_progress_bar_config(disable=True)
     rows: list[list[str]] = []
-    with mock.patch.object(Estimator, "_with_workspaces", lambda self, tape, **_: iter(tape)):
+    with mock.patch.object(tapes, "with_images", lambda tape, kernels: iter(tape)):
         for budget in tqdm(options.budgets, unit="budget"):
             rows += under(pipe, budget)
             path = write_result("budgets_nullcuda", report(rows))

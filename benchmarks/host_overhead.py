@@ -26,7 +26,7 @@ from tests.simgpu.prediction import sim_device
 from vramtune.errors import BudgetError
 from vramtune.offload.install import install
 from vramtune.offload.stream import Lane
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Plan
 from vramtune.tuner.search import choose_plan
 

@@ -21,7 +21,7 @@ from benchmarks.on_gpu import materialise
 from benchmarks.results_file import environment, table, write_result
 from vramtune import catalog
 from vramtune.machine.live import live_device
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.units import GIB
 
 MODELS = ("sd15", "sdxl", "flux.1-dev", "wan2.1-1.3b")

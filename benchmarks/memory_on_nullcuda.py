@@ -33,11 +33,12 @@ from tests.nullcuda.card import card
 from tests.nullcuda.values import BY_VALUE, Call, Values, alias
 from vramtune import api, catalog
 from vramtune.contract import CALL, call_parameters, entries, modules_of
+from vramtune.layout import rounded_bytes
+from vramtune.pricing.allocator import reserved_peak_bytes
 from vramtune.profiler import record
-from vramtune.profiler.allocator import reserved_peak_bytes, rounded_bytes
+from vramtune.profiler.execution import ComponentMethod, Execution
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS
 from vramtune.profiler.tensor_trees import map_tensors
-from vramtune.profiler.trace import ComponentMethod, Trace
 from vramtune.profiler.tracker import Allocation
 from vramtune.schema import call_name
 from vramtune.units import MIB
@@ -102,7 +103,7 @@ def in_a_process_of_its_own(model: str) -> list[Row]:
 class TracedCall:
     """A call of a component as it was followed, and what it needs to be made again."""
 
-    trace: Trace
+    execution: Execution
     inputs: Any
     """Known ones with their values, the others on the meta device."""
     dtypes: Mapping[str, torch.dtype]
@@ -128,12 +129,12 @@ def rows_of_pipeline(pipe: Any, kwargs: Mapping[str, Any]) -> Iterator[Row]:
     with traced_calls() as calls:
         api.profile(pipe, gpu=GPU, call_kwargs=kwargs, progress=False)
     for call in calls:
-        name = call_name(call.trace.component, call.trace.method) + (" (tiled)" if call.is_tiled else "")
-        if len(call.trace.tape) > LONGEST_TAPE:
-            yield {"call": name, "outcome": f"not run: {len(call.trace.tape)} events, which take long"}
+        name = call_name(call.execution.component, call.execution.method) + (" (tiled)" if call.is_tiled else "")
+        if len(call.execution.tape) > LONGEST_TAPE:
+            yield {"call": name, "outcome": f"not run: {len(call.execution.tape)} events, which take long"}
             continue
         try:
-            yield {"call": name, **compared(modules_of(pipe)[call.trace.component], call)}
+            yield {"call": name, **compared(modules_of(pipe)[call.execution.component], call)}
         except Exception as error:  # one that does not run must not cost the others
             yield {"call": name, "outcome": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
@@ -144,13 +145,15 @@ def traced_calls() -> Iterator[list[TracedCall]]:
     found: list[TracedCall] = []
     original = record.trace_call
 
-    def remembering(target: ComponentMethod, inputs: Any, mode: Any, *, is_known: Any, kernels: Any) -> Trace:
+    def remembering(target: ComponentMethod, inputs: Any, mode: Any, *, is_known: Any, kernels: Any) -> Execution:
         kept = map_tensors(lambda tensor: tensor.clone() if is_known(tensor) else on_meta(tensor), inputs)
         dtypes = {name: tensor.dtype for name, tensor in named_weights(target.module)}
-        trace = original(target, inputs, mode, is_known=is_known, kernels=kernels)
-        is_tiled = any(not call.trace.permitted and is_like(call.trace, trace) for call in found[-1:])
-        found.append(TracedCall(trace=trace, inputs=kept, dtypes=dtypes, is_tiled=is_tiled and tiles(target.module)))
-        return trace
+        execution = original(target, inputs, mode, is_known=is_known, kernels=kernels)
+        is_tiled = any(not call.execution.permitted and is_like(call.execution, execution) for call in found[-1:])
+        found.append(
+            TracedCall(execution=execution, inputs=kept, dtypes=dtypes, is_tiled=is_tiled and tiles(target.module))
+        )
+        return execution
 
     record.trace_call = remembering
     try:
@@ -159,7 +162,7 @@ def traced_calls() -> Iterator[list[TracedCall]]:
         record.trace_call = original
 
 
-def is_like(first: Trace, second: Trace) -> bool:
+def is_like(first: Execution, second: Execution) -> bool:
     return (first.component, first.method) == (second.component, second.method)
 
 
@@ -199,7 +202,7 @@ def compared(module: nn.Module, call: TracedCall) -> Row:
     replace_weights(module, "cuda", call.dtypes)
     if call.is_tiled:
         module.enable_tiling()  # type: ignore[operator]
-    owner, method = entries(module)[call.trace.method]
+    owner, method = entries(module)[call.execution.method]
     args, kwargs = map_tensors(on_card, call.inputs)
     warm_up()
     held = rests_filled()
@@ -212,7 +215,7 @@ def compared(module: nn.Module, call: TracedCall) -> Row:
     del held
     gc.collect()
     torch.cuda.empty_cache()
-    tape = [entry for entry in call.trace.tape if isinstance(entry, Allocation)]
+    tape = [entry for entry in call.execution.tape if isinstance(entry, Allocation)]
     return {
         "weight_bytes": weight_bytes,
         "predicted_allocated_bytes": live_peak_bytes(tape),

@@ -34,7 +34,7 @@ from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
 from vramtune.offload.device import resolve_device
 from vramtune.offload.retry import is_out_of_memory
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import PLAN_MODE, Device, Profile
 from vramtune.tuner.stock_modes import compare_modes
 from vramtune.units import GIB, budget_bytes

@@ -33,7 +33,7 @@ from vramtune import api, catalog
 from vramtune.catalog.quantize import FourBitLinear
 from vramtune.contract import modules_of
 from vramtune.errors import BudgetError
-from vramtune.profiler.stages import Estimator
+from vramtune.profiler import tapes
 from vramtune.units import GIB
 
 MODEL = "flux.1-dev"
@@ -86,7 +86,7 @@ def calls(name: str) -> list[list[str]]:
     """Two calls: a row each."""
     ways, budget_gib = ROWS[name]
     card().copy_limit_bytes = COPY_LIMIT_BYTES
-    with mock.patch.object(Estimator, "_with_workspaces", lambda self, tape, **_: iter(tape)):
+    with mock.patch.object(tapes, "with_images", lambda tape, kernels: iter(tape)):
         costs = api.profile(catalog.load(MODEL, quantize=ways), call_kwargs=KWARGS, progress=False)
     try:
         plan = api.plan(costs, budget_gib)

@@ -19,7 +19,7 @@ from vramtune.machine.live import holders, live_device, this_gpu
 from vramtune.offload import pinned
 from vramtune.offload.install import install
 from vramtune.offload.pinned import pinned_buffer
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 from vramtune.units import GIB

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vramtune.errors import UsageError
+from vramtune.extras import expect_pipelines
 from vramtune.log import show_lines
 from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Timeline, checked_path
 from vramtune.tuned import Tuned, write_report
@@ -73,6 +74,7 @@ def autotune(
         >>> tuned = autotune(pipe, vram_gb=8)
         >>> image = pipe("a red fox").images[0]
     """
+    expect_pipelines("To tune a pipeline")
     from vramtune.contract import expect_pipeline, refuse_placed, refuse_tuned
     from vramtune.machine.live import measured_gpu
     from vramtune.offload.device import resolve_device
@@ -133,6 +135,7 @@ def profile(
     Example:
         >>> costs = vramtune.profile(pipe, gpu="RTX 4060", call_kwargs={"num_inference_steps": 30})
     """
+    expect_pipelines("To profile a pipeline")
     from vramtune.contract import expect_pipeline, refuse_tuned
 
     expect_pipeline(pipe)
@@ -196,6 +199,7 @@ def install(
         ...     pipe("a red fox")
         ...     print(tuned.measured)
     """
+    expect_pipelines("To install a plan")
     from vramtune.offload.install import install as install_plan
 
     _expect(Plan, plan)
@@ -323,7 +327,7 @@ def _predicted(
     allow: tuple[str, ...],
     progress: bool,
 ) -> Profile:
-    from vramtune.profiler.predict import predict_profile
+    from vramtune.predict import predict_profile
 
     predict = partial(
         predict_profile,

@@ -25,6 +25,11 @@ def round_up(num_bytes: int, multiple: int = ALIGNMENT_BYTES) -> int:
     return -(-num_bytes // multiple) * multiple
 
 
+def rounded_bytes(num_bytes: int) -> int:
+    """Bytes that a request takes from a block of PyTorch's caching allocator."""
+    return max(ALIGNMENT_BYTES, round_up(num_bytes))
+
+
 def segment_bytes(block_bytes: int) -> int:
     """Bytes that PyTorch's CUDA allocator takes of the driver when no cached block serves a rounded request."""
     if block_bytes <= SMALL_REQUEST_BYTES:

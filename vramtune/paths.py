@@ -1,4 +1,4 @@
-"""Names of files and folders as people type them: asking about one never fails, whatever it is."""
+"""Names of files and folders as people type them: asking about one never fails, whatever it is. And our own folder."""
 
 import os
 from pathlib import Path
@@ -20,3 +20,10 @@ def is_there(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """The same of a folder."""
     return os.path.isdir(user_path(path))  # noqa: PTH112
+
+
+def cache_folder() -> Path:
+    """Where we keep things: what `VRAMTUNE_CACHE` names, else the user's cache folder (`~/.cache/vramtune` on Linux)."""
+    import platformdirs  # which takes its time, and is needed where something is kept
+
+    return Path(os.environ.get("VRAMTUNE_CACHE") or platformdirs.user_cache_path("vramtune"))

@@ -1,8 +1,8 @@
 import pytest
 
 from tests.reports import examples
-from vramtune import catalog
-from vramtune.profiler import predict
+from vramtune import catalog, predict
+from vramtune.catalog import kept
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +29,26 @@ class Profiler:
         self.quantized = quantize
         return ImagePipeline()
 
-    def predict_profile(self, pipe, *, call_kwargs, device, allow, on_call):
-        self.asked |= {"call_kwargs": call_kwargs, "gpu": device.name, "allow": allow}
+    def trace(self, pipe, *, call_kwargs, kernels, allow, on_call):
+        self.asked |= {"call_kwargs": call_kwargs, "allow": allow}
         on_call("unet")
         if self.error is not None:
             raise self.error
+        return "a trace"
+
+    def price(self, trace, device, *, permissions):
+        assert trace == "a trace"
+        self.asked["gpu"] = device.name
         return examples.sdxl()
 
 
 @pytest.fixture
 def profiler(monkeypatch):
     stand_in = Profiler()
-    monkeypatch.setattr(predict, "predict_profile", stand_in.predict_profile)
+    monkeypatch.setattr(predict, "shipped_trace", lambda name: None)
+    monkeypatch.setattr(kept, "kept_trace", lambda name: None)
+    monkeypatch.setattr(kept, "keep", lambda name, trace: None)
+    monkeypatch.setattr(predict, "trace_pipeline", stand_in.trace)
+    monkeypatch.setattr(predict, "price", stand_in.price)
     monkeypatch.setattr(catalog, "load", stand_in.load)
     return stand_in

@@ -16,8 +16,9 @@ from vramtune.machine import live, rates
 from vramtune.machine.gpus import CONTEXT_BYTES
 from vramtune.machine.live import holders, live_device
 from vramtune.machine.rates import Rates, measure_rates
-from vramtune.profiler.roofline import Work, attention_flops, work_seconds
-from vramtune.schema import Device, Holder
+from vramtune.pricing.roofline import work_seconds
+from vramtune.profiler.operations import attention_flops
+from vramtune.schema import Device, Holder, Work
 from vramtune.units import GIB, MIB
 
 

@@ -18,6 +18,7 @@ from vramtune.machine import doctor, live, remembered
 from vramtune.machine.gpus import find_gpu
 from vramtune.machine.remembered import Identity, corrected
 from vramtune.offload.settings import are_planned
+from vramtune.paths import cache_folder
 from vramtune.schema import Device, Spread, Workload
 
 CARD = Identity(gpu="GPU-1", driver="570.1", torch="2.13")
@@ -67,7 +68,7 @@ def test_another_driver_or_pytorch_is_measured(known_card: None, monkeypatch: py
 def test_a_gpu_that_the_driver_does_not_name_is_measured_by_each_process(slow: ModuleType) -> None:
     live.live_device(sim_device())
     assert remembered.recall(sim_device()) is None
-    assert not remembered.folder().exists()
+    assert not cache_folder().exists()
 
 
 def test_a_damaged_file_is_said_and_measured_anew(known_card: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +101,7 @@ def test_a_folder_that_cannot_be_looked_into_is_said_and_costs_a_measurement(
 
 
 def test_what_cannot_be_forgotten_is_an_error_of_our_own(known_card: None) -> None:
-    (remembered.folder() / "gpu-folder.json").mkdir(parents=True)
+    (cache_folder() / "gpu-folder.json").mkdir(parents=True)
     with pytest.raises(FileError, match=r"Cannot delete .*gpu-folder\.json"):
         remembered.forget()
 
@@ -132,7 +133,7 @@ def test_the_doctor_shows_what_is_remembered_and_forgets_it(known_card: None) ->
     shown = " ".join(run_cli("doctor", "--forget").stdout.split())
     assert "these rates, measured on" in shown
     assert "1 call took" not in shown
-    assert len(list(remembered.folder().iterdir())) == 1  # measured anew
+    assert len(list(cache_folder().iterdir())) == 1  # measured anew
 
 
 # ---------------------------------------------------------------------------------------------------

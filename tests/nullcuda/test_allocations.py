@@ -17,7 +17,7 @@ from benchmarks.memory_on_nullcuda import TracedCall, compared, named_weights, o
 from tests import tiny_pipelines
 from tests.nullcuda.tuned_pipelines import NAMES, build
 from vramtune.profiler.cuda_reductions import staging_bytes
-from vramtune.profiler.trace import ComponentMethod, trace_call
+from vramtune.profiler.execution import ComponentMethod, trace_call
 from vramtune.units import MIB
 
 pytestmark = pytest.mark.without_values

@@ -16,7 +16,7 @@ from vramtune.machine.live import live_device
 from vramtune.offload.install import install
 from vramtune.offload.memory_limit import others_bytes
 from vramtune.offload.pieces import gaps_filled, new_piece
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 from vramtune.units import MIB

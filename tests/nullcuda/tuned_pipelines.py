@@ -13,7 +13,7 @@ from tests.nullcuda.card import counters, reset
 from vramtune.api import MARGIN_FRACTION
 from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 

@@ -9,7 +9,7 @@ from tests.offload.test_contract import TOLERANCE, budgets, predicted_modes, sto
 from tests.offload.tuned_pipelines import at_link_ratio, weight_bytes
 from tests.simgpu.prediction import RATES, predicted_profile, sim_device
 from vramtune.api import MARGIN_FRACTION
-from vramtune.profiler import roofline
+from vramtune.pricing import roofline
 from vramtune.schema import Profile
 from vramtune.tuner.search import choose_plan
 

@@ -18,7 +18,7 @@ from tests.offload.tuned_pipelines import held_bytes
 from tests.simgpu.prediction import RATES, sim_device
 from vramtune.contract import modules_of
 from vramtune.offload.install import install
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Plan
 from vramtune.tuner.search import choose_plan
 

@@ -7,7 +7,7 @@ from vramtune.layout import LEAST_PIECE_BYTES, asked_bytes, kept_bytes, piece_en
 from vramtune.offload.binding import BoundComponent, BoundPlacement
 from vramtune.offload.groups import Group
 from vramtune.offload.pieces import flats, new_piece, pieces
-from vramtune.profiler.allocator import reserved_peak_bytes
+from vramtune.pricing.allocator import reserved_peak_bytes
 from vramtune.schema import Placement, WeightGroup
 from vramtune.units import MIB
 

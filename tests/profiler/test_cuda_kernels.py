@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vramtune.profiler.roofline import Work
-from vramtune.profiler.trace import ComponentMethod, trace_call
+from vramtune.profiler.execution import ComponentMethod, trace_call
 from vramtune.profiler.tracker import Allocation
+from vramtune.schema import Work
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
 

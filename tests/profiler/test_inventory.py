@@ -37,7 +37,7 @@ class OneModelPipeline(DiffusionPipeline):
 def weigh(model):
     pipe = OneModelPipeline(model)
     recording = record_calls(pipe, {}, largest_real_bytes=MIB, on_call=lambda name: None)
-    return weigh_component("model", recorded_component(model), [call.trace for call in recording.calls])
+    return weigh_component("model", recorded_component(model), [call.execution for call in recording.calls])
 
 
 def group_names(component):

@@ -8,8 +8,9 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler
 
 from tests import tiny_pipelines
 from vramtune.errors import UsageError
+from vramtune.predict import predict_profile
 from vramtune.profiler import many_steps
-from vramtune.profiler.predict import predict_profile
+from vramtune.profiler.follow import follow
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.simulate import DRAWN, timeline
 from vramtune.tuner.stock_modes import compare_plan
@@ -55,10 +56,13 @@ def test_a_million_steps_are_answered_as_fast_as_fifty(pipe, device):
     assert drawn.memory[-1].end_seconds == pytest.approx(plan.estimate.seconds, rel=1e-6)
 
 
-def test_stages_that_are_not_alike_are_not_drawn_out(pipe, device):
-    stages = predict(pipe, device, 4).stages
-    assert many_steps.drawn_out([stages, [replace(stages[0], name="other"), *stages[1:]]], 1000) is None
-    assert many_steps.drawn_out([stages, stages[:-1]], 1000) is None
+def test_runs_that_are_not_alike_are_not_drawn_out(pipe):
+    call = {"prompt": "a cat", **tiny_pipelines.CALL["sd15"], "num_inference_steps": 10}
+    trace = follow(pipe, call_kwargs=call)
+    (run,) = trace.runs
+    assert many_steps.are_alike(run, run.with_steps(40), trace.calls)
+    assert not many_steps.are_alike(run, replace(run, turns=run.turns[:-1]), trace.calls)  # nothing is decoded
+    assert not many_steps.are_alike(run, replace(run, turns=run.turns[1:]), trace.calls)
 
 
 def test_what_the_scheduler_refuses_is_refused(pipe, device, monkeypatch):

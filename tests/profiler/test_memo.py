@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import tiny_pipelines
-from vramtune.profiler import trace
+from vramtune.profiler import execution
 from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.record import record_calls
@@ -146,13 +146,13 @@ def traced_decode(latents, tile, monkeypatch, context):
     num_runs, decoder = itertools.count(), type(vae.decoder)
     decode = decoder.forward  # of the class, which the copy that is followed shares
     monkeypatch.setattr(decoder, "forward", lambda *args, **kw: (next(num_runs), decode(*args, **kw))[1])
-    monkeypatch.setattr(trace, "memoised_children", context)
+    monkeypatch.setattr(execution, "memoised_children", context)
     recording = record_calls(
         DecodingPipeline(vae), {"latents": torch.zeros(latents)}, largest_real_bytes=MIB, on_call=lambda name: None
     )
     monkeypatch.setattr(decoder, "forward", decode)
     (call,) = recording.calls
-    return history(call.trace.tape), call.trace.usage, next(num_runs)
+    return history(call.execution.tape), call.execution.usage, next(num_runs)
 
 
 @pytest.mark.parametrize(

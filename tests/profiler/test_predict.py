@@ -23,11 +23,12 @@ from tests.classes.families import FAMILIES
 from tests.profiler.test_fake_copy import picture as state_of
 from vramtune.contract import modules_of
 from vramtune.errors import TraceError, UsageError
-from vramtune.profiler.predict import follow, predict_profile, price
+from vramtune.predict import predict_profile
+from vramtune.pricing.price import price
+from vramtune.profiler.follow import follow
 from vramtune.profiler.record import record_calls
-from vramtune.profiler.roofline import Work
 from vramtune.profiler.tracker import Allocation
-from vramtune.schema import Profile, Spread, Spreads, from_json, to_json
+from vramtune.schema import Profile, Spread, Spreads, Work, from_json, to_json
 from vramtune.units import MIB
 
 NAMES = list(tiny_pipelines.CALL)
@@ -56,7 +57,7 @@ def test_one_trace_is_priced_for_many_devices(device):
     faster = replace(device, flops_per_second={name: 8 * rate for name, rate in device.flops_per_second.items()})
     pipe = tiny_pipelines.build("sd15")
     call = {"prompt": "a cat", "num_inference_steps": 4, **tiny_pipelines.CALL["sd15"]}
-    followed = follow(pipe, call_kwargs=call, device=device)
+    followed = follow(pipe, call_kwargs=call, kernels=device.kernels)
     for other in (device, faster):
         assert price(followed, other) == predict_profile(pipe, call_kwargs=call, device=other)
 
@@ -222,7 +223,7 @@ def test_the_peak_of_two_linear_layers_is_their_two_widest_tensors():
 
     recording = record_calls(Pipe(Widen()), {}, largest_real_bytes=MIB, on_call=lambda name: None)
     # Two wide tensors at the relu; then a wide and the narrow one that is returned.
-    assert live_and_peak_bytes(recording.calls[0].trace) == (64 * 128 * 4, 2 * 64 * 512 * 4)
+    assert live_and_peak_bytes(recording.calls[0].execution) == (64 * 128 * 4, 2 * 64 * 512 * 4)
 
 
 def test_fifty_steps_trace_each_component_once(device):
@@ -318,9 +319,9 @@ def test_flux_at_real_size_has_its_known_peak_and_flops():
     embeds = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in prompt.items()}
     call = {"height": 1024, "width": 1024, "num_inference_steps": 2, "output_type": "latent", **embeds}
     (first, second) = record(pipe, **call).calls
-    assert first.trace is second.trace
-    assert 463 * MIB < live_and_peak_bytes(first.trace)[1] < 469 * MIB
-    flops = sum(entry.flops for entry in first.trace.tape if isinstance(entry, Work))
+    assert first.execution is second.execution
+    assert 463 * MIB < live_and_peak_bytes(first.execution)[1] < 469 * MIB
+    flops = sum(entry.flops for entry in first.execution.tape if isinstance(entry, Work))
     assert flops == pytest.approx(74.4e12, rel=1e-3)
 
 

@@ -3,11 +3,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention
 
+from vramtune.profiler.execution import weights_of
 from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.record import flex_attention_executed
-from vramtune.profiler.roofline import Work
-from vramtune.profiler.trace import weights_of
 from vramtune.profiler.tracker import Allocation, Start
+from vramtune.schema import Work
 
 MODE = FakeTensorMode()
 

@@ -11,7 +11,7 @@ from tests.quantized.pipelines import CALL, KINDS, on_device, plain
 from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
 from vramtune.offload.install import install
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Plan
 from vramtune.tuner.search import choose_plan
 

@@ -33,7 +33,7 @@ from vramtune.contract import modules_of
 from vramtune.errors import TraceError, UsageError
 from vramtune.offload.install import install
 from vramtune.plain_tensors import plain_tensors, value_of
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 

@@ -11,7 +11,7 @@ from tests import tiny_pipelines
 from tests.simgpu import load
 from tests.simgpu.stock_modes import MODES
 from vramtune.contract import METHODS, modules_of
-from vramtune.profiler.predict import predict_profile
+from vramtune.predict import predict_profile
 from vramtune.schema import Activity, Device, ModeEstimate, Profile, Stage, call_name
 from vramtune.tuner.stock_modes import stock_modes
 

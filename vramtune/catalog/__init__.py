@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vramtune.catalog.entries import ENTRIES, Entry, find_entry
 from vramtune.catalog.quantizations import find_quantizations, quantization_names
 from vramtune.errors import UnknownNameError, UsageError
+from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, is_there, user_path
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def load(model: str, *, quantize: Mapping[str, str] | None = None) -> "Diffusion
 def _load(model: str) -> "DiffusionPipeline | ModularPipeline":
     # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
     entry = find(model)
+    if entry is None and not is_folder(model) and not HUB_ID.fullmatch(model):
+        raise _unknown(model)
+    expect_pipelines("To build a pipeline")
     if entry is not None:
         from vramtune.catalog.pipelines import BUILDERS
 
@@ -58,11 +62,9 @@ def _load(model: str) -> "DiffusionPipeline | ModularPipeline":
         from vramtune.catalog.folder import load_folder
 
         return load_folder(user_path(model))
-    if HUB_ID.fullmatch(model):
-        from vramtune.catalog.hub import load_hub
+    from vramtune.catalog.hub import load_hub
 
-        return load_hub(model)
-    raise _unknown(model)
+    return load_hub(model)
 
 
 def find(model: str) -> Entry | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vramtune import __version__
-from vramtune.cli import compare, doctor, frontier, gpus, models, output, plan, profile
+from vramtune.cli import compare, doctor, frontier, gpus, models, output, plan, profile, which
 from vramtune.cli.options import examples, with_settings
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ for module, command in (
     (compare, compare.compare),
     (frontier, frontier.frontier),
     (profile, profile.profile),
+    (which, which.which),
     (doctor, doctor.doctor),
     (models, models.models),
     (gpus, gpus.gpus),

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from vramtune.cli.options import Settings
 from vramtune.errors import BudgetError, UsageError
+from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 
 if TYPE_CHECKING:
-    from vramtune.schema import Comparison, Device, Plan, Profile
+    from vramtune.schema import Comparison, Device, Kernels, Plan, Profile, Trace
 
 ARGUMENTS = {
     "prompt": ("prompt",),
@@ -73,6 +74,7 @@ def _saved(
 def _checked_device(gpu: str | None, check: Callable[["Device"], None]) -> "Device":
     """The GPU that is named, without torch; else this machine's."""
     if gpu is None:
+        expect_pipelines("To measure this machine's GPU", ' Or name a GPU: --gpu "RTX 4060".')
         from vramtune.machine import live
 
         device = live.this_gpu()
@@ -93,18 +95,32 @@ def _predicted(
     allow: Sequence[str],
     show: Callable[[str], None],
 ) -> "Profile":
-    """Build the pipeline and follow its call."""
-    from vramtune import catalog
+    """What its call costs."""
+    from vramtune import predict
 
-    show(f"Building {model}")
-    pipe = catalog.load(model, quantize=quantize)
-    from vramtune.profiler import predict  # after names were looked up, which takes no time
+    trace = trace_of(model, quantize=quantize, settings=settings, allow=allow, kernels=device.kernels, show=show)
+    show("Pricing")
+    return predict.price_model(trace, device, allow)
 
-    images = entry.images() if (entry := catalog.find(model)) else {}  # an option cannot give one
-    asked = images | call_kwargs(pipe, settings)
-    return predict.predict_profile(
-        pipe, call_kwargs=asked, device=device, allow=allow, on_call=lambda name: show(f"Tracing {name}")
-    )
+
+def trace_of(
+    model: str,
+    *,
+    quantize: Mapping[str, str],
+    settings: Settings,
+    allow: Sequence[str],
+    kernels: "Kernels" = "cuda",
+    show: Callable[[str], None],
+) -> "Trace":
+    """What a model's call does, which may be known; raises `UsageError` for a saved profile, and unknown permissions."""
+    from vramtune import predict
+    from vramtune.tuner.search import check_permissions
+
+    if is_saved(model):
+        raise UsageError(f"{model!r} is a saved profile, which is of one GPU. Name the pipeline.")
+    check_permissions(allow)
+    call = predict.ModelCall(model=model, settings=settings, quantize=quantize, allow=tuple(allow), kernels=kernels)
+    return predict.trace_model(call, arguments=call_kwargs, show=show)
 
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:

@@ -110,6 +110,13 @@ def budget(vram_gb: str) -> int:
     return budget_bytes(number, name="--vram-gb")
 
 
+def time_limit(seconds: float | None) -> float | None:
+    """What a call may take; a `UsageError` for what is no time."""
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise UsageError(f"--seconds takes a time above 0, such as 60; got {seconds}.")
+    return seconds
+
+
 def quantized(given: Iterable[str] | None) -> dict[str, str]:
     """How which components are quantized, of what was typed: several options, or one with commas."""
     found: dict[str, str] = {}

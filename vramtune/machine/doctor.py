@@ -46,7 +46,7 @@ def installed_packages() -> Iterator[Package]:
     python = metadata.metadata("vramtune")["Requires-Python"]
     yield _package("Python", python, platform.python_version())
     for requirement in metadata.requires("vramtune") or ():
-        name, required = re.split(r"(?=[<>=!~])", requirement, maxsplit=1)
+        name, required = re.split(r"(?=[<>=!~])", requirement.partition(";")[0].strip(), maxsplit=1)
         yield _package(name.strip(), required, _installed(name.strip()))
 
 

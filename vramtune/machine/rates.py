@@ -368,7 +368,7 @@ def _convolution(num_images: int, *, device: torch.device, dtype: torch.dtype) -
 def _attention(num_tokens: int, *, width: int = 64, device: torch.device, dtype: torch.dtype) -> Trial:
     """640 channels in heads of that width: 5 KiB per token at 16 bits, with its result."""
     query, key, value = (_random(1, 640 // width, num_tokens, width, device=device, dtype=dtype) for _ in range(3))
-    # two matrix products per head, as `vramtune.profiler.roofline.attention_flops` counts them
+    # two matrix products per head, as `vramtune.profiler.operations.attention_flops` counts them
     flops = 2 * 2 * query.numel() * num_tokens
     return lambda: functional.scaled_dot_product_attention(query, key, value), flops
 

@@ -6,20 +6,22 @@ GPUs that NVIDIA's driver does not answer for have none.
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
-import platformdirs
 import pynvml
-import torch
 
 from vramtune.errors import FileError
 from vramtune.machine import nvml
+from vramtune.paths import cache_folder
 from vramtune.schema import Device, Remembered, Spread
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_CALLS = 50
 """Different calls of which it is known what they took; the oldest goes first."""
@@ -49,16 +51,13 @@ class Identity:
     def path(self) -> Path:
         """The file."""
         name = hashlib.sha256(f"{self.gpu} {self.driver} {self.torch}".encode()).hexdigest()[:16]
-        return folder() / f"gpu-{name}.json"
+        return cache_folder() / f"gpu-{name}.json"
 
 
-def folder() -> Path:
-    """Where the files are: what `VRAMTUNE_CACHE` names, else the user's cache folder (`~/.cache/vramtune` on Linux)."""
-    return Path(os.environ.get("VRAMTUNE_CACHE") or platformdirs.user_cache_path("vramtune"))
-
-
-def identity(device: torch.device) -> Identity | None:
+def identity(device: "torch.device") -> Identity | None:
     """Of a device with an index; None where NVIDIA's driver does not answer for it."""
+    import torch
+
     if device.type != "cuda":
         return None
     try:
@@ -68,7 +67,7 @@ def identity(device: torch.device) -> Identity | None:
         return None
 
 
-def recall(device: torch.device) -> Remembered | None:
+def recall(device: "torch.device") -> Remembered | None:
     """What is remembered of a device; None where nothing is, or its file cannot be read, which is logged."""
     if (known := identity(device)) is None:
         return None
@@ -79,7 +78,7 @@ def recall(device: torch.device) -> Remembered | None:
         return None
 
 
-def remember(device: torch.device, facts: Device) -> None:
+def remember(device: "torch.device", facts: Device) -> None:
     """Keep what was measured; what calls took before stays."""
     if (known := identity(device)) is None:
         return
@@ -88,7 +87,7 @@ def remember(device: torch.device, facts: Device) -> None:
     _keep(known, Remembered(measured_on=date.today().isoformat(), facts=facts, times_predicted=calls))
 
 
-def remember_call(device: torch.device, call: str, times_predicted: float) -> None:
+def remember_call(device: "torch.device", call: str, times_predicted: float) -> None:
     """Keep how many times what the rates alone say a call's arithmetic took; nothing where no rates are remembered."""
     known, before = identity(device), recall(device)
     if known is None or before is None or not 1 / MOST_TIMES < times_predicted < MOST_TIMES:
@@ -102,7 +101,7 @@ def remember_call(device: torch.device, call: str, times_predicted: float) -> No
 
 def forget() -> int:
     """Delete all files; their number. Raises a `FileError` for one that cannot be deleted."""
-    files = sorted(folder().glob("gpu-*.json"))
+    files = sorted(cache_folder().glob("gpu-*.json"))
     for file in files:
         try:
             file.unlink(missing_ok=True)

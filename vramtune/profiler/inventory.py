@@ -1,4 +1,4 @@
-"""From a component's traces to its used layers and the weight groups in which they are moved."""
+"""From a component's executions to its used layers and the weight groups in which they are moved."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,8 +8,8 @@ from itertools import groupby
 from math import inf
 
 from vramtune.layout import round_up
+from vramtune.profiler.execution import Execution
 from vramtune.profiler.record import RecordedComponent
-from vramtune.profiler.trace import Trace
 from vramtune.profiler.tracker import Stack, Start, Weight
 from vramtune.schema import Component, Layer, WeightGroup, Weights
 from vramtune.units import MIB
@@ -48,17 +48,17 @@ class MovableModule:
     """The component's methods that execute it."""
 
 
-def weigh_component(name: str, recorded: RecordedComponent, traces: Sequence[Trace]) -> Component:
+def weigh_component(name: str, recorded: RecordedComponent, executions: Sequence[Execution]) -> Component:
     """Layers and groups of a component from every different call that the pipeline made of it.
 
     Weights count at the dtype in which the calls saw them, the largest if they differ: where a pipeline casts a
     component up before it uses it (SDXL its VAE), the GPU has to hold the larger weights.
     """
-    weights = largest_versions([recorded.weights, *(trace.weights for trace in traces)])
-    layers = used_layers(weights, traces)
+    weights = largest_versions([recorded.weights, *(execution.weights for execution in executions)])
+    layers = used_layers(weights, executions)
     used = {layer.path for layer in layers}
     unused = {weight.owners[0] for weight in weights if not used & set(weight.owners)}
-    groups = weight_groups(layers, unused, traces, units=recorded.units)
+    groups = weight_groups(layers, unused, executions, units=recorded.units)
     return Component(
         name=name,
         class_name=recorded.class_name,
@@ -99,7 +99,7 @@ def main_dtype(weights: Iterable[Weight]) -> str:
 # Layers
 
 
-def used_layers(weights: Sequence[Weight], traces: Sequence[Trace]) -> list[UsedLayer]:
+def used_layers(weights: Sequence[Weight], executions: Sequence[Execution]) -> list[UsedLayer]:
     """The layers that the calls used, in the order in which they first began.
 
     A layer counts with all its own weights if any of them was used. A tied weight counts once, with the first of
@@ -108,10 +108,10 @@ def used_layers(weights: Sequence[Weight], traces: Sequence[Trace]) -> list[Used
     owners = {weight.name: weight.owners for weight in weights}
     executing: dict[str, frozenset[str]] = {}
     used: set[str] = set()
-    for name, stack in {use for trace in traces for use in trace.usage.weights}:
+    for name, stack in {use for execution in executions for use in execution.usage.weights}:
         executing[name] = executing.get(name, frozenset(stack)) & frozenset(stack)
         used.add(owner_in_use(owners[name], stack))
-    starts = (entry.layer for trace in traces for entry in trace.tape if isinstance(entry, Start))
+    starts = (entry.layer for execution in executions for entry in execution.tape if isinstance(entry, Start))
     order = {path: number for number, path in enumerate(dict.fromkeys(p for p in starts if p in used))}
     weights_of_layer: dict[str, list[Weight]] = {path: [] for path in order}
     for weight in weights:
@@ -167,7 +167,10 @@ def ancestry(path: str) -> Iterator[str]:
 
 
 def weight_groups(
-    layers: Sequence[UsedLayer], unused: Collection[str], traces: Sequence[Trace], units: frozenset[str] = frozenset()
+    layers: Sequence[UsedLayer],
+    unused: Collection[str],
+    executions: Sequence[Execution],
+    units: frozenset[str] = frozenset(),
 ) -> tuple[WeightGroup, ...]:
     """The root group and the others, in the order in which they first execute; none holds an unused layer.
 
@@ -176,9 +179,9 @@ def weight_groups(
     used_bytes = sum(layer.weight_bytes for layer in layers)
     cap = min(used_bytes // LEAST_NUM_GROUPS, LARGEST_GROUP_BYTES)
     methods: dict[str, frozenset[str]] = {}
-    for trace in traces:
-        for path in trace.usage.entered:
-            methods[path] = methods.get(path, frozenset()) | {trace.method}
+    for execution in executions:
+        for path in execution.usage.entered:
+            methods[path] = methods.get(path, frozenset()) | {execution.method}
     split = {path for layer in unused for path in ("", layer, *ancestry(layer))}
     whole = {path: called_by for path, called_by in methods.items() if path not in split}
     movable = [] if "" in units else list(movable_modules("", layers, whole, cap=cap, units=units))

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map_only
 
-from vramtune.profiler.allocator import rounded_bytes
+from vramtune.layout import rounded_bytes
 from vramtune.profiler.cuda_kernels import Temporaries
 from vramtune.profiler.fakes import FakeOperations, storage_id
 from vramtune.profiler.routing import costliest_routing

@@ -36,11 +36,11 @@ from vramtune.contract import (
 from vramtune.errors import TraceError
 from vramtune.layout import round_up
 from vramtune.profiler.arguments import NOTHING
+from vramtune.profiler.execution import ComponentMethod, Execution, trace_call, weights_of
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy, stored_in_float8
 from vramtune.profiler.known_values import PipelineTracker
 from vramtune.profiler.signature import describe
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of
-from vramtune.profiler.trace import ComponentMethod, Trace, trace_call, weights_of
 from vramtune.profiler.tracker import Entry, Weight
 from vramtune.schema import Kernels, call_name
 
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 class Call:
     """One call that the pipeline made."""
 
-    trace: Trace
+    execution: Execution
     tape_position: int
     """Length of the pipeline's own tape when the call began."""
 
@@ -77,6 +77,7 @@ class Recording:
     components: dict[str, RecordedComponent]
     calls: tuple[Call, ...]
     pipeline_tape: tuple[Entry, ...]
+    call_kwargs: Mapping[str, object]
 
 
 def record_calls(
@@ -109,10 +110,12 @@ def record_runs(
     on_call: Callable[[str], None],
     kernels: Kernels = "cuda",
     permissions: Collection[str] = (),
+    tries: Sequence[Mapping[str, object]] = (),
 ) -> list[Recording]:
     """The same of several calls of one copy: what is alike in them is traced once, and under each permission.
 
-    The methods in `first` run before each call, with their arguments; of them only what they leave is recorded.
+    The methods in `first` run before each call, with their arguments; of them only what they leave is recorded. Calls in
+    `tries` come last, and are left out where the pipeline refuses them.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recordings = []
@@ -129,14 +132,24 @@ def record_runs(
         components = {name: recorded_component(module, units[name]) for name, module in modules_of(copied).items()}
         recorder = Recorder(mode, largest_real_bytes, on_call, kernels, permissions)
         recorder.answer_for(modules_of(copied))
-        for call_kwargs in calls_kwargs:
+        for number, call_kwargs in enumerate([*calls_kwargs, *tries]):
             recorder.begin()
-            for name, kwargs in first.items():
-                recorder.run(getattr(copied, name), kwargs)
-                recorder.keep_what_is_left()
-            recorder.run(getattr(copied, method), call_kwargs)
+            try:
+                for name, kwargs in first.items():
+                    recorder.run(getattr(copied, name), kwargs)
+                    recorder.keep_what_is_left()
+                recorder.run(getattr(copied, method), call_kwargs)
+            except Exception as error:
+                if number < len(calls_kwargs):
+                    raise
+                logger.debug("%s is refused: %s", call_kwargs, error)
+                continue
             tape = tuple(recorder.pipeline.tape)
-            recordings.append(Recording(components=components, calls=tuple(recorder.calls), pipeline_tape=tape))
+            recordings.append(
+                Recording(
+                    components=components, calls=tuple(recorder.calls), pipeline_tape=tape, call_kwargs=call_kwargs
+                )
+            )
     return recordings
 
 
@@ -172,14 +185,14 @@ class Recorder:
         self.pipeline: PipelineTracker
         """Tracks the pipeline's own work."""
         self.begin()
-        self._traces: dict[object, list[Trace]] = {}
+        self._executions: dict[object, list[Execution]] = {}
         """Traces by what makes calls equal; more than one where values decided what a call did."""
         self._is_tracing = False
         self._kept_alive: list[object] = []
         """Arguments that keys name by `id`."""
 
     def begin(self) -> None:
-        """Record another call; the traces stay."""
+        """Record another call; the executions stay."""
         self.calls, self.pipeline = [], PipelineTracker(self._mode, self._largest_real_bytes)
 
     def run(self, method: Callable[..., Any], call_kwargs: Mapping[str, object]) -> None:
@@ -216,14 +229,14 @@ class Recorder:
         return answering
 
     def answer(self, target: ComponentMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the component's method returns, from its trace."""
+        """What the component's method returns, from its execution."""
         if self._is_tracing:  # a method of the component that calls another one
             return target.run(*args, **kwargs)
         position = len(self.pipeline.tape)
         with _disable_current_modes(), self._tracing():
-            trace = self._trace(target, (args, kwargs))
-            outputs = self._for_pipeline(trace.outputs)
-        self.calls.append(Call(trace=trace, tape_position=position))
+            execution = self._execution(target, (args, kwargs))
+            outputs = self._for_pipeline(execution.outputs)
+        self.calls.append(Call(execution=execution, tape_position=position))
         for tensor in tensors_of(outputs):
             self.pipeline.count_unknown(tensor)
         return outputs
@@ -236,35 +249,35 @@ class Recorder:
         finally:
             self._is_tracing = False
 
-    def _trace(self, target: ComponentMethod, inputs: Any) -> Trace:
-        """The trace of a call like this one: a new one, if there was none yet."""
+    def _execution(self, target: ComponentMethod, inputs: Any) -> Execution:
+        """The execution of a call like this one: a new one, if there was none yet."""
         dtype = next((weight.dtype for weight in target.module.parameters()), None)  # a pipeline may cast it
         arguments = describe(inputs)
-        traces = self._traces.setdefault((target.component, target.method, dtype, arguments.key), [])
-        if (known := self._like(traces, inputs)) is not None and not known.left_behind:
+        executions = self._executions.setdefault((target.component, target.method, dtype, arguments.key), [])
+        if (known := self._like(executions, inputs)) is not None and not known.left_behind:
             return known
         self._kept_alive += arguments.objects
         name, began = call_name(target.component, target.method), time.perf_counter()
         self._on_call(name)
-        trace = trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known, kernels=self._kernels)
-        self.pipeline.adopt(storage for reference in trace.left_behind if (storage := reference()) is not None)
-        if known is not None and trace.tape == known.tape:
+        execution = trace_call(target, inputs, self._mode, is_known=self.pipeline.is_known, kernels=self._kernels)
+        self.pipeline.adopt(storage for reference in execution.left_behind if (storage := reference()) is not None)
+        if known is not None and execution.tape == known.tape:
             return known  # the same again; it ran for what it leaves behind
-        traces.append(replace(trace, permitted=dict(self._permitted(target, inputs))))
+        executions.append(replace(execution, permitted=dict(self._permitted(target, inputs))))
         logger.debug("traced %s in %.2f s", name, time.perf_counter() - began)
-        return traces[-1]
+        return executions[-1]
 
-    def _like(self, traces: Sequence[Trace], inputs: Any) -> Trace | None:
-        """The trace of a call whose values, as far as they decided anything, are these: the last, which found what the
+    def _like(self, executions: Sequence[Execution], inputs: Any) -> Execution | None:
+        """The execution of a call whose values, as far as they decided anything, are these: the last, which found what the
         first one left behind (a cache of positions)."""
-        given = tensors_of(inputs) if any(trace.deciding_values for trace in traces) else []
-        for trace in reversed(traces):
-            decided = trace.deciding_values.items()
+        given = tensors_of(inputs) if any(execution.deciding_values for execution in executions) else []
+        for execution in reversed(executions):
+            decided = execution.deciding_values.items()
             if all(self.pipeline.is_known(given[n]) and torch.equal(given[n], value) for n, value in decided):
-                return trace
+                return execution
         return None
 
-    def _permitted(self, target: ComponentMethod, inputs: Any) -> Iterator[tuple[str, Trace]]:
+    def _permitted(self, target: ComponentMethod, inputs: Any) -> Iterator[tuple[str, Execution]]:
         """The same call under each permission that changes something of the component; where it fails it is not offered."""
         ways: dict[str, AbstractContextManager[None]] = {}
         if "vae_tiling" in self._permissions and switched_off_tiling(target.module):
@@ -274,13 +287,13 @@ class Recorder:
         for permission, way in ways.items():
             try:
                 with way:
-                    trace = trace_call(
+                    execution = trace_call(
                         target, inputs, self._mode, is_known=self.pipeline.is_known, kernels=self._kernels
                     )
             except TraceError as error:
                 logger.debug("%s cannot be followed with %s: %s", target.component, permission, error)
             else:
-                yield permission, trace
+                yield permission, execution
 
     def _for_pipeline(self, outputs: Any) -> Any:
         """What the pipeline's own code gets; views of one storage stay views of one storage."""

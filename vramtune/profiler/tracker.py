@@ -15,10 +15,11 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vramtune.profiler.allocator import rounded_bytes
+from vramtune.layout import rounded_bytes
 from vramtune.profiler.fakes import is_pure_view, storage_id
+from vramtune.profiler.operations import operation_work
 from vramtune.profiler.quantized_layers import of_library
-from vramtune.profiler.roofline import Work, operation_work
+from vramtune.schema import Work
 
 Stack = tuple[str, ...]
 """Paths, inside the component, of the modules that are executing; innermost last."""

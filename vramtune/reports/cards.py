@@ -21,6 +21,7 @@ from vramtune.schema import (
     ModeEstimate,
     Plan,
     Profile,
+    Ranking,
     Source,
     Timeline,
     Workload,
@@ -148,6 +149,23 @@ def _frontier_card(frontier: Frontier) -> Card:
         summary=frontier_sentence(frontier),
         tables=(tables.point_table(frontier), tables.stock_table(frontier)),
     )
+
+
+@card.register(Ranking)
+def _ranking_card(ranking: Ranking) -> Card:
+    return Card(
+        title=f"Which GPU runs {ranking.pipeline_class}{_asked(ranking)}",
+        settings=settings(ranking.workload),
+        source="predicted",
+        summary=ranking_sentence(ranking),
+        tables=(tables.ranking_table(ranking),),
+    )
+
+
+def _asked(ranking: Ranking) -> str:
+    limits = [format_bytes(ranking.asked_bytes)] if ranking.asked_bytes is not None else []
+    limits += [f"{format_seconds(ranking.most_seconds)} per call"] if ranking.most_seconds is not None else []
+    return f" in {' and '.join(limits)}" if limits else ""
 
 
 @card.register(Timeline)
@@ -310,6 +328,21 @@ def comparison_sentence(comparison: Comparison) -> str:
 
 def _per_call(mode: ModeEstimate) -> str:
     return f"{format_seconds(mode.seconds)} per call"
+
+
+def ranking_sentence(ranking: Ranking) -> str:
+    """How many GPUs do it, the fastest of them, and the one with the least memory."""
+    fitting = [gpu for gpu in ranking.gpus if ranking.is_in_time(gpu)]
+    if not fitting:
+        nearest = min(ranking.gpus, key=lambda gpu: gpu.least_bytes)
+        slow = sum(gpu.fits for gpu in ranking.gpus)
+        late = f"; on {slow} of them it fits and takes longer" if slow else ""
+        return f"None of {len(ranking.gpus)} GPUs does it{late}. It needs {format_bytes(nearest.least_bytes)} at the least."
+    fastest, smallest = fitting[0], min(fitting, key=lambda gpu: (gpu.device.total_bytes, gpu.seconds))
+    ends = [f"the fastest is {fastest.device.name} ({format_seconds(fastest.seconds or 0.0)} per call)"]
+    if smallest is not fastest:
+        ends.append(f"with the least memory {smallest.device.name} ({format_seconds(smallest.seconds or 0.0)})")
+    return f"{len(fitting)} of {len(ranking.gpus)} GPUs do it: {', '.join(ends)}."
 
 
 def frontier_sentence(frontier: Frontier) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from vramtune.errors import UsageError
 from vramtune.reports import rows
-from vramtune.schema import Comparison, Frontier, MeasuredStage, Measurement, Plan, Profile, Span, Timeline
+from vramtune.schema import Comparison, Frontier, MeasuredStage, Measurement, Plan, Profile, Ranking, Span, Timeline
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -26,6 +26,7 @@ ROWS: dict[type, tuple[type, Callable[[Any], Iterable[object]]]] = {
     Plan: (rows.PlacementRow, rows.placement_rows),
     Comparison: (rows.ModeRow, rows.mode_rows),
     Frontier: (rows.PointRow, rows.point_rows),
+    Ranking: (rows.GpuRow, rows.gpu_rows),
     Timeline: (Span, lambda timeline: timeline.spans),
     Measurement: (MeasuredStage, lambda measurement: measurement.stages),
 }
@@ -51,7 +52,7 @@ BESIDE_FIGURES = (
 
 def to_frame(noun: object) -> "DataFrame":
     """One row per component of a profile, placement and stage of a plan, mode of a comparison, point of a frontier,
-    span of a timeline, stage of a measurement."""
+    GPU of a ranking, span of a timeline, stage of a measurement."""
     if noun is None:
         raise UsageError("to_frame got None. What was measured is None until a call has finished.")
     if type(noun) not in ROWS:

@@ -4,8 +4,8 @@ import msgspec
 
 from vramtune.errors import BudgetError
 from vramtune.reports.reasons import sentence
-from vramtune.reports.rows import component_rows, mode_rows, point_rows, stock_rows
-from vramtune.schema import SCHEMA_VERSION, Comparison, Frontier, Plan, Profile
+from vramtune.reports.rows import component_rows, gpu_rows, mode_rows, point_rows, stock_rows
+from vramtune.schema import SCHEMA_VERSION, Comparison, Frontier, Plan, Profile, Ranking
 
 Fields = dict[str, object]
 
@@ -48,6 +48,22 @@ def frontier_json(profile: Profile, frontier: Frontier) -> str:
     """Latency against VRAM, where something fits, without the stages of each plan."""
     curve = {"points": point_rows(frontier), "stock": stock_rows(frontier)}
     return object_json(fits=True, profile=_profile(profile), frontier=curve)
+
+
+def ranking_json(ranking: Ranking) -> str:
+    """Each GPU with what the call takes on it, in order."""
+    return object_json(
+        fits=ranking.fits,
+        ranking={
+            "pipeline_class": ranking.pipeline_class,
+            "method": ranking.workload.method,
+            "call_kwargs": ranking.workload.call_kwargs,
+            "asked_bytes": ranking.asked_bytes,
+            "most_seconds": ranking.most_seconds,
+            "source": "predicted",
+            "gpus": gpu_rows(ranking),
+        },
+    )
 
 
 def _profile(profile: Profile, *, permissions: tuple[str, ...] = ()) -> Fields:

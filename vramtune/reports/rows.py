@@ -17,6 +17,8 @@ from vramtune.schema import (
     ModeEstimate,
     Plan,
     Profile,
+    RankedGpu,
+    Ranking,
     Role,
     Stage,
     StageEstimate,
@@ -127,6 +129,38 @@ class StockRow:
     """Seconds of the fastest plan in that memory, or in all that the card gives; None where no plan fits it."""
     plan_ratio: float | None
     """Ratio of its seconds to the plan's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuRow:
+    """One GPU for a call. Seconds and bytes are None where nothing fits, unless it says otherwise."""
+
+    gpu: str
+    memory_bytes: int
+    """Its nominal memory."""
+    budget_bytes: int
+    """What is planned for."""
+    fits: bool
+    is_in_time: bool
+    """Whether it fits, and a call takes no longer than it may."""
+    is_narrow: bool
+    """Whether it fits, and would not if everything were as large as is likely."""
+    role: Role | None
+    """What the plan does with weights at the most: keep all, load some for a stage, stream some."""
+    peak_bytes: int | None
+    seconds: float | None
+    low_seconds: float | None
+    high_seconds: float | None
+    bound_seconds: float | None
+    moved_bytes: int | None
+    permissions: str
+    """Those that the plan uses, separated by commas."""
+    least_bytes: int
+    """The smallest budget for which there is a plan, whether the GPU has it or not."""
+    least_seconds: float | None
+    """Of a call in that budget."""
+    helpful_permission: str | None
+    """One that would help where nothing fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +286,41 @@ def _limit(estimate: Estimate) -> Limit:
     if estimate.seconds < hidden:
         return "compute"
     return "loads" if estimate.bound_seconds < hidden else "copy rate"
+
+
+def gpu_rows(ranking: Ranking) -> tuple[GpuRow, ...]:
+    """One row per GPU, in the ranking's order."""
+    return tuple(_gpu_row(gpu, ranking) for gpu in ranking.gpus)
+
+
+def _gpu_row(gpu: RankedGpu, ranking: Ranking) -> GpuRow:
+    estimate = gpu.best.estimate if gpu.best is not None else None
+    return GpuRow(
+        gpu=gpu.device.name,
+        memory_bytes=gpu.device.total_bytes,
+        budget_bytes=gpu.budget_bytes,
+        fits=gpu.fits,
+        is_in_time=ranking.is_in_time(gpu),
+        is_narrow=estimate is not None and estimate.is_narrow,
+        role=plan_role(estimate) if estimate is not None else None,
+        peak_bytes=estimate.peak_bytes if estimate is not None else None,
+        seconds=estimate.seconds if estimate is not None else None,
+        low_seconds=estimate.low.seconds if estimate is not None else None,
+        high_seconds=estimate.high.seconds if estimate is not None else None,
+        bound_seconds=estimate.bound_seconds if estimate is not None else None,
+        moved_bytes=estimate.moved_bytes if estimate is not None else None,
+        permissions=", ".join(gpu.best.permissions) if gpu.best is not None else "",
+        least_bytes=gpu.least_bytes,
+        least_seconds=gpu.least.seconds if gpu.least is not None else None,
+        helpful_permission=gpu.permission,
+    )
+
+
+def plan_role(estimate: Estimate) -> Role:
+    """What a plan does with weights, at the most: stream some, load some for a stage, or keep all of them."""
+    if any(stage.slot_bytes for stage in estimate.stages):
+        return "streamed"
+    return "offloaded" if estimate.moved_bytes else "resident"
 
 
 def stock_rows(frontier: Frontier) -> tuple[StockRow, ...]:

@@ -26,10 +26,12 @@ from vramtune.reports.columns import (
 from vramtune.reports.rows import (
     BesideRow,
     ComponentRow,
+    GpuRow,
     ModeRow,
     PlacementRow,
     beside_rows,
     component_rows,
+    gpu_rows,
     mode_rows,
     placement_rows,
     point_rows,
@@ -45,6 +47,7 @@ from vramtune.schema import (
     Measurement,
     Plan,
     Profile,
+    Ranking,
     StageEstimate,
     Timeline,
 )
@@ -201,6 +204,35 @@ def stock_table(frontier: Frontier) -> Table:
         time("the plan's", lambda row: row.plan_seconds),
         figure("/ plan", lambda row: times(row.plan_ratio)),
         note="the plan's time: in the same memory",
+    )
+
+
+def ranking_table(ranking: Ranking) -> Table:
+    """The GPUs, in order, with what the call takes on each."""
+
+    def fits(row: GpuRow) -> Cell:
+        if not row.fits:
+            return Cell(text="no", tone="bad")
+        if not row.is_in_time:
+            return Cell(text="too slow", tone="attention")
+        return Cell(text="narrowly", tone="attention") if row.is_narrow else Cell(text="yes", tone="good")
+
+    return table_of(
+        "GPUs",
+        "predicted",
+        gpu_rows(ranking),
+        words("GPU", lambda row: row.gpu),
+        gib("peak", lambda row: row.peak_bytes),
+        cells(Column(heading="fits", alignment="left"), fits),
+        words("weights", lambda row: row.role or UNKNOWN),
+        time("time", lambda row: row.seconds, bars=True),
+        time("at the least", lambda row: row.low_seconds, short="low"),
+        time("at the most", lambda row: row.high_seconds, short="high"),
+        time("bound", lambda row: row.bound_seconds, only="page"),
+        gib("least memory", lambda row: row.least_bytes, short="least"),
+        time("time in that", lambda row: row.least_seconds, short="in that"),
+        words("permissions", lambda row: row.permissions or row.helpful_permission or "", only="page"),
+        note="least: the smallest budget that works, and a call's time in that",
     )
 
 

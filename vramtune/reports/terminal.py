@@ -14,7 +14,7 @@ from vramtune.reports.cards import Card, Fact, card, likely_seconds, limit
 from vramtune.reports.columns import Column, Table, Tone
 from vramtune.reports.rows import placement_rows
 from vramtune.reports.tables import Model, component_table, gpu_table, mode_table, model_table, stage_table
-from vramtune.schema import Comparison, Device, Frontier, Plan, Profile
+from vramtune.schema import Comparison, Device, Frontier, Plan, Profile, Ranking
 from vramtune.units import format_bytes, format_seconds
 
 NUM_COLUMNS = 80
@@ -53,6 +53,11 @@ def comparison_report(comparison: Comparison) -> Group:
 def frontier_report(frontier: Frontier) -> Group:
     """Latency against VRAM: the fastest plan at each of a row of budgets."""
     return card_report(card(frontier))
+
+
+def ranking_report(ranking: Ranking) -> Group:
+    """Which GPU: each with what the call takes on it."""
+    return card_report(card(ranking))
 
 
 def model_list(models: Sequence[Model]) -> Group:

@@ -1,13 +1,14 @@
 """Every noun, frozen, and how it is written to JSON and read back.
 
-The data flows one way: a pipeline becomes a `Profile` (what each component costs), a profile and a budget become a
-`Plan` (how many weight groups are on the GPU in each stage), a profile and a plan become a `Timeline`, and a tuned
-pipeline's call becomes a `Measurement`. Bytes are ints, seconds are floats, counts start with `num_`, unknown is None.
+The data flows one way: a pipeline becomes a `Trace` (what its call does), a trace and a device become a `Profile` (what
+each component costs), a profile and a budget become a `Plan` (how many weight groups are on the GPU in each stage), a
+profile and a plan become a `Timeline`, and a tuned pipeline's call becomes a `Measurement`. Bytes are ints, seconds are floats, counts start with `num_`, unknown is None.
 Nothing here, and nothing that imports only this, needs torch.
 """
 
 from vramtune.schema.comparison import PLAN_MODE, Comparison, Frontier, FrontierPoint, ModeEstimate
 from vramtune.schema.files import SCHEMA_VERSION, checked_path, from_json, read_file, to_json, write_file
+from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import (
     CERTAIN,
     Accelerator,
@@ -53,10 +54,25 @@ from vramtune.schema.profile import (
     Workload,
     call_name,
 )
+from vramtune.schema.ranking import RankedGpu, Ranking
 from vramtune.schema.timeline import Engine, MemoryLevel, Span, Timeline
+from vramtune.schema.trace import (
+    ALWAYS_FOLLOWED,
+    GrowingWork,
+    Kind,
+    Reserved,
+    Trace,
+    TracedCall,
+    TracedRun,
+    TracedSegment,
+    Turn,
+    Work,
+)
 
 __all__ = [
+    "ALWAYS_FOLLOWED",
     "CERTAIN",
+    "LEAST_REPEATS",
     "PERMISSIONS",
     "PLAN_MODE",
     "SCHEMA_VERSION",
@@ -72,10 +88,13 @@ __all__ = [
     "Frontier",
     "FrontierPoint",
     "GroupChange",
+    "GrowingWork",
     "Holder",
     "Host",
     "Kernels",
+    "Kind",
     "Layer",
+    "Loop",
     "Machine",
     "MeasuredStage",
     "Measurement",
@@ -87,9 +106,12 @@ __all__ = [
     "Plan",
     "PlannedStage",
     "Profile",
+    "RankedGpu",
+    "Ranking",
     "Reason",
     "ReasonKind",
     "Remembered",
+    "Reserved",
     "Role",
     "Scalar",
     "Segment",
@@ -100,12 +122,19 @@ __all__ = [
     "Stage",
     "StageEstimate",
     "Timeline",
+    "Trace",
+    "TracedCall",
+    "TracedRun",
+    "TracedSegment",
+    "Turn",
     "Variant",
     "WeightGroup",
     "Weights",
+    "Work",
     "Workload",
     "call_name",
     "checked_path",
+    "find_loops",
     "from_json",
     "placement_name",
     "read_file",

@@ -20,8 +20,8 @@ z should be 0 or 1; see `solve`.
 import math
 from collections.abc import Iterable
 
+import highspy  # HiGHS itself: scipy's optimize, which has it inside, takes half a second to import
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from vramtune.tuner.problem import Problem, StageProblem
 
@@ -141,11 +141,24 @@ class _Rows:
         return solution
 
     def _minimise(self, goal: np.ndarray) -> np.ndarray | None:
-        rows = np.array(self.coefficients)
-        found = milp(
-            goal, constraints=LinearConstraint(rows, self.low, self.high), bounds=Bounds(self.lower, self.upper)
-        )
-        return found.x  # None unless solved
+        """The best solution by a goal; None where there is none."""
+        columns = np.array(self.coefficients).T
+        used = [np.flatnonzero(column) for column in columns]
+        program = highspy.HighsLp()
+        program.num_row_, program.num_col_ = len(self.coefficients), len(goal)
+        program.col_cost_ = goal
+        program.col_lower_, program.col_upper_ = np.array(self.lower, dtype=float), np.array(self.upper, dtype=float)
+        program.row_lower_, program.row_upper_ = np.array(self.low, dtype=float), np.array(self.high, dtype=float)
+        program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+        program.a_matrix_.start_ = np.cumsum([0, *map(len, used)], dtype=np.int32)
+        program.a_matrix_.index_ = np.concatenate(used).astype(np.int32)
+        program.a_matrix_.value_ = np.concatenate([column[rows] for column, rows in zip(columns, used, strict=True)])
+        solver = highspy.Highs()
+        solver.setOptionValue("output_flag", False)  # or it prints to stdout
+        solver.passModel(program)
+        solver.run()
+        is_solved = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
+        return np.array(solver.getSolution().col_value) if is_solved else None
 
 
 def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots: int) -> None:

@@ -79,14 +79,19 @@ def _fastest_plan(
 
 def check(device: Device, asked_bytes: int, allow: Sequence[str]) -> None:
     """Refuse a budget above the card and permissions that do not exist: needs no profile, only the device."""
-    for permission in allow:
-        if permission not in PERMISSIONS:
-            raise UnknownNameError("permission", permission, PERMISSIONS)
+    check_permissions(allow)
     if asked_bytes > device.total_bytes:
         raise UsageError(
             f"A budget of {format_bytes(asked_bytes)} was asked; {device.name} has "
             f"{format_bytes(device.total_bytes)}. Ask for at most that, or name a larger GPU."
         )
+
+
+def check_permissions(allow: Iterable[str]) -> None:
+    """Refuse permissions that do not exist."""
+    for permission in allow:
+        if permission not in PERMISSIONS:
+            raise UnknownNameError("permission", permission, PERMISSIONS)
 
 
 def pose_permitted(profile: Profile, allow: tuple[str, ...]) -> dict[tuple[str, ...], Problem]:

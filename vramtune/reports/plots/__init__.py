@@ -11,6 +11,7 @@ from vramtune.reports.plots.measured import MeasuredPlot, draw_measured, predict
 from vramtune.reports.plots.memory import MemoryPlot, draw_memory, memory_over_call
 from vramtune.reports.plots.modes import ModesPlot, draw_modes, mode_seconds
 from vramtune.reports.plots.peaks import PeaksPlot, draw_peaks, stage_peaks
+from vramtune.reports.plots.ranking import RankingPlot, draw_ranking, gpu_seconds
 from vramtune.reports.plots.style import FORMATS, save
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryPlot",
     "ModesPlot",
     "PeaksPlot",
+    "RankingPlot",
     "component_costs",
     "draw_components",
     "draw_frontier",
@@ -30,6 +32,8 @@ __all__ = [
     "draw_memory",
     "draw_modes",
     "draw_peaks",
+    "draw_ranking",
+    "gpu_seconds",
     "latency_frontier",
     "memory_over_call",
     "mode_seconds",

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramtune.profiler.stages import Loop, find_loops
+from vramtune.schema import Loop, find_loops
 
 TOKENS = st.lists(st.sampled_from("abc"), max_size=40)
 

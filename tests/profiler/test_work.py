@@ -3,15 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vramtune.profiler.roofline import (
-    HEAVY_OPERATIONS,
-    Work,
-    attention_flops,
-    attention_kind,
-    host_seconds,
-    work_seconds,
-)
+from vramtune.pricing.roofline import HEAVY_OPERATIONS, host_seconds, work_seconds
+from vramtune.profiler.operations import attention_flops, attention_kind
 from vramtune.profiler.tracker import Tracker
+from vramtune.schema import Work
 
 
 def work_of(run):

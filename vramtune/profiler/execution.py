@@ -40,7 +40,7 @@ class ComponentMethod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Trace:
+class Execution:
     """One call of a component's method, on fake tensors."""
 
     component: str
@@ -54,7 +54,7 @@ class Trace:
     """Values of inputs that the code asked for, by the input's number: with others it may do something else."""
     left_behind: tuple[weakref.ref[torch.UntypedStorage], ...]
     """What it left elsewhere than in its outputs, for the pipeline to read: attention maps that are kept."""
-    permitted: "Mapping[str, Trace]" = field(default_factory=dict)
+    permitted: "Mapping[str, Execution]" = field(default_factory=dict)
     """The same call under permissions, by the name of each that changes something of this component."""
 
 
@@ -65,7 +65,7 @@ def trace_call(
     *,
     is_known: Callable[[torch.Tensor], bool],
     kernels: Kernels = "cuda",
-) -> Trace:
+) -> Execution:
     """Run the method on fakes of its inputs, an (args, kwargs) pair; the component has fake weights already.
 
     `is_known` says whether an input has the values that it has in a real call; the method may ask for those.
@@ -103,7 +103,7 @@ def trace_call(
         raise _trace_error(target, error, paths) from error
     given = tensors_of(inputs)
     deciding_values = {number: given[number].detach().clone() for number in sorted(tracker.deciding)}
-    return Trace(
+    return Execution(
         component=target.component,
         method=target.method,
         weights=tuple(weights.values()),

@@ -8,15 +8,16 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from vramtune.layout import ALIGNMENT_BYTES, LARGE_SEGMENT_ROUNDING_BYTES, SMALL_REQUEST_BYTES, round_up, segment_bytes
+from vramtune.layout import (
+    ALIGNMENT_BYTES,
+    LARGE_SEGMENT_ROUNDING_BYTES,
+    SMALL_REQUEST_BYTES,
+    rounded_bytes,
+    segment_bytes,
+)
 
 TOLERANCE_FRACTION = 0.005
 """How near the lowest limit is found."""
-
-
-def rounded_bytes(num_bytes: int) -> int:
-    """Bytes that a request takes from its block."""
-    return max(ALIGNMENT_BYTES, round_up(num_bytes))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -1,45 +1,14 @@
-"""One operation's arithmetic and traffic, and the seconds they take on a device."""
+"""One operation's arithmetic and traffic, by its name, its shapes and how its tensors lie."""
 
 from collections.abc import Sequence
 from functools import cache
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from vramtune.schema import Device
-
-Kind = Literal[
-    "matmul",
-    "convolution",
-    "attention",
-    "narrow_attention",
-    "wide_attention",
-    "masked_attention",
-    "pointwise",
-    "strided",
-    "group_norm",
-]
-
-
-class Work(NamedTuple):
-    """The arithmetic and traffic of one operation: a multiply-add is two FLOPs, bytes are read or written."""
-
-    kind: Kind
-    dtype: str
-    flops: int
-    num_bytes: int
-    num_kernels: int = 1
-    num_elements: int = 0
-    """Elements that go through the multiprocessors one by one, in kinds that have such a rate."""
-    num_blocks: int = 0
-    """Blocks of threads among which they are divided; 0 is more than there are multiprocessors."""
-    layout_in_bytes: int = 0
-    """Images that a convolution's kernel wants in another order (channels last)."""
-    layout_out_bytes: int = 0
-    """Its result in that order."""
-
+from vramtune.schema import Kind, Work
 
 _MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "_int_mm"}
 _CONVOLUTION = {"convolution", "_convolution", "cudnn_convolution", "convolution_overrideable"}
@@ -47,68 +16,6 @@ _GATHER = {"embedding", "index", "gather", "index_select"}
 _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view"}
 NARROW_HEAD, WIDEST_FLASH_HEAD = 64, 256
 """Width of heads up to which attention's kernels are slower, and over which PyTorch has no flash kernel."""
-INT8_TIMES_FLOAT16 = 2
-"""Rate of int8 beside float16's by the data sheets of Turing and later, where a device does not say it."""
-LAYOUT_PASSES = 2
-"""cuDNN reads and writes contiguous images once more on each side of a convolution in 16 bits or TF32, into the order
-that its kernels want (`benchmarks/calls_on_gpu.py`, H100)."""
-HEAVY_OPERATIONS = 2.5
-"""Host time of a matrix product, convolution or attention, with the module and the views around it, in operations of
-other kinds: a fit over 21 calls of eight models (`benchmarks/calls_on_gpu.py`, H100), 55 beside 21 microseconds."""
-
-
-def work_seconds(work: Work, device: Device) -> float:
-    """Roofline on the GPU: the slowest of arithmetic, traffic and elements one by one, plus the launch.
-
-    `max(flops / (rate(dtype) * efficiency(kind)), bytes / (bandwidth * efficiency), elements) + kernels * launch`. A
-    dtype without a rate on the device is computed at the rate of float32, a kind of attention without an efficiency at
-    that of `attention`. What comes one after the other is added: a convolution's operands are put into another order
-    by kernels of their own, and group norm goes through its elements for the statistics first. All of it as many times
-    as calls on the device were seen to take (`Device.times_predicted`).
-    """
-    return device.times_predicted * _work_seconds(work, device)
-
-
-def _work_seconds(work: Work, device: Device) -> float:
-    compute = 0.0
-    if work.flops:
-        rate = _flops_per_second(work, device)
-        shares = device.efficiency_fraction
-        share = shares["attention"] if work.kind.endswith("attention") else shares[work.kind]
-        compute = work.flops / (rate * shares.get(work.kind, share))
-    bandwidth = device.memory_bytes_per_second * device.efficiency_fraction["memory"]
-    traffic = work.num_bytes / bandwidth
-    before = (
-        LAYOUT_PASSES * (work.layout_in_bytes + work.layout_out_bytes) / bandwidth if device.kernels == "cuda" else 0.0
-    )
-    launches = work.num_kernels * device.launch_seconds + before
-    if not work.num_elements or work.kind not in device.elements_per_second:
-        return max(compute, traffic) + launches
-    busy = min(work.num_blocks or device.multiprocessors, device.multiprocessors)
-    elements = work.num_elements / (busy * device.elements_per_second[work.kind])
-    if work.kind == "group_norm":
-        return elements + traffic + launches
-    return max(compute, traffic, elements) + launches
-
-
-def _flops_per_second(work: Work, device: Device) -> float:
-    """The peak for a dtype; PyTorch's float32 attention runs as three products in TF32 where that is faster.
-
-    (CUTLASS's `OpMultiplyAddFastF32` in `ATen/native/transformers/cuda/mem_eff_attention`.)
-    """
-    rates = device.flops_per_second
-    rate = rates.get(work.dtype, rates["float32"])
-    if work.dtype == "int8" and "int8" not in rates:
-        rate = max(rate, INT8_TIMES_FLOAT16 * rates.get("float16", 0.0))
-    if work.kind.endswith("attention") and work.dtype == "float32":
-        return max(rate, rates.get("tensorfloat32", 0.0) / 3)
-    return rate
-
-
-def host_seconds(work: Work, device: Device) -> float:
-    """What the host takes to issue an operation: `operation_seconds`, of heavy ones more often."""
-    is_heavy = work.kind in ("matmul", "convolution", "group_norm") or work.kind.endswith("attention")
-    return device.times_predicted * device.operation_seconds * (HEAVY_OPERATIONS if is_heavy else 1)
 
 
 def operation_work(

@@ -1,0 +1,146 @@
+"""From a pipeline, or a model's name, to the trace of its call, and from that to a profile.
+
+A catalog model's trace with its own settings came with the package, and one that was made before is kept: then neither
+torch nor diffusers is imported.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vramtune import catalog
+from vramtune.catalog import kept
+from vramtune.catalog.shipped import shipped_trace
+from vramtune.extras import expect_pipelines
+from vramtune.paths import is_folder, user_path
+from vramtune.pricing.price import price
+from vramtune.schema import ALWAYS_FOLLOWED, Device, Kernels, Profile, Ranking, Trace
+
+if TYPE_CHECKING:
+    from vramtune.contract import Pipeline
+
+
+Arguments = Callable[["Pipeline", Mapping[str, object]], Mapping[str, object]]
+"""Makes arguments of a pipeline's `__call__` of what was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall:
+    """A call of a model that is named: of the catalog, in a folder, on the Hub."""
+
+    model: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What is not the pipeline's own default, by names that `arguments` understands."""
+    quantize: Mapping[str, str] = field(default_factory=dict)
+    """How which components are quantized."""
+    allow: tuple[str, ...] = ()
+    kernels: Kernels = "cuda"
+
+
+def predict_profile(
+    pipe: "Pipeline",
+    *,
+    method: str = "__call__",
+    call_kwargs: Mapping[str, object],
+    first: Mapping[str, Mapping[str, object]] | None = None,
+    device: Device,
+    allow: Collection[str] = (),
+    on_call: Callable[[str], None] | None = None,
+) -> Profile:
+    """What one call of a pipeline would cost on a device, without that device and without weights.
+
+    Arguments and errors are those of `profiler.follow.follow`.
+    """
+    trace = trace_pipeline(
+        pipe,
+        method=method,
+        call_kwargs=call_kwargs,
+        first=first or {},
+        kernels=device.kernels,
+        allow=allow,
+        on_call=on_call,
+    )
+    return price(trace, device)
+
+
+def trace_pipeline(pipe: "Pipeline", **call: Any) -> Trace:
+    """`profiler.follow.follow`, with torch and diffusers imported when it is called."""
+    expect_pipelines("To follow a pipeline's call")
+    from vramtune.profiler.follow import follow
+
+    return follow(pipe, **call)
+
+
+def trace_model(call: ModelCall, *, arguments: Arguments, show: Callable[[str], None] = lambda doing: None) -> Trace:
+    """The trace of a model's call: one that came with the package, or was kept, or is made now and kept.
+
+    `show` gets what is being done. Raises what `catalog.load` and `profiler.follow.follow` raise.
+    """
+    if (known := _shipped(call)) is not None:
+        return known
+    name = _kept_name(call)
+    if name is not None and (trace := kept.kept_trace(name)) is not None:
+        return trace
+    show(f"Building {call.model}")
+    pipe = catalog.load(call.model, quantize=call.quantize)
+    entry = catalog.find(call.model)
+    images: Mapping[str, object] = entry.images() if entry else {}  # an option cannot give one
+    asked = {**images, **arguments(pipe, call.settings)}
+    trace = trace_pipeline(
+        pipe, call_kwargs=asked, kernels=call.kernels, allow=call.allow, on_call=lambda doing: show(f"Tracing {doing}")
+    )
+    if name is not None:
+        kept.keep(name, trace)
+    return trace
+
+
+def price_model(trace: Trace, device: Device, allow: Collection[str] = ()) -> Profile:
+    """The price of a model's trace, which may have been followed under more than what is allowed."""
+    return price(trace, device, permissions=tuple(dict.fromkeys((*ALWAYS_FOLLOWED, *allow))))
+
+
+def rank(
+    trace: Trace,
+    devices: Sequence[Device] | None = None,
+    *,
+    asked_bytes: int | None = None,
+    most_seconds: float | None = None,
+    allow: tuple[str, ...] = (),
+) -> Ranking:
+    """The call on each of these GPUs, or on all that are known by name."""
+    from vramtune.machine.gpus import gpus
+    from vramtune.tuner.ranking import rank_gpus
+
+    chosen = gpus() if devices is None else devices
+    profiles = (price_model(trace, device, allow) for device in chosen)
+    return rank_gpus(trace, profiles, asked_bytes=asked_bytes, most_seconds=most_seconds, allow=allow)
+
+
+def _shipped(call: ModelCall) -> Trace | None:
+    """The trace that came with the package, with other steps where it stands for these."""
+    entry = catalog.find(call.model)
+    steps = call.settings.get("steps")
+    if entry is None or call.quantize or call.settings.keys() - {"steps"} or call.kernels != "cuda":
+        return None
+    trace = shipped_trace(entry.name)
+    if trace is None or not {*call.allow} <= {*trace.permissions}:
+        return None
+    if steps is None:
+        return trace
+    return trace.with_steps(steps) if isinstance(steps, int) and steps in trace.exact_steps else None
+
+
+def _kept_name(call: ModelCall) -> str | None:
+    """Under what the trace is kept; None for a model that is not at hand (on the Hub), and may change."""
+    entry = catalog.find(call.model)
+    if entry is None and not is_folder(call.model):
+        return None
+    folder = None if entry is not None else Path(user_path(call.model)).resolve()
+    facts = {
+        "settings": dict(call.settings),
+        "quantize": dict(call.quantize),
+        "allow": call.allow,
+        "kernels": call.kernels,
+    }
+    return kept.name_of(entry.name if entry is not None else "", folder, facts)

@@ -1,0 +1,1 @@
+"""What a call costs on a card: `Trace` and `Device` to `Profile`. Nothing here needs torch."""
