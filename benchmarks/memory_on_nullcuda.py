@@ -34,6 +34,7 @@ from tests.nullcuda.values import BY_VALUE, Call, Values, alias
 from vramtune import api, catalog
 from vramtune.contract import CALL, call_parameters, entries, modules_of
 from vramtune.layout import rounded_bytes
+from vramtune.offload.computed import hook_computed, unhook_computed
 from vramtune.pricing.allocator import reserved_peak_bytes
 from vramtune.profiler import record
 from vramtune.profiler.execution import ComponentMethod, Execution
@@ -205,9 +206,11 @@ def compared(module: nn.Module, call: TracedCall) -> Row:
     owner, method = entries(module)[call.execution.method]
     args, kwargs = map_tensors(on_card, call.inputs)
     warm_up()
+    hook_computed(module, [])  # as under a plan: what `weight_norm` computes is let go, which the tape knows
     held = rests_filled()
     with torch.no_grad(), ValuesOfSmall():
         events, peaks = watched(partial(getattr(owner, method), *args, **kwargs))
+    unhook_computed(module)
     if call.is_tiled:
         module.disable_tiling()  # type: ignore[operator]
     weight_bytes = sum({id(tensor): tensor.nbytes for _, tensor in named_weights(module)}.values())
