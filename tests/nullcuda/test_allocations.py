@@ -101,7 +101,7 @@ def sizes_apart(make: Callable[[], nn.Module], args: tuple[torch.Tensor, ...]) -
     module = make()
     dtypes = {name: tensor.dtype for name, tensor in named_weights(module)}
     return compared(
-        module, TracedCall(trace=trace, inputs=(tuple(map(on_meta, args)), {}), dtypes=dtypes, is_tiled=False)
+        module, TracedCall(execution=trace, inputs=(tuple(map(on_meta, args)), {}), dtypes=dtypes, is_tiled=False)
     )
 
 
