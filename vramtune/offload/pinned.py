@@ -7,11 +7,9 @@ import warnings
 import weakref
 from typing import Any
 
-import psutil
 import torch
 
-LOCKED_FRACTION = 0.8
-"""Share of the host's memory that may be locked here: it cannot be swapped out, and the system needs some too."""
+from vramtune.host_memory import LOCKED_FRACTION, lockable_bytes
 
 _locked: "weakref.WeakSet[torch.UntypedStorage]" = weakref.WeakSet()
 
@@ -33,7 +31,7 @@ def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
 
 
 def _locked_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
-    limit = LOCKED_FRACTION * psutil.virtual_memory().total
+    limit = lockable_bytes()
     if num_bytes + sum(storage.nbytes() for storage in _locked) > limit:
         raise RuntimeError(f"Page-locked host memory has reached its limit ({LOCKED_FRACTION:.0%} of RAM)")
     if device.type == "cuda":

@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vramtune.layout import SMALL_SEGMENT_BYTES, kept_bytes, ring_bytes, round_up, taken_bytes
+from vramtune.layout import (
+    SMALL_SEGMENT_BYTES,
+    STAGING_SLOTS,
+    kept_bytes,
+    ring_bytes,
+    round_up,
+    staging_slot_bytes,
+    taken_bytes,
+)
 from vramtune.schema import CERTAIN, Activity, Component, Device, PlannedStage, Profile, Spread, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
@@ -121,6 +129,22 @@ class Problem:
     excluded: dict[str, int]
     """Components excluded from offload: what each owns beyond its units, in bytes. It is on the device all the same,
     in every stage, since the whole module is."""
+    idle_host_bytes: int = 0
+    """On the host besides the units' groups: what the call does not use, and what a permission keeps beside them."""
+    ram_bytes: int | None = None
+    """Limit of what weights take of the host; None: no limit."""
+    lockable_bytes: int | None = None
+    """Limit of what of them may be page-locked; None: no limit."""
+
+    @property
+    def staging_slot_bytes(self) -> int:
+        """Bytes of one of the slots through which groups in ordinary memory are staged."""
+        return staging_slot_bytes(max((size for unit in self.units for size in unit.sizes), default=0))
+
+    @property
+    def staging_bytes(self) -> int:
+        """Bytes of all these slots."""
+        return STAGING_SLOTS * self.staging_slot_bytes
 
     @property
     def unused_bytes(self) -> int:
@@ -150,7 +174,7 @@ class Problem:
 
 def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
     """The problem that a profile poses under the given permissions."""
-    profile = profile.under(permissions)
+    plain, profile = profile, profile.under(permissions)
     stages = profile.stages
     units: list[Unit] = []
     rank: dict[tuple[str, str], tuple[int, list[int]]] = {}  # (component, method) -> unit, rank by group
@@ -176,6 +200,7 @@ def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
         stages=posed,
         active_stages=tuple(tuple(s for s, stage in enumerate(posed) if u in stage.active) for u in range(len(units))),
         excluded=excluded,
+        idle_host_bytes=_idle_host_bytes(plain, profile, units),
     )
 
 
@@ -222,6 +247,13 @@ def _unused_bytes(component: Component, units: list[Unit]) -> int:
     """What a component owns beyond its units; a root that several of them share counts once."""
     planned = {group for unit in units if unit.component == component.name for group in unit.groups}
     return component.weights.allocated_bytes - sum(group.weight_bytes for group in planned)
+
+
+def _idle_host_bytes(plain: Profile, profile: Profile, units: list[Unit]) -> int:
+    """What stays on the host all the time: unused weights, and those that a permission keeps as they were."""
+    unused = sum(_unused_bytes(c, units) for c in profile.components if c.name not in profile.excluded)
+    before = zip(plain.components, profile.components, strict=True)
+    return unused + sum(was.weights.allocated_bytes for was, now in before if was != now)
 
 
 def keep_order(component: Component, seconds: dict[int, float]) -> list[int]:

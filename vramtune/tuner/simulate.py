@@ -33,6 +33,8 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
         first_call_seconds=seconds + resident / problem.device.pageable_copy_bytes_per_second,
         bound_seconds=bound_seconds(problem, limit_bytes),
         moved_bytes=sum(stage.moved_bytes for stage in stages),
+        locked_bytes=candidate.locked_bytes,
+        pageable_bytes=candidate.staged_bytes + problem.idle_host_bytes,
         low=_extreme(replace(candidate, problem=low)),
         high=_extreme(replace(candidate, problem=high)),
         is_narrow=Candidate.least(high).peak_bytes > limit_bytes,
@@ -106,11 +108,13 @@ def recall(profile: Profile, plan: Plan) -> Candidate:
                 f"This plan moves {unit.component}, which this profile's pipeline excludes from offload "
                 "(`_exclude_from_cpu_offload`). Plan again with this profile."
             )
+    first_locked = tuple(p.first_locked for p in plan.placements)
     return Candidate(
         problem,
         kept=tuple(p.kept for p in plan.placements),
         resident=tuple(p.num_resident for p in plan.placements),
         num_slots=tuple(p.num_slots for p in plan.placements),
+        first_locked=first_locked if any(first_locked) else None,
     )
 
 
