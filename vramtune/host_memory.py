@@ -79,7 +79,9 @@ def _control_groups() -> Iterator[tuple[int, int | None]]:
             # in a container the path is the host's, and only the root can be read
             folder = root / place.relative_to("/")
             limit = _text(folder / limit_name)
-            if limit not in (None, "max") and int(limit) < sys.maxsize // 2:  # version 1 writes "no limit" as a huge number
+            if (
+                limit not in (None, "max") and int(limit) < sys.maxsize // 2
+            ):  # version 1 writes "no limit" as a huge number
                 usage = _text(folder / usage_name)
                 yield int(limit), None if usage is None else int(usage) - _cache_bytes(folder)
 

@@ -22,6 +22,8 @@ STAGING_SLOTS = 4
 """Page-locked slots through which weights in ordinary memory reach the device: one is filled, others are being copied."""
 MOST_STAGING_SLOT_BYTES = 16 * 2**20
 """From here on a larger slot copies no faster."""
+MOST_STAGING_SHARE = 4
+"""One part in so many of what may be page-locked is for the slots, at the most."""
 
 
 def round_up(num_bytes: int, multiple: int = ALIGNMENT_BYTES) -> int:
@@ -108,6 +110,12 @@ def next_place(head: int, num_bytes: int, ring_bytes: int) -> int:
     return head if num_bytes <= left else head + left
 
 
-def staging_slot_bytes(largest_bytes: int) -> int:
-    """Bytes of one staging slot, where the largest group has so many: at least two slots a group, so that they overlap."""
-    return min(round_up(-(-largest_bytes // 2)), MOST_STAGING_SLOT_BYTES)
+def staging_slot_bytes(largest_bytes: int, lockable_bytes: int | None) -> int:
+    """Bytes of one staging slot, where the largest group has so many, and so much may be page-locked (None: no limit).
+
+    At least two slots make a group, so that what fills them and what copies from them overlap.
+    """
+    most = MOST_STAGING_SLOT_BYTES
+    if lockable_bytes is not None:
+        most = min(most, lockable_bytes // (MOST_STAGING_SHARE * STAGING_SLOTS) // ALIGNMENT_BYTES * ALIGNMENT_BYTES)
+    return max(min(round_up(-(-largest_bytes // 2)), most), ALIGNMENT_BYTES)

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from vramtune.schema import Plan, Profile
 
 EXAMPLES = options.examples(
-    'vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060"',
+    'vramtune plan sdxl --vram-gb 8 --ram-gb 16 --gpu "RTX 4060"',
     "vramtune plan wan2.1-14b --vram-gb 12 --gpu 4070 --allow vae_tiling",
-    "vramtune plan flux.1-dev --quantize transformer=nf4 --vram-gb 8 --ram-gb 16 --gpu 4060",
+    "vramtune plan flux.1-dev --quantize transformer=nf4 --vram-gb 8 --gpu 4060",
     "vramtune plan profile.json --vram-gb 8 --report plan.html --save plan.json",
 )
 

@@ -118,6 +118,7 @@ class Runtime:
                     group.go_home()
                 for computed in component.computed:
                     computed.go_home()
+            self._conductor.end()
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()

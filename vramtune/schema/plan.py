@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
+from vramtune.layout import kept_bytes, ring_bytes, staging_slot_bytes, taken_bytes
 from vramtune.schema.figures import Budget, Bytes, Count, Index, Repeats, Saving, Seconds, Total
 from vramtune.schema.files import Saved
 from vramtune.schema.profile import WeightGroup, Workload
@@ -290,6 +290,12 @@ class Plan(Saved, Shown):
         for stage in self.stages:
             if any(not (0 <= p < len(num_groups) and 0 <= g < num_groups[p]) for p, g in stage.visits):
                 raise ValueError(f"stage {stage.name!r}: it visits a group that no placement has")
+
+    @property
+    def staging_slot_bytes(self) -> int:
+        """Bytes of one of the slots through which weights in ordinary memory are staged."""
+        largest_bytes = max((group.weight_bytes for p in self.placements for group in p.groups), default=0)
+        return staging_slot_bytes(largest_bytes, self.lockable_bytes)
 
     def __repr__(self) -> str:
         """One line: all of it would be tens of thousands of characters."""

@@ -41,9 +41,7 @@ TOLERANCE = 1e-6
 Term = tuple[int, float]
 
 
-def solve(
-    problem: Problem, budget_bytes: int, num_slots: int, *, is_lean: bool = False
-) -> list[list[float]] | None:
+def solve(problem: Problem, budget_bytes: int, num_slots: int, *, is_lean: bool = False) -> list[list[float]] | None:
     """Bytes kept by unit and stage in the fastest plan, before rounding to groups; None if nothing fits.
 
     A lean one leaves as little on the host as can be, whatever the host has.

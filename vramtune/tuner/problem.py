@@ -139,7 +139,8 @@ class Problem:
     @property
     def staging_slot_bytes(self) -> int:
         """Bytes of one of the slots through which groups in ordinary memory are staged."""
-        return staging_slot_bytes(max((size for unit in self.units for size in unit.sizes), default=0))
+        largest_bytes = max((size for unit in self.units for size in unit.sizes), default=0)
+        return staging_slot_bytes(largest_bytes, self.lockable_bytes)
 
     @property
     def staging_bytes(self) -> int:

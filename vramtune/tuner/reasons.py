@@ -47,11 +47,7 @@ def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
         kind="copy_bound",
         stage=stage.name,
         num_bytes={"streamed" if streams else "loaded": stage.moved_bytes},
-        seconds={
-            "copies": copy_seconds,
-            "compute": stage.compute_seconds,
-            "exposed": exposed[s],
-        },
+        seconds={"copies": copy_seconds, "compute": stage.compute_seconds, "exposed": exposed[s]},
     )
 
 

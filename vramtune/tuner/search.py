@@ -187,7 +187,9 @@ def _starts(problem: Problem, budget_bytes: int) -> Iterator[Candidate]:
 def leanest(problem: Problem, budget_bytes: int) -> Candidate | None:
     """The candidate that leaves least on the host; None if none fits."""
     unlimited = replace(problem, ram_bytes=None)
-    candidates = (_rounded(unlimited, budget_bytes, num_slots, is_lean=True) for num_slots in range(1, DEFAULT_SLOTS + 1))
+    candidates = (
+        _rounded(unlimited, budget_bytes, num_slots, is_lean=True) for num_slots in range(1, DEFAULT_SLOTS + 1)
+    )
     fitting = [replace(candidate, problem=problem).housed for candidate in candidates if candidate is not None]
     return min(fitting, key=lambda candidate: candidate.host_bytes, default=None)
 
