@@ -13,8 +13,8 @@ import torch
 
 from tests import tiny_pipelines
 from tests.offload.tuned_pipelines import tuned, whole
-from vramtune.offload import pinned
 from vramtune.host_memory import LOCKED_FRACTION
+from vramtune.offload import pinned
 from vramtune.offload.pinned import pinned_buffer
 
 CUDA = torch.device("cuda", 1)
