@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vramtune.errors import UsageError
 from vramtune.log import show_lines
@@ -100,6 +100,51 @@ def autotune(
     runtime.on_measured = partial(_remember_call, target, chosen, gpu.times_predicted)
     logger.log(logging.INFO if progress else logging.DEBUG, "%s", said)
     return Tuned(runtime, costs)
+
+
+def load(
+    pipeline_class: Any,
+    folder: str | Path,
+    vram_gb: float | None = None,
+    *,
+    ram_gb: float | None = None,
+    torch_dtype: "torch.dtype | dict[str, torch.dtype] | None" = None,
+    variant: str | None = None,
+    **options: Any,
+) -> tuple[Any, Tuned]:
+    """Load a pipeline whose weights stay in their files, and tune it: it may be larger than the host's memory.
+
+    The files are mapped, and read when weights are used; they are never written to. What is copied to the GPU most often
+    is page-locked, as far as `ram_gb` allows.
+
+    Args:
+        pipeline_class: Such as `diffusers.FluxPipeline`, or `diffusers.DiffusionPipeline`, which reads the class.
+        folder: A local folder with safetensors files, one or several for each component.
+        vram_gb: As in `autotune`.
+        ram_gb: As in `autotune`; weights that stay in files do not count.
+        torch_dtype: As in `from_pretrained`. Left out, each component has the dtype of its files; components of another
+            dtype are cast as they are read, into memory.
+        variant: As in `from_pretrained`.
+        options: What else `autotune` takes.
+
+    Returns:
+        The pipeline, and the handle that `autotune` returns.
+
+    Raises:
+        FileError: A file of weights is missing, or not whole.
+        UsageError: There is no such folder, or it is not a pipeline's; and as `autotune`.
+        BudgetError: As `autotune`.
+
+    Example:
+        >>> pipe, tuned = vramtune.load(diffusers.FluxPipeline, "flux.1-dev", vram_gb=8, ram_gb=16)
+    """
+    from vramtune.catalog.weights import load_mapped
+
+    if vram_gb is not None:  # before anything takes time
+        budget_bytes(vram_gb)
+    ram_bytes(ram_gb)
+    pipe = load_mapped(pipeline_class, folder, torch_dtype=torch_dtype, variant=variant)
+    return pipe, autotune(pipe, vram_gb, ram_gb=ram_gb, **options)
 
 
 def profile(
@@ -322,8 +367,11 @@ def _with_own_ram(gpu: Device, pipe: "Pipeline") -> Device:
     """The device with the host memory that a pipeline's weights take already beside what is free."""
     if gpu.ram_bytes is None:
         return gpu
-    own_bytes = sum(tensor.nbytes for tensor in _weights(pipe) if tensor.device.type == "cpu")
-    return replace(gpu, ram_bytes=gpu.ram_bytes + own_bytes)
+    from vramtune.mapped_files import MappedFiles
+
+    mapped = MappedFiles()  # what is read of a file counts as free
+    own = (tensor for tensor in _weights(pipe) if tensor.device.type == "cpu" and mapped.file_of(tensor) is None)
+    return replace(gpu, ram_bytes=gpu.ram_bytes + sum(tensor.nbytes for tensor in own))
 
 
 def _weights(pipe: "Pipeline") -> "set[torch.Tensor]":

@@ -19,6 +19,7 @@ from vramtune.errors import TraceError, UsageError, VramtuneError
 from vramtune.profiler import many_steps
 from vramtune.profiler.arguments import NOTHING, arguments_to_trace, calls_to_trace_first, workload_of
 from vramtune.profiler.inventory import weigh_component
+from vramtune.profiler.on_disk import with_files
 from vramtune.profiler.record import Recording, record_runs
 from vramtune.profiler.stages import Estimator, build_stages
 from vramtune.profiler.trace import Trace
@@ -73,7 +74,7 @@ def predict_profile(
     call = follow(
         pipe, method=method, call_kwargs=call_kwargs, first=first, device=device, allow=allow, on_call=on_call
     )
-    return price(call, device)
+    return with_files(price(call, device), pipe)
 
 
 def follow(

@@ -286,6 +286,8 @@ def _host_fact(plan: Plan) -> Fact:
     """What weights take of the host, and how much of that is page-locked."""
     host_bytes, limit_bytes = plan.estimate.host_bytes, plan.ram_bytes
     locked = f"{format_bytes(plan.estimate.locked_bytes)} page-locked"
+    if plan.estimate.file_bytes:
+        locked += f", {format_bytes(plan.estimate.file_bytes)} more in files"
     if limit_bytes is None:
         return _predicted("host memory", format_bytes(host_bytes), locked)
     share = host_bytes / limit_bytes if limit_bytes else None

@@ -61,6 +61,8 @@ class Device:
     """Device to host into ordinary memory, as `module.to("cpu")` does; blocks the host."""
     staging_bytes_per_second: PerSecond = 8e9
     """From ordinary into page-locked host memory, by one thread. The default is a usual one: 8 to 12 GB/s."""
+    storage_bytes_per_second: PerSecond = 3e9
+    """From files that are mapped into page cache, one after the other. The default is a usual one, of an NVMe drive."""
     ram_bytes: Bytes | None = None
     """Host memory that weights of this process may take: what is available less a reserve. None: nobody knows, no limit."""
     lockable_bytes: Bytes | None = None

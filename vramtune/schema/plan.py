@@ -168,6 +168,8 @@ class Estimate:
     """Page-locked host memory: weights, and the slots through which others are staged."""
     pageable_bytes: Bytes
     """Ordinary host memory of weights: of those that are staged, and of those that the call does not use."""
+    file_bytes: Bytes = 0
+    """Weights that stay in files, which the system reads when they are used: of the groups that are staged."""
     low: Extreme
     """The steady call if everything is as fast and small as is likely (`Device`'s spreads)."""
     high: Extreme

@@ -89,7 +89,8 @@ def too_little_ram(profile: Profile, budget: Budget, least_bytes: int) -> Budget
     return BudgetError(
         f"{profile.pipeline_class} does not fit {has} of host memory beside {format_bytes(budget.asked_bytes)} on the GPU: "
         f"its weights take {needed} of the host at least. Give them that (`ram_gb`, `--ram-gb`; by default it is what is "
-        "free), a larger `vram_gb`, or load the pipeline in a smaller dtype or quantized.",
+        "free), a larger `vram_gb`, or load the pipeline so that its weights stay in their files (`vramtune.load`), in a smaller "
+        "dtype, or quantized.",
         budget_bytes=budget.ram_bytes,
         smallest_bytes=least_bytes,
         resource="ram",

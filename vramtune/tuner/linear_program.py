@@ -18,7 +18,7 @@ keep order those are the first; `e` and `w` are what of U - x and of U - y is st
 
     lock      sum l <= lockable - staging slots,  e >= U - x - l,  w >= U - y - l
     stage     M f >= sum (v - 1) e + w,  M t >= sum v e
-    host      sum (U - r) <= RAM - idle
+    host      sum of U - r, or l of what lies in files, <= RAM - idle
 
 Solved three times, each within what the pass before reached: fastest, fewest bytes moved, least held.
 z should be 0 or 1; see `solve`.
@@ -84,6 +84,7 @@ def _bound_of(problem: Problem, stage: StageProblem, budget_bytes: int) -> float
         if group >= given[u]:
             visits[u, group] = visits.get((u, group), 0) + 1
     copied = staged = 0.0
+    paces = [problem.staging_seconds(u, g) / size for u, g in visits if (size := problem.units[u].sizes[g])]
     lockable = math.inf if problem.lockable_bytes is None else problem.lockable_bytes
     for (u, group), count in sorted(visits.items(), key=lambda item: -item[1]):
         size = problem.units[u].sizes[group]
@@ -93,7 +94,7 @@ def _bound_of(problem: Problem, stage: StageProblem, budget_bytes: int) -> float
         staged += count * max(0, absent - max(0, lockable))
         lockable -= absent
     copy_seconds = copied / problem.copy_bytes_per_second
-    staging_seconds = staged / problem.device.staging_bytes_per_second
+    staging_seconds = staged * min(paces, default=0.0)
     return stage.num_iterations * max(stage.compute_seconds, copy_seconds, staging_seconds)
 
 
@@ -119,7 +120,8 @@ class _Rows:
         self.first = [self.variable(np.inf) for _ in stages]
         self.further = [self.variable(np.inf) for _ in stages]
         total = sum(unit.total_bytes for unit in problem.units)
-        self.is_lock_limited = problem.lockable_bytes is not None and problem.lockable_bytes < total
+        limits = [limit for limit in (problem.lockable_bytes, problem.ram_bytes) if limit is not None]
+        self.is_lock_limited = min(limits, default=total) < total
         self.locked = [self.variable(size) for size in sizes] if self.is_lock_limited else []
         self.staged = {visit: (self.variable(np.inf), self.variable(np.inf)) for visit in self.streams}
         self.coefficients: list[np.ndarray] = []
@@ -170,8 +172,11 @@ class _Rows:
 def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots: int) -> None:
     scale = rows.bytes_scale
     if problem.ram_bytes is not None:
-        least = sum(rows.sizes) - (problem.ram_bytes - problem.idle_host_bytes) / scale
-        rows.add(((r, 1.0) for r in rows.resident), low=least)
+        in_files = [sum(unit.file_bytes) / max(unit.total_bytes, 1) for unit in problem.units]
+        in_memory = sum(size * (1 - share) for size, share in zip(rows.sizes, in_files, strict=True))
+        given = [(r, share - 1) for r, share in zip(rows.resident, in_files, strict=True)]
+        locked = list(zip(rows.locked, in_files, strict=True)) if rows.is_lock_limited else []
+        rows.add([*given, *locked], high=(problem.ram_bytes - problem.idle_host_bytes) / scale - in_memory)
     if rows.is_lock_limited and problem.lockable_bytes is not None:
         most = max(problem.lockable_bytes - problem.staging_bytes, 0) / scale
         rows.add(((locked, 1.0) for locked in rows.locked), high=most)
@@ -195,7 +200,7 @@ def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots
                 rows.add([(x, 1), (before, -1)], high=0)
         _add_seconds(rows, stage, s)
         if rows.is_lock_limited:
-            _add_staging(rows, stage, s, problem.device.staging_bytes_per_second)
+            _add_staging(rows, problem, stage, s)
 
 
 def _add_seconds(rows: _Rows, stage: StageProblem, s: int) -> None:
@@ -210,18 +215,19 @@ def _add_seconds(rows: _Rows, stage: StageProblem, s: int) -> None:
     rows.add([(rows.first[s], rows.rate), *loaded, *carried], low=visited)
 
 
-def _add_staging(rows: _Rows, stage: StageProblem, s: int, bytes_per_second: float) -> None:
-    rate = bytes_per_second * rows.seconds_scale / rows.bytes_scale
+def _add_staging(rows: _Rows, problem: Problem, stage: StageProblem, s: int) -> None:
     again: list[Term] = []
     first: list[Term] = []
     for u in stage.active:
         streamed, absent = rows.staged[u, s]
         rows.add([(streamed, 1), (rows.kept[u][s], 1), (rows.locked[u], 1)], low=rows.sizes[u])
         rows.add([(absent, 1), (rows.carried[u][s], 1), (rows.locked[u], 1)], low=rows.sizes[u])
-        again.append((streamed, -stage.num_visits[u]))
-        first += [(streamed, 1 - stage.num_visits[u]), (absent, -1.0)]
-    rows.add([(rows.further[s], rate), *again], low=0)
-    rows.add([(rows.first[s], rate), *first], low=0)
+        seconds = sum(problem.staging_seconds(u, g) for g in range(len(problem.units[u].sizes)))
+        pace = seconds / max(problem.units[u].total_bytes, 1) * rows.bytes_scale / rows.seconds_scale
+        again.append((streamed, -pace * stage.num_visits[u]))
+        first += [(streamed, pace * (1 - stage.num_visits[u])), (absent, -pace)]
+    rows.add([(rows.further[s], 1), *again], low=0)
+    rows.add([(rows.first[s], 1), *first], low=0)
 
 
 def _seconds(rows: _Rows, problem: Problem) -> np.ndarray:

@@ -78,7 +78,7 @@ class Candidate:
     @property
     def housed(self) -> Self:
         """The candidate with what is copied most often page-locked, as far as that may be."""
-        if self.problem.lockable_bytes is None:
+        if self.problem.lockable_bytes is None and self.problem.ram_bytes is None:
             return self
         plain = replace(self, first_locked=None)
         residencies = [plain.residencies(s) for s in range(len(self.problem.stages))]
@@ -102,9 +102,22 @@ class Candidate:
         return sum(unit.prefix[max(first, resident)] - unit.prefix[resident] for unit, resident, first in units)
 
     @property
+    def file_bytes(self) -> int:
+        """What of them stays in files."""
+        if self.first_locked is None:
+            return 0
+        units = zip(self.problem.units, self.resident, self.first_locked, strict=True)
+        return sum(sum(unit.file_bytes[resident:first]) for unit, resident, first in units)
+
+    @property
+    def pageable_bytes(self) -> int:
+        """Ordinary memory: of groups that are staged from there, and of what stays on the host all the time."""
+        return self.staged_bytes - self.file_bytes + self.problem.idle_host_bytes
+
+    @property
     def host_bytes(self) -> int:
         """All that weights take of the host."""
-        return self.locked_bytes + self.staged_bytes + self.problem.idle_host_bytes
+        return self.locked_bytes + self.pageable_bytes
 
     @property
     def is_within_ram(self) -> bool:

@@ -4,7 +4,7 @@ from vramtune.schema import Estimate, Reason, placement_name
 from vramtune.tuner.linear_program import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem
-from vramtune.tuner.schedule import host_seconds, staged_bytes
+from vramtune.tuner.schedule import host_seconds, staged_bytes, staging_seconds
 from vramtune.units import GIB
 
 HIDDEN_FRACTION = 0.005
@@ -38,9 +38,9 @@ def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
         return Reason(kind="host_bound", stage=stage.name, seconds=seconds)
     copy_seconds = stage.moved_bytes / problem.copy_bytes_per_second
     staged = staged_bytes(problem, problem.stages[s], residencies)
-    staging_seconds = staged / problem.device.staging_bytes_per_second
-    if staging_seconds > copy_seconds:
-        seconds = {"staging": staging_seconds, "compute": stage.compute_seconds, "exposed": exposed[s]}
+    by_staging = staging_seconds(problem, problem.stages[s], residencies)
+    if by_staging > copy_seconds:
+        seconds = {"staging": by_staging, "compute": stage.compute_seconds, "exposed": exposed[s]}
         return Reason(kind="staging_bound", stage=stage.name, num_bytes={"staged": staged}, seconds=seconds)
     streams = any(residency.kept < len(problem.units[u].groups) for u, residency in residencies.items())
     return Reason(

@@ -100,6 +100,19 @@ def staged_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Res
     return total
 
 
+def staging_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
+    """What the host takes to stage `staged_bytes`."""
+    total = 0.0
+    for unit, r in residency.items():
+        streamed = stage.streamed_bytes[unit]
+        for group in range(r.present, r.first_locked):
+            if size := problem.units[unit].sizes[group]:
+                visits = (streamed[group] - streamed[group + 1]) / size
+                times = 1 if group < r.kept else stage.num_iterations * visits
+                total += times * problem.staging_seconds(unit, group)
+    return total
+
+
 def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
     """Bytes copied to the device in all iterations of a stage."""
     once = sum(
@@ -146,7 +159,8 @@ def _iterations(
                         asked = begun
                     is_staged = group < residency[unit].first_locked
                 if staging is not None and is_staged:
-                    copy_start, staged, ready = staging.copy(size, asked, copy_start)
+                    seconds = problem.staging_seconds(unit, group)
+                    copy_start, staged, ready = staging.copy(size, seconds, asked, copy_start)
                     copy_clock = ready
                     if staged > issued:
                         issued = staged
@@ -160,7 +174,8 @@ def _iterations(
             if issued > clock:
                 clock = issued
             if is_streamed:
-                rings[unit].ends.append((clock, issued))
+                rings[unit].ends.append(clock)
+                rings[unit].issued.append(issued)
             visits.append((unit, group, copy_start, ready, start, clock))
         clock += stage.pipeline_seconds
         issued += stage.pipeline_seconds
@@ -199,16 +214,16 @@ def _steps(problem: Problem, stage: StageProblem, residency: dict[int, Residency
 class _Ring:
     """First-in-first-out places in a ring of bytes; a place never wraps around the end."""
 
-    __slots__ = ("ends", "head", "left_seconds", "num_bytes", "oldest", "starts")
+    __slots__ = ("ends", "head", "issued", "num_bytes", "oldest", "starts")
 
     def __init__(self, unit: Unit, residency: Residency) -> None:
         self.num_bytes = unit.ring_bytes(residency.kept, residency.num_slots)
         self.head = self.oldest = 0  # bytes handed out so far; first place that is not yet overwritten
         self.starts: list[int] = []
-        self.ends: list[tuple[float, float]] = []
-        """When the visit in each place is done, in seconds, and when the host had issued it."""
-        self.left_seconds = 0.0
-        """When the host had issued what the last place overwrites."""
+        self.ends: list[float] = []
+        """When the visit in each place is done, in seconds."""
+        self.issued: list[float] = []
+        """When the host had issued it."""
 
     def place(self, num_bytes: int) -> float:
         """Take the next place; returns when the visits that it overwrites are done, in seconds."""
@@ -222,29 +237,33 @@ class _Ring:
         self.oldest = oldest
         if not oldest:
             return 0.0
-        done_seconds, self.left_seconds = self.ends[oldest - 1]
-        return done_seconds
+        return self.ends[oldest - 1]
+
+    @property
+    def left_seconds(self) -> float:
+        """When the host had issued what the last place overwrites."""
+        return self.issued[self.oldest - 1] if self.oldest else 0.0
 
 
 class _Staging:
     """Page-locked slots, filled in turn by one thread: the next one when what was copied from it is on the device."""
 
-    __slots__ = ("_clock", "_copy_rate", "_free", "_latency", "_next", "_rate", "_slot_bytes")
+    __slots__ = ("_clock", "_copy_rate", "_free", "_latency", "_next", "_slot_bytes")
 
     def __init__(self, problem: Problem) -> None:
-        self._rate, self._copy_rate = problem.device.staging_bytes_per_second, problem.copy_bytes_per_second
+        self._copy_rate = problem.copy_bytes_per_second
         self._latency, self._slot_bytes = problem.device.copy_latency_seconds, problem.staging_slot_bytes
         self._clock, self._next = 0.0, 0
         self._free = [0.0] * STAGING_SLOTS
 
-    def copy(self, num_bytes: int, asked: float, after: float) -> tuple[float, float, float]:
-        """Stage a group that is asked for then, and copy it after that; when the first copy starts, the last slot is
-        filled, and the last copy ends, all in seconds."""
-        clock, start = max(self._clock, asked), None
+    def copy(self, num_bytes: int, seconds: float, asked: float, after: float) -> tuple[float, float, float]:
+        """Stage a group, which takes the host so long, when it is asked for, and copy it after that; when the first copy
+        starts, the last slot is filled, and the last copy ends, all in seconds."""
+        clock, start, pace = max(self._clock, asked), None, seconds / max(num_bytes, 1)
         while num_bytes > 0:
             part = min(num_bytes, self._slot_bytes)
             num_bytes -= part
-            clock = max(clock, self._free[self._next]) + part / self._rate
+            clock = max(clock, self._free[self._next]) + part * pace
             begins = max(after, clock)
             start = begins if start is None else start
             after = self._free[self._next] = begins + self._latency + part / self._copy_rate
