@@ -96,6 +96,7 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
 def recall(profile: Profile, plan: Plan) -> Candidate:
     """The candidate that a plan stands for; `UsageError` if the profile does not allow it."""
     problem = pose(profile, plan.permissions)
+    problem = replace(problem, ram_bytes=plan.ram_bytes, lockable_bytes=plan.lockable_bytes)
     ours = [(unit.component, unit.methods, unit.groups) for unit in problem.units]
     theirs = [(p.component, p.methods, p.groups) for p in plan.placements]
     if ours != theirs or planned_stages(problem) != plan.stages:
