@@ -52,7 +52,7 @@ class BoundPlacement:
 
     def locks(self, group: Group) -> bool:
         """Whether a group's master is to be page-locked; what the plan does not know is not."""
-        return group in self.groups[self.planned.first_locked :]
+        return group in self.groups and self.planned.is_locked(self.groups.index(group))
 
     def give_up_resident(self) -> None:
         """Let the last of the groups that stay between calls be absent while nothing of the component runs.

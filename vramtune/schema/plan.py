@@ -39,9 +39,10 @@ class Placement:
     kept: tuple[Index, ...]
     """Number of groups on the GPU, by stage."""
     num_slots: Repeats
-    first_locked: Index = 0
-    """Groups from this one on, in keep order, are in page-locked host memory while they are not on the GPU; those before
-    it, if they move, stay in ordinary memory and are staged. 0: all are page-locked."""
+    locked: tuple[Index, Index] | None = None
+    """Groups from the first of these on and before the second, in keep order, are in page-locked host memory while they are
+    not on the GPU; others, if they move, stay in ordinary memory or in their files and are staged. None: all are
+    page-locked."""
     takes_segments: bool = False
     """Whether its memory is taken in whole segments, as PyTorch's CUDA allocator does, and counted so."""
 
@@ -51,8 +52,8 @@ class Placement:
             raise ValueError(f"placement of {self.name!r}: {self.kept} of {len(self.groups)} groups kept")
         if any(active and k < 1 for active, k in zip(self.active, self.kept, strict=True)):
             raise ValueError(f"placement of {self.name!r}: its root group is absent while it runs")
-        if self.first_locked > len(self.groups):
-            raise ValueError(f"placement of {self.name!r}: page-locked from group {self.first_locked} on")
+        if self.locked is not None and not 0 <= self.locked[0] <= self.locked[1] <= len(self.groups):
+            raise ValueError(f"placement of {self.name!r}: groups {self.locked} of {len(self.groups)} page-locked")
         if self.num_slots < 1:
             raise ValueError(f"placement of {self.name!r}: {self.num_slots} slots")
 
@@ -84,12 +85,17 @@ class Placement:
     @property
     def locked_bytes(self) -> int:
         """Bytes of the groups that move and are page-locked."""
-        return sum(group.weight_bytes for group in self.groups[max(self.first_locked, self.num_resident) :])
+        moving = range(self.num_resident, len(self.groups))
+        return sum(self.groups[group].weight_bytes for group in moving if self.is_locked(group))
 
     @property
     def staged_bytes(self) -> int:
         """Bytes of the groups that move and stay in ordinary memory."""
-        return sum(group.weight_bytes for group in self.groups[self.num_resident : self.first_locked])
+        return sum(group.weight_bytes for group in self.groups[self.num_resident :]) - self.locked_bytes
+
+    def is_locked(self, group: int) -> bool:
+        """Whether a group, by its place in keep order, is page-locked while it is not on the GPU."""
+        return self.locked is None or self.locked[0] <= group < self.locked[1]
 
     def role(self, stage: int) -> Role:
         """Role of the placement in one stage."""

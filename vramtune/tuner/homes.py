@@ -1,7 +1,8 @@
 """Where groups live on the host while they are not on the GPU: page-locked, in ordinary memory, or in their files.
 
-In keep order the groups that move least come first, and any prefix of the others leaves the rest evenly spread. So one
-number a unit says all: from which group on they are page-locked. The others stay where they are and are staged.
+In keep order the groups that move least come first, and what any prefix leaves is evenly spread over an iteration. So a range
+says which groups of a unit are page-locked: from the first one that moves most often on. Those before it move less; those
+behind it are staged as often, but evenly spread, so that the host can keep up. They stay where they are.
 """
 
 import math
@@ -24,8 +25,10 @@ def moving_file_bytes(problem: Problem, resident: Sequence[int]) -> int:
     return sum(sum(unit.file_bytes[count:]) for unit, count in zip(problem.units, resident, strict=True))
 
 
-def locked_from(problem: Problem, resident: Sequence[int], residencies: Residencies) -> tuple[int, ...] | None:
-    """By unit, from which group on they are page-locked, so that what is copied most often is; None: all of them can be.
+def locked_ranges(
+    problem: Problem, resident: Sequence[int], residencies: Residencies
+) -> tuple[tuple[int, int], ...] | None:
+    """By unit, the first page-locked group and the one behind the last, so that what is copied most often is; None: all.
 
     What lies in a file takes memory of the host only when it is page-locked; all else takes it anyway. What is left over
     is staged, for which the slots take their share first.
@@ -35,23 +38,39 @@ def locked_from(problem: Problem, resident: Sequence[int], residencies: Residenc
     ram_room = (
         math.inf if problem.ram_bytes is None else problem.ram_bytes - problem.idle_host_bytes - (moving - in_files)
     )
-    # what no home would make room for is not staged in vain
     if moving <= lock_room and (in_files <= ram_room or not in_files):
         return None
     lock_room, ram_room = lock_room - problem.staging_bytes, ram_room - problem.staging_bytes
     copies = [_copies(problem, u, residencies) for u in range(len(problem.units))]
-    first = [len(unit.groups) for unit in problem.units]
-    open_units = {u for u in range(len(first)) if first[u] > resident[u]}
-    while open_units:
-        u = max(open_units, key=lambda u: (copies[u][first[u] - 1], -u))
-        size, file_size = (sizes[first[u] - 1] for sizes in (problem.units[u].sizes, problem.units[u].file_bytes))
-        has_room = size <= lock_room and (not file_size or file_size <= ram_room)
-        if has_room:
-            first[u] -= 1
-            lock_room, ram_room = lock_room - size, ram_room - file_size
-        if not has_room or first[u] <= resident[u]:
-            open_units.discard(u)
-    return tuple(first)
+    ranges = [_empty_range(row, least) for row, least in zip(copies, resident, strict=True)]
+    growing = {u: _next_group(ranges[u], len(copies[u]), resident[u]) for u in range(len(ranges))}
+    while open_units := [u for u, group in growing.items() if group is not None]:
+        u = max(open_units, key=lambda u: (copies[u][growing[u] or 0], -u))
+        group = growing[u] or 0
+        size, file_size = problem.units[u].sizes[group], problem.units[u].file_bytes[group]
+        if size > lock_room or (file_size and file_size > ram_room):
+            growing[u] = None
+            continue
+        lock_room, ram_room = lock_room - size, ram_room - file_size
+        start, end = ranges[u]
+        ranges[u] = (min(start, group), max(end, group + 1))
+        growing[u] = _next_group(ranges[u], len(copies[u]), resident[u])
+    return tuple(ranges)
+
+
+def _empty_range(copies: Sequence[int], resident: int) -> tuple[int, int]:
+    """No groups yet, where those that are copied most often begin."""
+    moving = copies[resident:]
+    start = resident + moving.index(max(moving)) if moving else len(copies)
+    return start, start
+
+
+def _next_group(range_: tuple[int, int], num_groups: int, resident: int) -> int | None:
+    """The group by which a range grows: the one behind it, then those before it; None where it has all that move."""
+    start, end = range_
+    if end < num_groups:
+        return end
+    return start - 1 if start > resident else None
 
 
 def _copies(problem: Problem, u: int, residencies: Residencies) -> list[int]:

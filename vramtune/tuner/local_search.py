@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import Self
 
-from vramtune.tuner.homes import locked_from, moving_bytes
+from vramtune.tuner.homes import locked_ranges, moving_bytes
 from vramtune.tuner.linear_program import SLACK_FRACTION
 from vramtune.tuner.problem import Problem
 from vramtune.tuner.schedule import Residency, moved_bytes, num_simulated, stage_seconds
@@ -39,8 +39,8 @@ class Candidate:
     """Groups kept always, by unit."""
     num_slots: tuple[int, ...]
     """By unit."""
-    first_locked: tuple[int, ...] | None = None
-    """By unit, the first group in page-locked memory; None: all that move are."""
+    locked: tuple[tuple[int, int], ...] | None = None
+    """By unit, the first group in page-locked memory and the one behind the last; None: all that move are."""
 
     @classmethod
     def whole(cls, problem: Problem, num_slots: int) -> Self:
@@ -70,7 +70,7 @@ class Candidate:
                 self.kept[u][s],
                 min(self.kept[u][s], self.kept[u][s - 1] if s else self.resident[u]),
                 self.num_slots[u],
-                self.first_locked[u] if self.first_locked else 0,
+                self.locked[u] if self.locked else None,
             )
             for u in self.problem.stages[s].active
         }
@@ -80,34 +80,30 @@ class Candidate:
         """The candidate with what is copied most often page-locked, as far as that may be."""
         if self.problem.lockable_bytes is None and self.problem.ram_bytes is None:
             return self
-        plain = replace(self, first_locked=None)
+        plain = replace(self, locked=None)
         residencies = [plain.residencies(s) for s in range(len(self.problem.stages))]
-        return replace(plain, first_locked=locked_from(self.problem, self.resident, residencies))
+        return replace(plain, locked=locked_ranges(self.problem, self.resident, residencies))
 
     @property
     def locked_bytes(self) -> int:
         """Page-locked memory: of groups that move, and of the slots through which others are staged."""
-        if self.first_locked is None:
-            return moving_bytes(self.problem, self.resident)
-        starts = map(max, self.first_locked, self.resident)
-        staged = self.problem.staging_bytes if self.staged_bytes else 0
-        return staged + moving_bytes(self.problem, tuple(starts))
+        slots = self.problem.staging_bytes if self.staged_bytes else 0
+        return slots + moving_bytes(self.problem, self.resident) - self.staged_bytes
 
     @property
     def staged_bytes(self) -> int:
         """Groups that move and are in ordinary memory."""
-        if self.first_locked is None:
-            return 0
-        units = zip(self.problem.units, self.resident, self.first_locked, strict=True)
-        return sum(unit.prefix[max(first, resident)] - unit.prefix[resident] for unit, resident, first in units)
+        return sum(self.problem.units[u].sizes[group] for u, group in self._staged())
 
     @property
     def file_bytes(self) -> int:
         """What of them stays in files."""
-        if self.first_locked is None:
-            return 0
-        units = zip(self.problem.units, self.resident, self.first_locked, strict=True)
-        return sum(sum(unit.file_bytes[resident:first]) for unit, resident, first in units)
+        return sum(self.problem.units[u].file_bytes[group] for u, group in self._staged())
+
+    def _staged(self) -> Iterator[tuple[int, int]]:
+        for u, (start, end) in enumerate(self.locked or ()):
+            moving = range(self.resident[u], len(self.problem.units[u].groups))
+            yield from ((u, group) for group in moving if not start <= group < end)
 
     @property
     def pageable_bytes(self) -> int:

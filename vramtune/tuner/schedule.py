@@ -35,8 +35,14 @@ class Residency(NamedTuple):
     kept: int
     present: int
     num_slots: int
-    first_locked: int = 0
-    """Groups before this one are staged, which the host takes its time for."""
+    locked: tuple[int, int] | None = None
+    """Groups before the first or from the second on are staged, which the host takes its time for; None: none are."""
+
+    def staged(self, start: int, end: int) -> Iterator[int]:
+        """Those of a range of groups that are staged."""
+        if self.locked is not None:
+            yield from range(start, min(end, self.locked[0]))
+            yield from range(max(start, self.locked[1]), end)
 
 
 class Visit(NamedTuple):
@@ -94,9 +100,10 @@ def staged_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Res
     """What of `moved_bytes` comes from ordinary memory."""
     total = 0
     for unit, r in residency.items():
-        prefix, streamed, first = problem.units[unit].prefix, stage.streamed_bytes[unit], r.first_locked
-        total += max(prefix[min(r.kept, first)] - prefix[r.present], 0)
-        total += stage.num_iterations * (streamed[r.kept] - streamed[max(r.kept, first)])
+        sizes, streamed = problem.units[unit].sizes, stage.streamed_bytes[unit]
+        total += sum(sizes[group] for group in r.staged(r.present, r.kept))
+        again = (streamed[group] - streamed[group + 1] for group in r.staged(r.kept, len(sizes)))
+        total += stage.num_iterations * sum(again)
     return total
 
 
@@ -105,7 +112,7 @@ def staging_seconds(problem: Problem, stage: StageProblem, residency: dict[int, 
     total = 0.0
     for unit, r in residency.items():
         streamed = stage.streamed_bytes[unit]
-        for group in range(r.present, r.first_locked):
+        for group in r.staged(r.present, len(problem.units[unit].sizes)):
             if size := problem.units[unit].sizes[group]:
                 visits = (streamed[group] - streamed[group + 1]) / size
                 times = 1 if group < r.kept else stage.num_iterations * visits
@@ -132,7 +139,8 @@ def _iterations(
     absent = {
         unit: {g for g in range(r.present, r.kept) if problem.units[unit].sizes[g]} for unit, r in residency.items()
     }
-    staging = _Staging(problem) if any(r.first_locked > r.present for r in residency.values()) else None
+    staged_groups = {unit: {*r.staged(r.present, len(problem.units[unit].sizes))} for unit, r in residency.items()}
+    staging = _Staging(problem) if any(staged_groups.values()) else None
     most_ahead_bytes = max((size for _, _, size, *_ in steps), default=0)
     copy_clock = clock = asked = 0.0  # when the host asked for the last copy
     issued = _num_loaded(residency) * LOAD_OPERATIONS * problem.operation_seconds  # when the host is free
@@ -157,7 +165,7 @@ def _iterations(
                     asked = max(asked, rings[unit].left_seconds if is_streamed else 0.0)
                     if ahead_bytes > most_ahead_bytes and begun > asked:
                         asked = begun
-                    is_staged = group < residency[unit].first_locked
+                    is_staged = group in staged_groups[unit]
                 if staging is not None and is_staged:
                     seconds = problem.staging_seconds(unit, group)
                     copy_start, staged, ready = staging.copy(size, seconds, asked, copy_start)

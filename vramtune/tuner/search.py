@@ -231,7 +231,7 @@ def _placements(candidate: Candidate) -> tuple[Placement, ...]:
             active=tuple(u in stage.active for stage in candidate.problem.stages),
             kept=candidate.kept[u],
             num_slots=candidate.num_slots[u],
-            first_locked=candidate.first_locked[u] if candidate.first_locked else 0,
+            locked=candidate.locked[u] if candidate.locked else None,
             takes_segments=unit.takes_segments,
         )
         for u, unit in enumerate(candidate.problem.units)

@@ -110,13 +110,13 @@ def recall(profile: Profile, plan: Plan) -> Candidate:
                 f"This plan moves {unit.component}, which this profile's pipeline excludes from offload "
                 "(`_exclude_from_cpu_offload`). Plan again with this profile."
             )
-    first_locked = tuple(p.first_locked for p in plan.placements)
+    locked = tuple(p.locked for p in plan.placements if p.locked is not None)
     return Candidate(
         problem,
         kept=tuple(p.kept for p in plan.placements),
         resident=tuple(p.num_resident for p in plan.placements),
         num_slots=tuple(p.num_slots for p in plan.placements),
-        first_locked=first_locked if any(first_locked) else None,
+        locked=locked or None,
     )
 
 
