@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vramtune.api import autotune, compare, frontier, install, plan, profile, report, timeline
+    from vramtune.api import autotune, compare, frontier, install, load, plan, profile, report, timeline
     from vramtune.errors import (
         BudgetError,
         FileError,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vramtune.api": ("autotune", "compare", "frontier", "install", "plan", "profile", "report", "timeline"),
+    "vramtune.api": ("autotune", "compare", "frontier", "install", "load", "plan", "profile", "report", "timeline"),
     "vramtune.tuned": ("Tuned",),
     "vramtune.tuner.offload_strategy": ("OffloadStrategy",),
     "vramtune.schema": ("Comparison", "Device", "Frontier", "Measurement", "Plan", "Profile", "Timeline"),
@@ -62,6 +62,7 @@ __all__ = [
     "compare",
     "frontier",
     "install",
+    "load",
     "plan",
     "profile",
     "report",

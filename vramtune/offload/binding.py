@@ -50,6 +50,10 @@ class BoundPlacement:
         """Number of groups that stay on the device between calls."""
         return min(self.kept)
 
+    def locks(self, group: Group) -> bool:
+        """Whether a group's master is to be page-locked; what the plan does not know is not."""
+        return group in self.groups and self.planned.is_locked(self.groups.index(group))
+
     def give_up_resident(self) -> None:
         """Let the last of the groups that stay between calls be absent while nothing of the component runs.
 
@@ -229,6 +233,8 @@ class BoundComponent:
             for planned in plan.placements
             if planned.component == self.name
         ]
+        for group in self.groups:
+            group.is_locked = not self.placements or any(placement.locks(group) for placement in self.placements)
 
     def num_bytes(self, group: str) -> int:
         """What a planned group has now."""

@@ -2,7 +2,8 @@
 
 A parameter's value is what it points at. A group that moves has its master in one flat pinned buffer, and between
 calls its parameters are views of it: an edit in place reaches the master by itself, and whatever was rebound is
-noticed by its address and becomes the master. A group that stays lives on the device alone.
+noticed by its address and becomes the master. Where a plan, or the system, does not let it be page-locked, the tensors'
+own memory is the master: the group is in place. A group that stays lives on the device alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -88,11 +89,13 @@ class Group:
     extents: list[Extent] = field(default_factory=list)
     num_bytes: int = 0
     buffer: torch.Tensor | None = None
-    """Page-locked memory of the host, or None while the group lives on the device for good."""
+    """Page-locked memory of the host, or None while the group lives on the device for good, or in place."""
     master: torch.Tensor | None = None
     """The beginning of the buffer, as far as the group's bytes go."""
     master_views: list[torch.Tensor] = field(default_factory=list)
-    """Views of the master, one for each tensor."""
+    """Views of the master, one for each tensor; none while the group lives on the device for good."""
+    is_locked: bool = True
+    """Whether the master is to be page-locked, and the system has not refused that."""
     piece: int = 0
     """Address of the piece of device memory in which the group stays, maybe with others; 0 if it does not."""
     piece_bytes: int = 0
@@ -106,13 +109,23 @@ class Group:
     def flat(self) -> torch.Tensor:
         """The master of a group that moves."""
         if self.master is None:
-            raise RuntimeError(f"weight group {self.name!r} has no master: it never moves")
+            raise RuntimeError(f"weight group {self.name!r} has no flat master: it never moves, or is in place")
         return self.master
 
     @property
     def moves(self) -> bool:
         """Whether there is a master to copy from, and bytes to copy."""
-        return self.master is not None and self.num_bytes > 0
+        return bool(self.master_views) and self.num_bytes > 0
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the tensors' own memory is the master."""
+        return bool(self.master_views) and self.master is None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the master is page-locked and should not be, or the other way round."""
+        return bool(self.master_views) and self.is_in_place == self.is_locked
 
     @property
     def is_replaced(self) -> bool:
@@ -152,15 +165,39 @@ class Group:
         """
         self.is_settled = False
         self.update_layout()
-        if self.buffer is None or not self._fits(self.buffer):
-            self.buffer = pinned_buffer(self.num_bytes, device)
-        flat = self.buffer[: self.num_bytes]
-        master_views = views_of_their_own(flat, self.extents)
+        buffer = self._locked_buffer(device) if self.is_locked else None
+        if buffer is None:
+            flat, master_views = None, list(map(self._own_memory, self.held, self.extents))
+        else:
+            flat = buffer[: self.num_bytes]
+            master_views = views_of_their_own(flat, self.extents)
         for held, view in zip(self.held, master_views, strict=True):
-            view.copy_(held.value)
+            if address_of(held.tensor) != view.data_ptr():
+                view.copy_(held.value)
             held.point_at(view)
-        self.master, self.master_views, self.piece = flat, master_views, 0
+        self.buffer, self.master, self.master_views, self.piece = buffer, flat, master_views, 0
         self.uses_copy, self.is_settled = False, True
+
+    def _locked_buffer(self, device: torch.device) -> torch.Tensor | None:
+        """Page-locked memory for the tensors as laid out now; None, from then on, where the system refuses."""
+        if self.buffer is not None and self._fits(self.buffer):
+            return self.buffer
+        buffer = pinned_buffer(self.num_bytes, device)
+        self.is_locked = buffer is not None
+        return buffer
+
+    def _own_memory(self, held: HeldTensor, extent: Extent) -> torch.Tensor:
+        """A tensor over what the held one points at, or over new memory where that is not the host's, or not dense."""
+        value = held.value
+        if value.is_cpu and value.stride() == extent.stride and not self._is_in_buffer(value):
+            storage, start = value.untyped_storage(), int(value.storage_offset())
+            return torch.empty(0, dtype=extent.dtype).set_(storage, start, extent.shape, extent.stride)
+        return torch.empty_strided(extent.shape, extent.stride, dtype=extent.dtype)
+
+    def _is_in_buffer(self, value: torch.Tensor) -> bool:
+        if self.buffer is None:
+            return False
+        return self.buffer.data_ptr() <= value.data_ptr() < self.buffer.data_ptr() + self.buffer.numel()
 
     def _fits(self, buffer: torch.Tensor) -> bool:
         """Whether the tensors, as laid out now, may fill the buffer, and none of them is somewhere else in it.
@@ -216,6 +253,8 @@ class Group:
         self.use_master()
         self.is_settled = False
         for held in self.held:
+            if self.is_in_place:
+                held.address = 0
             held.make_own()
         self.buffer, self.master, self.master_views, self.piece = None, None, [], 0
 
@@ -267,6 +306,13 @@ def written(all_held: Sequence[HeldTensor]) -> list[HeldTensor]:
 def num_writes(tensor: torch.Tensor) -> int:
     """Number of in-place writes to a tensor, where they are counted."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+@torch.inference_mode(False)
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a dense tensor on the host, over the same memory."""
+    storage, start = tensor.untyped_storage(), int(tensor.storage_offset()) * tensor.element_size()
+    return torch.empty(0, dtype=torch.uint8).set_(storage, start, (tensor.numel() * tensor.element_size(),), (1,))
 
 
 def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Extent], int]:
