@@ -11,10 +11,13 @@ no GPU.
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from torchao.quantization import Int4WeightOnlyConfig
 
 from benchmarks.results_file import environment, table, write_result
@@ -42,7 +45,8 @@ LEGEND = """
 are those that the simulated accelerator counts, within 1%. *Resident*, *offloaded*, *streamed*: under a plan that keeps
 all weights between calls, that brings each component for its stages only, that copies most groups at every visit,
 the output has the bits of the same pipeline resident there, the peak is within the budget, and nothing is copied back.
-Every kind's kernels there are the CPU's.
+*LoRA on top*: the last of these with an adapter loaded on top of the quantized transformer, and *compiled*: after its
+`compile_repeated_blocks` with the `eager` backend; "without a plan neither" where the resident pipeline cannot do it. Every kind's kernels there are the CPU's.
 """
 
 
@@ -59,7 +63,7 @@ def main() -> None:
         *environment(COMMAND),
         f"- Libraries: {versions}",
         LEGEND,
-        *table(["library and kind", "predicted", "resident", "offloaded", "streamed"], rows),
+        *table(["library and kind", "predicted", "resident", "offloaded", "streamed", *CHANGES], rows),
     ]
     print("\n".join(lines), f"Written to {write_result('quantized', lines)}.", sep="\n")
 
@@ -77,7 +81,7 @@ def row(kind: str, quantize: Callable[[Any], object]) -> Iterator[str]:
     try:
         profile = predicted_call(made(), CALL)
     except Exception as error:  # whatever it is goes into the table
-        yield from [reason(error)] * 4
+        yield from [reason(error)] * (4 + len(CHANGES))
         return
     expected = output(on_sim(made()), "flux")
     plans = {"resident": whole(profile), "offloaded": offloaded(profile), "streamed": streamed(profile)}
@@ -85,6 +89,8 @@ def row(kind: str, quantize: Callable[[Any], object]) -> Iterator[str]:
     answers = [answer(made, plan, expected) for plan in plans.values()]
     yield "yes" if answers[0][1] else "bytes differ by more than 1%"
     yield from (said for said, _ in answers)
+    for change in CHANGES.values():
+        yield answer_with(made, change)
 
 
 def whole(profile: Profile) -> Plan:
@@ -129,6 +135,49 @@ def answer(made: Callable[[], Any], plan: Plan, expected: torch.Tensor) -> tuple
     if held_bytes() != base:
         return "leaves memory behind", False
     return "yes", abs(measured.peak_bytes / plan.estimate.peak_bytes - 1) <= 0.01
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is done to a quantized pipeline
+
+
+@cache
+def lora() -> dict[str, torch.Tensor]:
+    """An adapter of the transformer, as a file has it."""
+    torch.manual_seed(3)
+    transformer = quantized_pipelines.plain().transformer
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    return {f"transformer.{path}": tensor for path, tensor in get_peft_model_state_dict(transformer).items()}
+
+
+def load_lora(pipe: Any) -> None:
+    pipe.load_lora_weights(dict(lora()), adapter_name="one")
+
+
+def compile_blocks(pipe: Any) -> None:
+    torch._dynamo.reset()
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {"LoRA on top": load_lora, "compiled": compile_blocks}
+
+
+def answer_with(made: Callable[[], Any], change: Callable[[Any], None]) -> str:
+    """What a plan did that streams a pipeline after something was done to it."""
+
+    def changed() -> Any:
+        pipe = made()
+        change(pipe)
+        return pipe
+
+    try:
+        expected = output(on_sim(changed()), "flux")
+    except Exception as error:  # of the libraries, whatever it is
+        return reason(error).replace("no:", "without a plan neither:", 1)
+    try:
+        return answer(changed, streamed(predicted_call(changed(), CALL)), expected)[0]
+    except Exception as error:  # whatever it is goes into the table
+        return reason(error)
 
 
 def reason(error: Exception) -> str:

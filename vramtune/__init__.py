@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vramtune.api import autotune, compare, frontier, install, plan, profile, report, timeline, trace
+    from vramtune.api import autotune, compare, frontier, install, load, plan, profile, report, timeline, trace
     from vramtune.choosing import price, sweep, which
     from vramtune.errors import (
         BudgetError,
@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vramtune.api": ("autotune", "compare", "frontier", "install", "plan", "profile", "report", "timeline", "trace"),
+    "vramtune.api": (
+        "autotune",
+        "compare",
+        "frontier",
+        "install",
+        "load",
+        "plan",
+        "profile",
+        "report",
+        "timeline",
+        "trace",
+    ),
     "vramtune.choosing": ("price", "sweep", "which"),
     "vramtune.tuned": ("Tuned",),
     "vramtune.tuner.offload_strategy": ("OffloadStrategy",),
@@ -76,6 +87,7 @@ __all__ = [
     "compare",
     "frontier",
     "install",
+    "load",
     "plan",
     "price",
     "profile",

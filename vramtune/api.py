@@ -5,9 +5,10 @@ Those that take a pipeline need torch and diffusers, and import them when called
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vramtune import predict
 from vramtune.errors import UsageError
@@ -30,7 +31,7 @@ from vramtune.tuned import Tuned, write_report
 from vramtune.tuner import frontier as tuner_frontier
 from vramtune.tuner import search, simulate, stock_modes
 from vramtune.tuner.budget import MARGIN_FRACTION
-from vramtune.units import budget_bytes, format_bytes
+from vramtune.units import budget_bytes, format_bytes, ram_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ def autotune(
     pipe: "Pipeline",
     vram_gb: float | None = None,
     *,
+    ram_gb: float | None = None,
     method: str = "__call__",
     call_kwargs: Mapping[str, object] | None = None,
     first: Mapping[str, Mapping[str, object]] | None = None,
@@ -62,6 +64,8 @@ def autotune(
         vram_gb: Budget in GiB for all that the pipeline takes of the GPU, the process's CUDA context included; what
             other models of the process hold is not counted. Left out, it is all that is free. What the card cannot give
             is taken off and said.
+        ram_gb: Budget in GiB for what the weights take of the host's memory, page-locked or not. Left out, it is what they
+            take already and all that is free but for a GiB; a container's limit counts.
         method: What you will call: the pipeline itself, or a method of it by name ("encode_prompt").
         call_kwargs: Arguments that you will pass to it (`height`, `num_inference_steps`, ...); plan for the
             largest call. The prompt has a default, the rest are the pipeline's own.
@@ -80,7 +84,7 @@ def autotune(
     Raises:
         NoAcceleratorError: There is no GPU.
         UsageError: An argument is wrong, or something else places the pipeline.
-        BudgetError: Nothing fits; it carries the smallest budget that would.
+        BudgetError: Nothing fits the GPU, or what is left over the host; it carries the smallest budget that would.
         TraceError: The call cannot be followed.
 
     Example:
@@ -94,21 +98,68 @@ def autotune(
     from vramtune.offload.install import install as install_plan
 
     target = resolve_device(device, gpu_id)
-    asked_bytes = None if vram_gb is None else budget_bytes(vram_gb)
+    asked_bytes, asked_ram_bytes = None if vram_gb is None else budget_bytes(vram_gb), ram_bytes(ram_gb)
     expect_pipeline(pipe)
     refuse_tuned(pipe)
     refuse_placed(pipe)
-    gpu = measured_gpu(target, own_bytes=_held_bytes(pipe))
+    gpu = _with_own_ram(measured_gpu(target, own_bytes=_held_bytes(pipe)), pipe)
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, permission_names(allow))
     costs = _predicted(pipe, method, call_kwargs, first, gpu, allow=permission_names(allow), progress=progress)
-    chosen = search.choose_plan(costs, asked_bytes, allow=permission_names(allow), margin_fraction=MARGIN_FRACTION)
+    chosen = search.choose_plan(
+        costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=permission_names(allow), margin_fraction=MARGIN_FRACTION
+    )
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
     runtime.on_measured = partial(_remember_call, target, chosen, gpu.times_predicted)
     logger.log(logging.INFO if progress else logging.DEBUG, "%s", said)
     return Tuned(runtime, costs)
+
+
+def load(
+    pipeline_class: Any,
+    folder: str | Path,
+    vram_gb: float | None = None,
+    *,
+    ram_gb: float | None = None,
+    torch_dtype: "torch.dtype | dict[str, torch.dtype] | None" = None,
+    variant: str | None = None,
+    **options: Any,
+) -> tuple[Any, Tuned]:
+    """Load a pipeline whose weights stay in their files, and tune it: it may be larger than the host's memory.
+
+    The files are mapped, and read when weights are used; they are never written to. What is copied to the GPU most often
+    is page-locked, as far as `ram_gb` allows.
+
+    Args:
+        pipeline_class: Such as `diffusers.FluxPipeline`, or `diffusers.DiffusionPipeline`, which reads the class.
+        folder: A local folder with safetensors files, one or several for each component.
+        vram_gb: As in `autotune`.
+        ram_gb: As in `autotune`; weights that stay in files do not count.
+        torch_dtype: As in `from_pretrained`. Left out, each component has the dtype of its files; components of another
+            dtype are cast as they are read, into memory.
+        variant: As in `from_pretrained`.
+        options: What else `autotune` takes.
+
+    Returns:
+        The pipeline, and the handle that `autotune` returns.
+
+    Raises:
+        FileError: A file of weights is missing, or not whole.
+        UsageError: There is no such folder, or it is not a pipeline's; and as `autotune`.
+        BudgetError: As `autotune`.
+
+    Example:
+        >>> pipe, tuned = vramtune.load(diffusers.FluxPipeline, "flux.1-dev", vram_gb=8, ram_gb=16)
+    """
+    from vramtune.catalog.weights import load_mapped
+
+    if vram_gb is not None:  # before anything takes time
+        budget_bytes(vram_gb)
+    ram_bytes(ram_gb)
+    pipe = load_mapped(pipeline_class, folder, torch_dtype=torch_dtype, variant=variant)
+    return pipe, autotune(pipe, vram_gb, ram_gb=ram_gb, **options)
 
 
 def profile(
@@ -197,12 +248,14 @@ def trace(
     return _traced(pipe, method, call_kwargs, first, "cuda", allow=permission_names(allow), progress=progress)
 
 
-def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Plan:
+def plan(profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow: str | Sequence[str] = ()) -> Plan:
     """Find the fastest plan that keeps everything the process holds on the GPU within a budget.
 
     Args:
         profile: What a call costs.
         vram_gb: Budget in GiB.
+        ram_gb: Budget in GiB for what the weights take of the host's memory. Left out, it is what was free where the profile
+            was made; for a GPU that was named, no limit.
         allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
 
     Returns:
@@ -216,7 +269,9 @@ def plan(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -
         >>> vramtune.plan(costs, 8).save("plan.json")
     """
     expect(Profile, profile)
-    return search.choose_plan(profile, budget_bytes(vram_gb), allow=permission_names(allow))
+    return search.choose_plan(
+        profile, budget_bytes(vram_gb), ram_bytes=ram_bytes(ram_gb), allow=permission_names(allow)
+    )
 
 
 def install(
@@ -355,7 +410,7 @@ def _device_of(gpu: str | Device | None, pipe: "Pipeline") -> Device:
     if gpu is None:
         from vramtune.machine.live import this_gpu
 
-        return this_gpu(own_bytes=_held_bytes(pipe))
+        return _with_own_ram(this_gpu(own_bytes=_held_bytes(pipe)), pipe)
     from vramtune.machine.gpus import find_gpu
 
     return find_gpu(gpu)
@@ -363,10 +418,24 @@ def _device_of(gpu: str | Device | None, pipe: "Pipeline") -> Device:
 
 def _held_bytes(pipe: "Pipeline") -> int:
     """What a pipeline's weights take of the accelerator already, of which a plan will dispose."""
+    return sum(tensor.nbytes for tensor in _weights(pipe) if tensor.device.type not in ("cpu", "meta"))
+
+
+def _with_own_ram(gpu: Device, pipe: "Pipeline") -> Device:
+    """The device with the host memory that a pipeline's weights take already beside what is free."""
+    if gpu.ram_bytes is None:
+        return gpu
+    from vramtune.mapped_files import MappedFiles
+
+    mapped = MappedFiles()  # what is read of a file counts as free
+    own = (tensor for tensor in _weights(pipe) if tensor.device.type == "cpu" and mapped.file_of(tensor) is None)
+    return replace(gpu, ram_bytes=gpu.ram_bytes + sum(tensor.nbytes for tensor in own))
+
+
+def _weights(pipe: "Pipeline") -> "set[torch.Tensor]":
     from vramtune.contract import modules_of
 
-    weights = {tensor for m in modules_of(pipe).values() for tensor in (*m.parameters(), *m.buffers())}
-    return sum(tensor.nbytes for tensor in weights if tensor.device.type not in ("cpu", "meta"))
+    return {tensor for m in modules_of(pipe).values() for tensor in (*m.parameters(), *m.buffers())}
 
 
 def _predicted(

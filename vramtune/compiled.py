@@ -40,6 +40,23 @@ def units_of(component: nn.Module) -> dict[str, nn.Module]:
     return units
 
 
+class Structure:
+    """Which modules a component consisted of and which were compiled: asked in each call whether they still are."""
+
+    def __init__(self, component: nn.Module) -> None:
+        self._children = [(module, dict(module._modules)) for module in component.modules()]
+        self._compiled = self._compiled_in_place()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether modules were exchanged, put in, taken out, wrapped or compiled since."""
+        has_other_modules = any(module._modules != children for module, children in self._children)
+        return has_other_modules or self._compiled != self._compiled_in_place()
+
+    def _compiled_in_place(self) -> list[nn.Module]:
+        return [module for module, _ in self._children if vars(module).get(COMPILED_CALL) is not None]
+
+
 def unit_around(path: str, units: Collection[str]) -> str | None:
     """The unit that a module is or is in; None if it is in none."""
     while path and path not in units:

@@ -13,6 +13,7 @@ A message says what was asked, what was found and what to do.
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 from vramtune.printable import printable
 
@@ -50,7 +51,7 @@ class FileError(UsageError):
 class BudgetError(VramtuneError):
     """No plan fits the budget.
 
-    `smallest_bytes` is the smallest budget for which a plan exists; `permission` names one that would
+    `resource` says which one: `vram`, the GPU's memory, or `ram`, what weights may take of the host. `smallest_bytes` is the smallest budget for which a plan exists; `permission` names one that would
     lower it (to `permitted_bytes`), or is None.
     """
 
@@ -62,10 +63,12 @@ class BudgetError(VramtuneError):
         smallest_bytes: int,
         permission: str | None = None,
         permitted_bytes: int | None = None,
+        resource: Literal["vram", "ram"] = "vram",
     ) -> None:
         super().__init__(message)
         self.budget_bytes, self.smallest_bytes = budget_bytes, smallest_bytes
         self.permission, self.permitted_bytes = permission, permitted_bytes
+        self.resource = resource
 
 
 class TraceError(VramtuneError, RuntimeError):

@@ -1,4 +1,4 @@
-"""How weights lie in device memory, once for planner and runtime: rounding, pieces, slots, places in a ring of bytes.
+"""How weights lie in memory, once for planner and runtime: rounding, pieces, slots, places in a ring of bytes, staging.
 
 Pure arithmetic on ints; needs nothing else of the package.
 """
@@ -18,6 +18,12 @@ LEAST_PIECE_BYTES = 64 * 2**20
 """Groups that stay on the device share pieces of at least so much, where there are as many..."""
 MOST_WASTED_FRACTION = 0.001
 """...and until no more than this is lost by rounding a piece up to what the allocator takes."""
+STAGING_SLOTS = 4
+"""Page-locked slots through which weights in ordinary memory reach the device: one is filled, others are being copied."""
+MOST_STAGING_SLOT_BYTES = 16 * 2**20
+"""From here on a larger slot copies no faster."""
+MOST_STAGING_SHARE = 4
+"""One part in so many of what may be page-locked is for the slots, at the most."""
 
 
 def round_up(num_bytes: int, multiple: int = ALIGNMENT_BYTES) -> int:
@@ -107,3 +113,14 @@ def next_place(head: int, num_bytes: int, ring_bytes: int) -> int:
     """
     left = ring_bytes - head % ring_bytes
     return head if num_bytes <= left else head + left
+
+
+def staging_slot_bytes(largest_bytes: int, lockable_bytes: int | None) -> int:
+    """Bytes of one staging slot, where the largest group has so many, and so much may be page-locked (None: no limit).
+
+    At least two slots make a group, so that what fills them and what copies from them overlap.
+    """
+    most = MOST_STAGING_SLOT_BYTES
+    if lockable_bytes is not None:
+        most = min(most, lockable_bytes // (MOST_STAGING_SHARE * STAGING_SLOTS) // ALIGNMENT_BYTES * ALIGNMENT_BYTES)
+    return max(min(round_up(-(-largest_bytes // 2)), most), ALIGNMENT_BYTES)

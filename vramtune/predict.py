@@ -62,7 +62,9 @@ def predict_profile(
         allow=allow,
         on_call=on_call,
     )
-    return price(trace, device)
+    from vramtune.profiler.on_disk import with_files
+
+    return with_files(price(trace, device), pipe)
 
 
 def trace_pipeline(pipe: "Pipeline", **call: Any) -> Trace:

@@ -69,7 +69,7 @@ class SweepRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class SweepPart:
     """What one trace answers: a model's call, as it is quantized, on all GPUs in all budgets."""
 
     model: str
@@ -113,7 +113,7 @@ def sweep(
     _check_format(path)
     if unknown := sorted({name for each in settings for name in each} - {*COLUMNS}):
         raise UsageError(f"The calls of a sweep differ in {', '.join(COLUMNS)}; got {', '.join(unknown)}.")
-    parts = [Part(model=m, settings=s, quantize=q) for m in models for s in settings for q in quantizations]
+    parts = [SweepPart(model=m, settings=s, quantize=q) for m in models for s in settings for q in quantizations]
     folder = path.with_name(f"{path.name}.parts")
     rows: list[SweepRow] = []
     for number, part in enumerate(parts):
@@ -125,7 +125,7 @@ def sweep(
 
 
 def _rows_of(
-    part: Part,
+    part: SweepPart,
     budgets: Sequence[int],
     devices: Sequence[Device],
     allow: tuple[str, ...],

@@ -10,15 +10,20 @@ MOST_GIB = 2**20
 """A budget of more is a slip: no machine has a PiB on a GPU."""
 
 
-def budget_bytes(vram_gb: object, *, name: str = "vram_gb") -> int:
+def budget_bytes(gib: object, *, name: str = "vram_gb", of: str = "GPU memory") -> int:
     """Bytes of a budget given in GiB at the door; anything but a finite positive number is a `UsageError`."""
-    if isinstance(vram_gb, bool) or not isinstance(vram_gb, int | float):
-        raise UsageError(f"{name} must be a number of GiB, such as 8 or 11.5; got {vram_gb!r}.")
-    if not 0 < vram_gb < math.inf:
-        raise UsageError(f"{name} must be a finite number above 0 (GiB of GPU memory); got {vram_gb!r}.")
-    if not 1 / GIB <= vram_gb <= MOST_GIB:
-        raise UsageError(f"{name} is a number of GiB of GPU memory: at least a byte, at most {MOST_GIB:,}.")
-    return round(vram_gb * GIB)
+    if isinstance(gib, bool) or not isinstance(gib, int | float):
+        raise UsageError(f"{name} must be a number of GiB, such as 8 or 11.5; got {gib!r}.")
+    if not 0 < gib < math.inf:
+        raise UsageError(f"{name} must be a finite number above 0 (GiB of {of}); got {gib!r}.")
+    if not 1 / GIB <= gib <= MOST_GIB:
+        raise UsageError(f"{name} is a number of GiB of {of}: at least a byte, at most {MOST_GIB:,}.")
+    return round(gib * GIB)
+
+
+def ram_bytes(gib: object, *, name: str = "ram_gb") -> int | None:
+    """Bytes of host memory given in GiB at the door; None where it is left out."""
+    return None if gib is None else budget_bytes(gib, name=name, of="host memory")
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -145,18 +145,19 @@ def failures(rows: list[Row]) -> list[str]:
 
 def on_gpus() -> Iterator[str]:
     """The same between real clocks."""
+    yield "## With real clocks"
+    yield ""
+    yield paragraph(
+        "Everyone in a process of its own; PyTorch's allocator is refused what exceeds the cap less the context. Random "
+        "weights, real shapes, dtypes and kernels; seconds of a steady call, wall clock, one run each on a host "
+        "whose pace changes: a tenth more or less means nothing. The link is a data centre's: on a desktop's, copies weigh two to four times as much. "
+        "`fp16-vae-` is a VAE that stays in float16, as people have it: with SDXL's own, which the pipeline casts to "
+        "float32 for the decode, whoever hooks its layers fails."
+    )
     for path in sorted(RESULTS.glob("race_on_gpu_*.json")):
-        result = Result.load(path)
-        yield result.header[0].replace("# The race on", "## With real clocks:")
-        yield ""
-        yield paragraph(
-            "Everyone in a process of its own; PyTorch's allocator is refused what exceeds the cap less the context. Random "
-            "weights, real shapes, dtypes and kernels; seconds of a steady call, wall clock, one run each on a host "
-            "whose pace changes: a tenth more or less means nothing. The link is a data centre's: on a desktop's, copies weigh two to four times as much. "
-            "`fp16-vae-` is a VAE that stays in float16, as people have it: with SDXL's own, which the pipeline casts to "
-            "float32 for the decode, whoever hooks its layers fails. "
-            f"[All tables](../benchmarks/results/{path.with_suffix('.md').name}), and what was predicted."
-        )
+        result, date = Result.load(path), path.stem.rpartition("_")[2]
+        yield from ["", result.header[0].replace("# The race on", "###").replace("measured", f"measured {date}"), ""]
+        yield f"[All tables](../benchmarks/results/{path.with_suffix('.md').name}), and what was predicted."
         yield from ["", *result.header[4:], ""]
         header = ["model, cap", "resident, s", "vramtune, s", "fastest other, s", "which", "vramtune by it"]
         header += ["page-locked GiB", "other's"]

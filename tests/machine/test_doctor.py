@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.machine.conftest import TRUTH
+from vramtune import host_memory
 from vramtune.machine import doctor, nvml
 from vramtune.schema import Driver
 from vramtune.units import GIB, MIB
@@ -153,8 +154,8 @@ def test_the_build_of_pytorch_is_cuda_rocm_or_cpu_only(
 @pytest.fixture
 def system(tmp_path, monkeypatch):
     """An empty Linux; returns a function that writes one of its files."""
-    monkeypatch.setattr(doctor, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(doctor, "CONTROL_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(host_memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(host_memory, "CONTROL_GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
 
     def write(path, text):

@@ -1,17 +1,22 @@
 """What calls allocate: the trace's tape beside the events of PyTorch's own CUDA allocator."""
 
 from collections.abc import Callable
+from functools import partial
+from math import prod
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from benchmarks.memory_on_nullcuda import TracedCall, compared, named_weights, on_meta, rows_of_pipeline
+from benchmarks.memory_on_nullcuda import TracedCall, compared, named_weights, on_meta, rows_of_pipeline, watched
 from tests import tiny_pipelines
 from tests.nullcuda.tuned_pipelines import NAMES, build
+from vramtune.profiler.cuda_reductions import staging_bytes
 from vramtune.profiler.execution import ComponentMethod, trace_call
 from vramtune.units import MIB
 
@@ -71,6 +76,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
     "nearest, channels last": (lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"), (LAST,)),
     "nearest, strided": (lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"), (STRIDED,)),
     "layer norm, strided": (lambda: nn.LayerNorm(512), (torch.zeros(1, 512, 256).transpose(1, 2),)),
+    "norm of channels": (lambda: Calls(lambda x: functional.normalize(x, dim=1)), (image(1, 1152, 32, 32),)),
+    "mean of channels, slices": (lambda: Calls(lambda x: x.mean(1)), (torch.zeros(1, 1024, 3, 60, 52)[:, :, 1:],)),
+    "mean of channels, few": (lambda: Calls(lambda x: x.mean(1)), (torch.zeros(1, 128, 256, 256),)),
+    "mean of channels last": (lambda: Calls(lambda x: x.mean(1)), (torch.zeros(1, 4096, 512).transpose(1, 2),)),
+    "mean of all": (lambda: Calls(lambda x: x.mean()), (torch.zeros(64, 1 << 16),)),
+    "sum of long rows": (lambda: Calls(lambda x: x.sum(-1)), (torch.zeros(64, 1 << 16),)),
+    "sum of images": (lambda: Calls(lambda x: x.sum((0, 2, 3))), (image(16, 64, 128, 128),)),
     "linear of rows": (lambda: nn.Linear(512, 512, dtype=HALF), (image(1, 512, 256).transpose(1, 2),)),
     "linear of a slice": (lambda: nn.Linear(512, 512, dtype=HALF), (image(2, 300, 512)[:, :256],)),
     "by a number, of rows": (
@@ -89,7 +101,7 @@ def sizes_apart(make: Callable[[], nn.Module], args: tuple[torch.Tensor, ...]) -
     module = make()
     dtypes = {name: tensor.dtype for name, tensor in named_weights(module)}
     return compared(
-        module, TracedCall(trace=trace, inputs=(tuple(map(on_meta, args)), {}), dtypes=dtypes, is_tiled=False)
+        module, TracedCall(execution=trace, inputs=(tuple(map(on_meta, args)), {}), dtypes=dtypes, is_tiled=False)
     )
 
 
@@ -98,6 +110,23 @@ def test_an_operation_takes_what_the_trace_says(name: str) -> None:
     row = sizes_apart(*CASES[name])
     assert [each for each in row["more_often"] if each[0] > 8192] == []
     assert row["predicted_reserved_bytes"] == row["reserved_bytes"]
+
+
+@given(st.data())
+@settings(max_examples=120, deadline=None)
+def test_a_reduction_takes_the_buffers_that_its_shape_and_strides_say(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.sampled_from([1, 2, 3, 16, 60, 128, 257, 1024, 4100]), min_size=1, max_size=4))
+    assume(prod(shape) < 1 << 26)
+    order = data.draw(st.permutations(range(len(shape))))
+    dims = data.draw(st.lists(st.sampled_from(range(len(shape))), min_size=1, unique=True))
+    x = torch.empty(
+        [shape[dim] for dim in order], dtype=data.draw(st.sampled_from([HALF, torch.float32])), device="cuda"
+    )
+    x = x.permute([order.index(dim) for dim in range(len(shape))])
+    reduce = data.draw(st.sampled_from([torch.mean, torch.sum, torch.linalg.vector_norm]))
+    events, _ = watched(partial(reduce, x, dim=dims))
+    taken = [event.num_bytes for event in events if event.num_bytes > 0]
+    assert taken[1:] == list(staging_bytes(x, dims))
 
 
 @pytest.mark.parametrize("name", NAMES)

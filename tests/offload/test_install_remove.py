@@ -1,6 +1,7 @@
 import threading
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.offload.state import output, same, state_of, tensors, values
 from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes
 from tests.simgpu.stock_modes import MODES
 from vramtune.contract import modules_of
+from vramtune.offload import groups
 from vramtune.offload.install import install
 
 NAMES = ["flux", "sdxl", "wan"]
@@ -324,6 +326,22 @@ def test_sdxl_upcasts_its_half_vae_and_puts_it_back(sim: ModuleType, no_garbage:
     assert state_of(pipe) == state
     assert same(values(pipe), weights)
     assert held_bytes() == start
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
+def test_a_cast_in_each_call_locks_pages_in_the_first_alone(sim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny_pipelines.build("sdxl")
+    pipe.vae.to(torch.float16)
+    locking = mock.Mock(wraps=groups.pinned_buffer)
+    monkeypatch.setattr(groups, "pinned_buffer", locking)
+    num_locked = []
+    with install(pipe, planned("sdxl", 0.3), device="sim"):
+        for _ in range(3):
+            output(pipe, "sdxl")
+            num_locked.append(locking.call_count)
+            locking.reset_mock()
+    assert num_locked[0] > 0
+    assert num_locked[1:] == [0, 0]
 
 
 def test_a_second_thread_waits_for_the_first(sim: ModuleType, expected: dict[str, torch.Tensor]) -> None:

@@ -13,8 +13,9 @@ import torch
 
 from tests import tiny_pipelines
 from tests.offload.tuned_pipelines import tuned, whole
+from vramtune.host_memory import LOCKED_FRACTION
 from vramtune.offload import pinned
-from vramtune.offload.pinned import LOCKED_FRACTION, pinned_buffer
+from vramtune.offload.pinned import pinned_buffer
 
 CUDA = torch.device("cuda", 1)
 
@@ -79,7 +80,7 @@ def test_cuda_locks_whole_pages_and_unlocks_them_with_the_last_view(runtime: Cud
     assert not runtime.registered
 
 
-def test_memory_that_the_system_refuses_to_lock_is_ordinary_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_the_system_refuses_to_lock_is_none_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     use(CudaRuntime(status=2), monkeypatch)
     asked = []
 
@@ -89,7 +90,7 @@ def test_memory_that_the_system_refuses_to_lock_is_ordinary_with_a_warning(monke
 
     monkeypatch.setattr(pinned.torch, "zeros", zeros)  # type: ignore[attr-defined]
     with pytest.warns(UserWarning, match=r"cudaHostRegister: out of memory\).*more slowly"):
-        assert pinned_buffer(1000, CUDA).numel() == 1000
+        assert pinned_buffer(1000, CUDA) is None
     assert asked == [CUDA]
 
 

@@ -20,6 +20,8 @@ from vramtune.tuner.schedule import Residency, _Ring
 class RecordingLane:
     """Copies nothing; notes which event each copy waits for."""
 
+    is_staging = False
+
     def __init__(self) -> None:
         self.waited_for: Any = None
 

@@ -21,6 +21,8 @@ CPU = torch.device("cpu")
 class EagerLane:
     """Copies at once, so that a place that is overwritten too early shows in its bytes; notes what waited for what."""
 
+    is_staging = False
+
     def __init__(self) -> None:
         self.copied: list[tuple[Group, Any]] = []
         self._clock = 0

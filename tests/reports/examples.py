@@ -136,6 +136,8 @@ def plan(costs: Profile, budget_gib: float, kept: dict[str, tuple[int, ...]]) ->
             first_call_seconds=seconds + 1.5,
             bound_seconds=seconds / 1.025,
             moved_bytes=sum(e.moved_bytes for e in estimates),
+            locked_bytes=sum(p.locked_bytes for p in placements),
+            pageable_bytes=0,
             **likely(seconds, max(e.peak_bytes for e in estimates)),
             stages=estimates,
         ),

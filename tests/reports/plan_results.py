@@ -73,6 +73,8 @@ def estimate(
         first_call_seconds=seconds,
         bound_seconds=bound_seconds,
         moved_bytes=0,
+        locked_bytes=0,
+        pageable_bytes=0,
         **examples.likely(seconds, peak_bytes),
         stages=(stage,),
     )

@@ -27,7 +27,8 @@ FRAMES = {**{name: to_frame(noun) for name, noun in NOUNS.items()}, "tuned": tun
 COLUMNS = {
     "profile": "component class_name dtype weight_bytes used_bytes is_excluded activation_bytes num_calls compute_seconds "
     "copy_seconds",
-    "plan": "placement component stage active role num_kept num_groups weight_bytes kept_bytes slot_bytes",
+    "plan": "placement component stage active role num_kept num_groups weight_bytes kept_bytes slot_bytes "
+    "locked_bytes staged_bytes",
     "comparison": "mode fits is_narrow peak_bytes low_peak_bytes high_peak_bytes seconds low_seconds high_seconds plan_ratio "
     "compute_seconds exposed_copy_seconds moved_bytes moved_back_bytes",
     "frontier": "budget_bytes peak_bytes seconds bound_seconds gap_fraction limit permissions stock_mode stock_seconds",

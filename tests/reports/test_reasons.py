@@ -51,6 +51,16 @@ SENTENCES = (
         "compute: it loses 4.00 s.",
     ),
     (
+        Reason(
+            kind="staging_bound",
+            stage="unet",
+            num_bytes={"staged": 8 * GIB},
+            seconds={"staging": 1.0, "compute": 0.5, "exposed": 0.6},
+        ),
+        "Stage 'unet' waits longest for weights that are not page-locked: the host takes 1.00 s to stage 8.00 GiB beside "
+        "500 ms of compute, and it loses 600 ms.",
+    ),
+    (
         Reason(kind="peak", stage="vae.decode", num_bytes={"weights": 2 * GIB, "others": 6 * GIB, "free": 32 * MIB}),
         "The peak is in stage 'vae.decode': 2.00 GiB of weights and slots, 6.00 GiB of activations, pipeline tensors, "
         "workspaces and context; 32 MiB stay free.",

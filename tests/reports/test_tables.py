@@ -33,7 +33,7 @@ def test_placement_table_on_a_page_has_a_column_per_stage(plan):
     table = placement_table(plan).in_medium("page")
     for row, placement in zip(table.rows, plan.placements, strict=True):
         assert row[0].text == placement.name
-        for stage, cell in enumerate(row[2:]):
+        for stage, cell in enumerate(row[4:]):
             assert cell.text.startswith(placement.role(stage))
             assert cell.share == pytest.approx(placement.kept[stage] / len(placement.groups)), "equal groups"
             assert (cell.tone == "faint") == (not placement.active[stage])

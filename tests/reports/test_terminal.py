@@ -130,7 +130,7 @@ def test_budget_report_begins_with_what_would_fit():
 def test_one_line_names_budget_prediction_bound_and_placements():
     assert terminal.one_line(examples.flux_plan()) == (
         "7.60 GiB usable of 8.00 GiB asked on GeForce RTX 4060: predicted peak 7.29 GiB, 59.9 s per call "
-        "(48.0 to 77.9 s, bound 58.5 s), first call 61.4 s; text_encoder offloaded, text_encoder_2 streamed, "
+        "(48.0 to 77.9 s, bound 58.5 s), first call 61.4 s, 28.93 GiB of host memory (28.93 GiB page-locked); text_encoder offloaded, text_encoder_2 streamed, "
         "transformer streamed, vae resident."
     )
 

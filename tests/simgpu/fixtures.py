@@ -43,5 +43,6 @@ def restore(sim: ModuleType) -> None:
     sim.set_rates(**asdict(sim.Rates()))
     for index in range(sim.device_count()):
         sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES, index)
+    sim.set_pinned_capacity(2**62)
     sim.set_device(0)
     sim.reset()

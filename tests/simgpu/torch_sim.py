@@ -162,6 +162,17 @@ def virtual_seconds() -> float:
     return seconds
 
 
+def host_clock() -> int:
+    """The host's clock in picoseconds, whatever `reset()` did."""
+    time: int = _sim.host_clock()
+    return time
+
+
+def set_host_clock(time: int) -> None:
+    """Turn it: ahead for what the host does by itself, and back to where another of its threads is (`staging`)."""
+    _sim.set_host_clock(time)
+
+
 def counters(device: Device = None) -> Counters:
     """What a device did since `reset()`."""
     return Counters(**_sim.counters(_index(device)))
@@ -214,6 +225,11 @@ def max_pinned_memory_allocated() -> int:
     """The most since `reset()`."""
     num_bytes: int = _sim.pinned_bytes()[1]
     return num_bytes
+
+
+def set_pinned_capacity(capacity_bytes: int) -> None:
+    """What may be pinned at once; what is stays, even if it is more."""
+    _sim.set_pinned_capacity(capacity_bytes)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -77,6 +77,24 @@ def header_counts(file: Path) -> Counter[str]:
     return counts
 
 
+def data_bytes(file: Path) -> int:
+    """How many bytes a safetensors file has by its header."""
+    try:
+        written = _header(file)
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+        places = (msgspec.json.decode(raw, type=_Place) for name, raw in written.items() if name != "__metadata__")
+        return 8 + header_bytes + max((place.data_offsets[1] for place in places), default=0)
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise FileError(f"{str(file)!r} is damaged or not a safetensors file ({error}).") from error
+
+
+class _Place(msgspec.Struct):
+    """Where a header says that a tensor's bytes are, from the end of the header on."""
+
+    data_offsets: tuple[int, int]
+
+
 class _Tensor(msgspec.Struct):
     """What a header says of a tensor."""
 

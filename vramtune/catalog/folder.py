@@ -22,7 +22,7 @@ CONFIG = "config.json"
 
 def load_folder(folder: Path) -> diffusers.DiffusionPipeline:
     """The pipeline in the folder; each component has the dtype of its files."""
-    _read_index(folder)  # a folder of something else is not searched
+    read_index(folder)  # a folder of something else is not searched
     check_files(folder)
     return build(folder, dtypes=folder_dtypes(folder))
 
@@ -40,7 +40,7 @@ def build(folder: Path, *, dtypes: Mapping[str, torch.dtype]) -> diffusers.Diffu
     transformer) even where they are given. The safety checker of Stable Diffusion is left out: its forward depends on
     the values of its output. `_optional_components` is in `diffusers/pipelines/pipeline_utils.py`.
     """
-    index = _read_index(folder)
+    index = read_index(folder)
     pipeline_class = _find_class("pipeline", library="diffusers", class_name=index["_class_name"])
     accepted = inspect.signature(pipeline_class).parameters
     try:
@@ -59,7 +59,8 @@ def build(folder: Path, *, dtypes: Mapping[str, torch.dtype]) -> diffusers.Diffu
         raise UsageError(f"Cannot build the pipeline in {str(folder)!r}: {error}") from error
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `model_index.json` says; raises `UsageError` where there is none, `FileError` where it is damaged."""
     file = folder / INDEX
     if not file.exists():
         content = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"

@@ -51,7 +51,7 @@ def compare(
             )
             show("Planning")
             plan = inputs.plan_or_error(profile, budget_bytes, permissions)
-            comparison = inputs.comparison_of(profile, plan)
+            comparison = inputs.comparison_of(profile, budget_bytes, plan)
             files.write(plot, lambda path: files.save_plot(comparison.plot(), path), option="--plot", show=show)
         if isinstance(plan, BudgetError):
             output.end_without_plan(plan, profile, comparison, as_json=as_json)

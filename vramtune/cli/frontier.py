@@ -53,7 +53,9 @@ def frontier(
                 files.write(plot, lambda path: files.save_plot(curve.plot(), path), option="--plot", show=show)
         if isinstance(traced, BudgetError):
             files.warn_unwritten(plot)
-            output.end_without_plan(traced, profile, inputs.comparison_of(profile, traced), as_json=as_json)
+            output.end_without_plan(
+                traced, profile, inputs.comparison_of(profile, profile.device.usable_bytes, traced), as_json=as_json
+            )
         from vramtune.reports import json_output, terminal
 
         if as_json:

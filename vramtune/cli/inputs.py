@@ -142,20 +142,22 @@ def _argument(setting: str, accepted: Iterable[str], *, pipeline_class: str) -> 
     )
 
 
-def plan_or_error(profile: "Profile", budget_bytes: int, allow: Sequence[str]) -> "Plan | BudgetError":
+def plan_or_error(
+    profile: "Profile", budget_bytes: int, allow: Sequence[str], *, ram_bytes: int | None = None
+) -> "Plan | BudgetError":
     """The fastest plan, or why there is none."""
     from vramtune.tuner import search
 
     try:
-        return search.choose_plan(profile, budget_bytes, allow=tuple(allow))
+        return search.choose_plan(profile, budget_bytes, ram_bytes=ram_bytes, allow=tuple(allow))
     except BudgetError as error:
         return error
 
 
-def comparison_of(profile: "Profile", plan: "Plan | BudgetError") -> "Comparison":
+def comparison_of(profile: "Profile", budget_bytes: int, plan: "Plan | BudgetError") -> "Comparison":
     """The stock modes beside a plan, or where there is none."""
     from vramtune.tuner import stock_modes
 
     if isinstance(plan, BudgetError):
-        return stock_modes.compare_modes(profile, plan.budget_bytes)
+        return stock_modes.compare_without_plan(profile, budget_bytes)
     return stock_modes.compare_plan(profile, plan)

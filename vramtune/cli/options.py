@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vramtune.errors import UsageError
-from vramtune.units import budget_bytes
+from vramtune.units import budget_bytes, ram_bytes
 
 
 def examples(*lines: str) -> str:
@@ -65,6 +65,14 @@ Model = Annotated[
     ),
 ]
 VramGb = Annotated[str, typer.Option("--vram-gb", metavar="GIB", help="The budget: 8, 11.5, ...")]
+RamGb = Annotated[
+    str | None,
+    typer.Option(
+        "--ram-gb",
+        metavar="GIB",
+        help="What the weights may take of the host's memory. Left out: what is free here; with --gpu, no limit.",
+    ),
+]
 Gpu = Annotated[
     str | None,
     typer.Option(
@@ -103,11 +111,19 @@ def plot_option(what: str) -> Any:
 
 def budget(vram_gb: str) -> int:
     """Bytes of the number of GiB that was typed; a `UsageError` for what cannot be a budget."""
+    return budget_bytes(_number_typed(vram_gb), name="--vram-gb")
+
+
+def ram(ram_gb: str | None) -> int | None:
+    """The same of the host's memory, where it was given."""
+    return None if ram_gb is None else ram_bytes(_number_typed(ram_gb), name="--ram-gb")
+
+
+def _number_typed(text: str) -> object:
     try:
-        number: object = float(vram_gb)
+        return float(text)
     except ValueError:
-        number = vram_gb
-    return budget_bytes(number, name="--vram-gb")
+        return text
 
 
 def time_limit(seconds: float | None) -> float | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vramtune.schema import Plan, Profile
 
 EXAMPLES = options.examples(
-    'vramtune plan sdxl --vram-gb 8 --gpu "RTX 4060"',
+    'vramtune plan sdxl --vram-gb 8 --ram-gb 16 --gpu "RTX 4060"',
     "vramtune plan wan2.1-14b --vram-gb 12 --gpu 4070 --allow vae_tiling",
     "vramtune plan flux.1-dev --quantize transformer=nf4 --vram-gb 8 --gpu 4060",
     "vramtune plan profile.json --vram-gb 8 --report plan.html --save plan.json",
@@ -23,6 +23,7 @@ def plan(
     model: options.Model,
     vram_gb: options.VramGb,
     settings: options.Settings,
+    ram_gb: options.RamGb = None,
     gpu: options.Gpu = None,
     quantize: options.Quantize = None,
     allow: options.Allow = None,
@@ -46,7 +47,7 @@ def plan(
     Exit codes: 0 fits, 3 does not fit, 2 wrong usage, 1 the pipeline's call could not be followed.
     """
     with output.exit_codes():
-        budget_bytes = options.budget(vram_gb)
+        budget_bytes, ram_bytes = options.budget(vram_gb), options.ram(ram_gb)
         permissions, quantized = tuple(allow or ()), options.quantized(quantize)
         files.check_plot(plot)
         files.check_path(save, option="--save", formats=files.JSON)
@@ -64,14 +65,14 @@ def plan(
                 show=show,
             )
             show("Planning")
-            made = inputs.plan_or_error(profile, budget_bytes, permissions)
+            made = inputs.plan_or_error(profile, budget_bytes, permissions, ram_bytes=ram_bytes)
             if not isinstance(made, BudgetError):
                 fitting = made
                 files.write(save, fitting.save, option="--save", show=show)
                 files.write(plot, lambda path: _draw(profile, fitting, path), option="--plot", show=show)
                 files.write(report, lambda path: _report(profile, fitting, path), option="--report", show=show)
                 files.write(trace, lambda path: _trace(profile, fitting, path), option="--trace", show=show)
-        comparison = inputs.comparison_of(profile, made)
+        comparison = inputs.comparison_of(profile, budget_bytes, made)
         if isinstance(made, BudgetError):
             files.warn_unwritten(save, plot, report, trace)
             output.end_without_plan(made, profile, comparison, as_json=as_json)

@@ -2,19 +2,15 @@
 
 import platform
 import re
-import sys
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 
+from vramtune import host_memory
 from vramtune.errors import UsageError
 from vramtune.machine import nvml
 from vramtune.machine.gpus import find_gpu
 from vramtune.schema import Accelerator, Device, Host, Machine, Package
-
-PROC = Path("/proc")
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def examine() -> Machine:
@@ -123,46 +119,10 @@ def _listed(name: str) -> Device | None:
 
 
 def _host() -> Host:
-    memory = _memory()
+    memory = host_memory.linux_memory()
     return Host(
         total_bytes=memory.get("MemTotal"),
         available_bytes=memory.get("MemAvailable"),
-        control_group_limit_bytes=min(_limits(), default=None),
-        locked_limit_bytes=_locked_limit(),
+        control_group_limit_bytes=min(host_memory.control_group_limits(), default=None),
+        locked_limit_bytes=host_memory.locked_limit_bytes(),
     )
-
-
-def _memory() -> dict[str, int]:
-    """Linux's own figures for memory, in bytes; empty on other systems."""
-    meminfo = PROC / "meminfo"
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    return {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-
-
-def _limits() -> Iterator[int]:
-    """Memory limits of this process's control group and of the groups around it, in either version of the interface."""
-    membership = PROC / "self" / "cgroup"
-    for line in membership.read_text().splitlines() if membership.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, name = CONTROL_GROUPS, "memory.max"
-        elif controllers == "memory":
-            root, name = CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = Path(path)
-        for place in (group, *group.parents):
-            # in a container the path is the host's, and only the root can be read
-            limit = root / place.relative_to("/") / name
-            text = limit.read_text().strip() if limit.exists() else "max"
-            if text != "max" and int(text) < sys.maxsize // 2:  # version 1 writes "no limit" as a huge number
-                yield int(text)
-
-
-def _locked_limit() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return None if soft == resource.RLIM_INFINITY else soft

@@ -14,6 +14,7 @@ from typing import TypeVar
 import pynvml
 import torch
 
+from vramtune import host_memory
 from vramtune.errors import NoAcceleratorError, UsageError
 from vramtune.layout import round_up, segment_bytes
 from vramtune.machine import nvml, remembered
@@ -48,7 +49,12 @@ def this_gpu(*, own_bytes: int = 0) -> Device:
         name, total_bytes, free_bytes = nvml.first_gpu()
         listed = gpu_of_driver(name, total_bytes)
         logger.debug("PyTorch sees no accelerator; facts of %s come from the table", listed.name)
-        return replace(listed, usable_bytes=min(listed.usable_bytes, free_bytes))
+        return replace(
+            listed,
+            usable_bytes=min(listed.usable_bytes, free_bytes),
+            ram_bytes=host_memory.usable_bytes(),
+            lockable_bytes=host_memory.lockable_bytes(),
+        )
     return measured_gpu(accelerator, own_bytes=own_bytes)
 
 
@@ -113,6 +119,8 @@ def _facts(device: torch.device, probed: Probed, *, own_bytes: int = 0) -> Devic
         kernels="cuda" if device.type == "cuda" else "cpu",
         source="measured",
         **asdict(probed.rates),
+        ram_bytes=host_memory.usable_bytes(),
+        lockable_bytes=host_memory.lockable_bytes(),
         spreads=_spreads(device, is_context_measured=probed.context_bytes is not None),
     )
 

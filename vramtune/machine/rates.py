@@ -61,6 +61,7 @@ class Rates:
     pinned_copy_bytes_per_second: float
     pageable_copy_bytes_per_second: float
     readback_bytes_per_second: float
+    staging_bytes_per_second: float
     overlap_fraction: float
     copy_latency_seconds: float
     flops_per_second: dict[str, float]
@@ -109,6 +110,7 @@ def measure_rates(device: torch.device) -> Rates:
             best(copy, sizes=copied, dtype=torch.uint8).per_second(latency_seconds)
             for copy in (_pinned_copy, _pageable_copy, _readback)
         )
+        staging = _staging_rate(copied[1])
         paces.append(_pace(light, device=device))
         peaks = {dtype: timing.per_second(launch_seconds) for dtype, timing in products.items()}
 
@@ -136,6 +138,7 @@ def measure_rates(device: torch.device) -> Rates:
         pinned_copy_bytes_per_second=pinned,
         pageable_copy_bytes_per_second=pageable,
         readback_bytes_per_second=readback,
+        staging_bytes_per_second=staging,
         overlap_fraction=overlap,
         copy_latency_seconds=latency_seconds,
         flops_per_second={str(dtype).removeprefix("torch."): peak for dtype, peak in peaks.items()}
@@ -319,6 +322,18 @@ def _elapsed(call: Callable[[], object], *, num_calls: int, device: torch.device
 
 # ---------------------------------------------------------------------------------------------------
 # What is timed
+
+
+def _staging_rate(num_bytes: int) -> float:
+    """Bytes a second from ordinary into page-locked memory; the best of a few, timed by the host's clock."""
+    ordinary = torch.ones(num_bytes, dtype=torch.uint8)
+    locked = _locked_if_possible(torch.ones(num_bytes, dtype=torch.uint8))
+    best_seconds, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < PATIENCE_SECONDS or best_seconds == float("inf"):
+        start = time.perf_counter()
+        locked.copy_(ordinary)
+        best_seconds = min(best_seconds, time.perf_counter() - start)
+    return num_bytes / best_seconds
 
 
 def _tiny_kernel(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:

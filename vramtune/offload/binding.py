@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from vramtune.compiled import modules_by_path, unit_around, units_of
+from vramtune.compiled import Structure, modules_by_path, unit_around, units_of
 from vramtune.contract import excluded_components, modules_of, refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
@@ -49,6 +49,10 @@ class BoundPlacement:
     def num_resident(self) -> int:
         """Number of groups that stay on the device between calls."""
         return min(self.kept)
+
+    def locks(self, group: Group) -> bool:
+        """Whether a group's master is to be page-locked; what the plan does not know is not."""
+        return group in self.groups and self.planned.is_locked(self.groups.index(group))
 
     def give_up_resident(self) -> None:
         """Let the last of the groups that stay between calls be absent while nothing of the component runs.
@@ -109,6 +113,8 @@ class BoundComponent:
     """Whether the groups hold the tensors that the modules had when we last looked."""
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Modules by path, as they were when the tensors were collected."""
+    structure: Structure | None = None
+    """What they were parts of then."""
     unused: frozenset[str] | None = None
     """Paths of the modules that were there when the plan was installed, and that it does not use; None: nobody knows, and
     nothing joins a group."""
@@ -142,10 +148,10 @@ class BoundComponent:
     @property
     def is_rebuilt(self) -> bool:
         """Whether modules inside were exchanged, put in, taken out or compiled since the tensors were collected."""
-        is_compiled_anew = units_of(self.module).keys() != self.units.keys() or any(
+        is_hidden = any(
             vars(owner).get(attribute) is not ours for (owner, attribute), (_, ours) in self.own_methods.items()
         )
-        return is_compiled_anew or self.modules != modules_by_path(self.module)
+        return is_hidden or self.structure is None or self.structure.has_changed
 
     @property
     def groups(self) -> list[Group]:
@@ -168,7 +174,7 @@ class BoundComponent:
         """Collect the tensors of every group from the modules as they are now."""
         self.is_collected = False
         before = self.held_by_tensor()
-        self.modules, self.joined = modules_by_path(self.module), {}
+        self.modules, self.structure, self.joined = modules_by_path(self.module), Structure(self.module), {}
         # as the plan is installed it is first looked at as if nothing was compiled since it was made
         self.units = {} if self.unused is None and self.placements else units_of(self.module)
         self.paths = self._paths()
@@ -227,6 +233,8 @@ class BoundComponent:
             for planned in plan.placements
             if planned.component == self.name
         ]
+        for group in self.groups:
+            group.is_locked = not self.placements or any(placement.locks(group) for placement in self.placements)
 
     def num_bytes(self, group: str) -> int:
         """What a planned group has now."""

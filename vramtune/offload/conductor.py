@@ -14,7 +14,7 @@ from vramtune.layout import round_up, segment_bytes
 from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement
 from vramtune.offload.casts import hook_casts
 from vramtune.offload.fit import fit, fit_residents, held_bytes, planned_bytes, resident_bytes
-from vramtune.offload.groups import Group
+from vramtune.offload.groups import Group, edited
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_groups, unhook_modules
 from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
@@ -44,7 +44,7 @@ class Conductor:
         """Bytes that resident groups may have; fewer where out of memory taught that what no plan knows needs them."""
         self.is_watched = True
         """Whether someone may edit weights between two calls of components, as callbacks do: no copy is in flight then."""
-        self._meter, self._lane = meter, Lane(device, meter)
+        self._meter, self._lane = meter, Lane(device, meter, self.plan.staging_slot_bytes)
         fixed_bytes = self.plan.estimate.stages[0].fixed_bytes
         self.workspace_bytes = max(fixed_bytes - (meter.context_bytes or 0), 0)  # a context may be another than planned
         self._position: Position | None = None
@@ -144,6 +144,10 @@ class Conductor:
         self._position = None
         for component in self._adopted:
             self._settle_edits(component)
+
+    def end(self) -> None:
+        """Give back what the copies needed on the host."""
+        self._lane.end()
 
     def recover(self) -> None:
         """Make up for what an interrupt, anywhere in here, left half done."""
@@ -251,11 +255,11 @@ class Conductor:
             if group.is_written:
                 self._drop(group)
                 group.note_writes()
-        edited = [group for group in component.groups if group.is_edited]
-        if edited:
+        edited_groups = [group for group in component.groups if group.is_edited]
+        if edited_groups:
             hook_casts(component.module)  # one that began to cast its weights has edited them
             self._lane.finish()  # masters are about to be written
-            for group in edited:
+            for group in edited_groups:
                 self._drop(group)
                 group.is_settled = False
             self._put_on(component, self._take_off(component))
@@ -267,7 +271,11 @@ class Conductor:
         Where one leaves a piece of device memory, the others in it are taken off too, or it would stay allocated.
         """
         resident = component.resident_groups
-        displaced = [g for g in component.groups if not g.is_settled or (g.piece != 0) != (g in resident)]
+        displaced = [
+            group
+            for group in component.groups
+            if not group.is_settled or (group.piece != 0) != (group in resident) or group.is_elsewhere
+        ]
         left = {group.piece for group in displaced} - {0}
         displaced += [group for group in component.groups if group.piece in left and group not in displaced]
         for group in displaced:
@@ -294,7 +302,7 @@ class Conductor:
         if any(group.is_replaced for group in component.groups):
             self.refresh(component)
         for group in component.groups:
-            if group.master is not None and any(h.is_edited and not h.tensor.is_cpu for h in group.held):
+            if group.master_views and any(not h.tensor.is_cpu for h in edited(group.held)):
                 group.settle_on_host(self.device)
 
     def _refit(self) -> None:
@@ -317,6 +325,8 @@ class Conductor:
                 if placement.num_resident < len(placement.groups) and not placement.is_hooked:
                     hook_groups(placement, self)
                     placement.is_hooked = True
+        if any(group.is_in_place and group.moves for placement in placements for group in placement.groups):
+            self._lane.begin_staging()
 
     @property
     def _resident_share_bytes(self) -> int:

@@ -2,7 +2,8 @@
 
 A parameter's value is what it points at. A group that moves has its master in one flat pinned buffer, and between
 calls its parameters are views of it: an edit in place reaches the master by itself, and whatever was rebound is
-noticed by its address and becomes the master. A group that stays lives on the device alone.
+noticed by its address and becomes the master. Where a plan, or the system, does not let it be page-locked, the tensors'
+own memory is the master: the group is in place. A group that stays lives on the device alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -60,27 +61,9 @@ class HeldTensor:
         """What it points at."""
         return value_of(self.plain.tensor)
 
-    @property
-    def is_replaced(self) -> bool:
-        """Whether a module has another weight under one of the names by now, or the weight another tensor."""
-        is_renamed = any(known.tensors.get(known.name) is not self.weight for known in self.names)
-        return is_renamed or self.plain.is_replaced
-
-    @property
-    def is_edited(self) -> bool:
-        """Whether someone else made the tensor point elsewhere."""
-        return address_of(self.tensor) != self.address and self.tensor.numel() > 0
-
-    @property
-    def is_written(self) -> bool:
-        """Whether someone wrote to the tensor in place since we last looked; writes through `.data` are not counted."""
-        return num_writes(self.tensor) != self.version
-
     def point_at(self, view: torch.Tensor) -> None:
         """Make the tensor point at a view; its identity, gradient flag and ties stay."""
-        # The address first: an interrupt between the two then looks like an edit, and loses nothing.
-        self.address = view.data_ptr()
-        self.plain.point_at(view)
+        point([(self, view)])
 
     @torch.inference_mode(False)
     def make_own(self) -> None:
@@ -105,10 +88,14 @@ class Group:
     held: list[HeldTensor]
     extents: list[Extent] = field(default_factory=list)
     num_bytes: int = 0
+    buffer: torch.Tensor | None = None
+    """Page-locked memory of the host, or None while the group lives on the device for good, or in place."""
     master: torch.Tensor | None = None
-    """Flat host buffer, or None while the group lives on the device for good."""
+    """The beginning of the buffer, as far as the group's bytes go."""
     master_views: list[torch.Tensor] = field(default_factory=list)
-    """Views of the master, one for each tensor."""
+    """Views of the master, one for each tensor; none while the group lives on the device for good."""
+    is_locked: bool = True
+    """Whether the master is to be page-locked, and the system has not refused that."""
     piece: int = 0
     """Address of the piece of device memory in which the group stays, maybe with others; 0 if it does not."""
     piece_bytes: int = 0
@@ -122,28 +109,38 @@ class Group:
     def flat(self) -> torch.Tensor:
         """The master of a group that moves."""
         if self.master is None:
-            raise RuntimeError(f"weight group {self.name!r} has no master: it never moves")
+            raise RuntimeError(f"weight group {self.name!r} has no flat master: it never moves, or is in place")
         return self.master
 
     @property
     def moves(self) -> bool:
         """Whether there is a master to copy from, and bytes to copy."""
-        return self.master is not None and self.num_bytes > 0
+        return bool(self.master_views) and self.num_bytes > 0
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the tensors' own memory is the master."""
+        return bool(self.master_views) and self.master is None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the master is page-locked and should not be, or the other way round."""
+        return bool(self.master_views) and self.is_in_place == self.is_locked
 
     @property
     def is_replaced(self) -> bool:
         """Whether a module has another tensor in the place of one of these."""
-        return any(held.is_replaced for held in self.held)
+        return is_any_replaced(self.held)
 
     @property
     def is_edited(self) -> bool:
         """Whether someone else made one of the tensors point elsewhere, or they were never settled to the end."""
-        return not self.is_settled or any(held.is_edited for held in self.held)
+        return not self.is_settled or bool(edited(self.held))
 
     @property
     def is_written(self) -> bool:
         """Whether someone wrote to one of the tensors in place while there may be copies of it."""
-        return self.moves and any(held.is_written for held in self.held)
+        return self.moves and bool(written(self.held))
 
     def go_home(self) -> None:
         """Give every tensor storage of its own where it was when it was first held."""
@@ -168,27 +165,52 @@ class Group:
         """
         self.is_settled = False
         self.update_layout()
-        flat = self.master if self._may_overwrite_master() else None
-        if flat is None:
-            flat = pinned_buffer(self.num_bytes, device)
-        master_views = views_of_their_own(flat, self.extents)
+        buffer = self._locked_buffer(device) if self.is_locked else None
+        if buffer is None:
+            flat, master_views = None, list(map(self._own_memory, self.held, self.extents))
+        else:
+            flat = buffer[: self.num_bytes]
+            master_views = views_of_their_own(flat, self.extents)
         for held, view in zip(self.held, master_views, strict=True):
-            view.copy_(held.value)
+            if address_of(held.tensor) != view.data_ptr():
+                view.copy_(held.value)
             held.point_at(view)
-        self.master, self.master_views, self.piece = flat, master_views, 0
+        self.buffer, self.master, self.master_views, self.piece = buffer, flat, master_views, 0
         self.uses_copy, self.is_settled = False, True
 
-    def _may_overwrite_master(self) -> bool:
-        """Whether the tensors, as laid out now, fill the master, and none of them is somewhere else in it.
+    def _locked_buffer(self, device: torch.device) -> torch.Tensor | None:
+        """Page-locked memory for the tensors as laid out now; None, from then on, where the system refuses."""
+        if self.buffer is not None and self._fits(self.buffer):
+            return self.buffer
+        buffer = pinned_buffer(self.num_bytes, device)
+        self.is_locked = buffer is not None
+        return buffer
 
-        To lock new pages takes longer than to fill them, and casts come in pairs (SDXL's VAE, up and down again).
-        """
-        if self.master is None or self.master.numel() != self.num_bytes:
+    def _own_memory(self, held: HeldTensor, extent: Extent) -> torch.Tensor:
+        """A tensor over what the held one points at, or over new memory where that is not the host's, or not dense."""
+        value = held.value
+        if value.is_cpu and value.stride() == extent.stride and not self._is_in_buffer(value):
+            storage, start = value.untyped_storage(), int(value.storage_offset())
+            return torch.empty(0, dtype=extent.dtype).set_(storage, start, extent.shape, extent.stride)
+        return torch.empty_strided(extent.shape, extent.stride, dtype=extent.dtype)
+
+    def _is_in_buffer(self, value: torch.Tensor) -> bool:
+        if self.buffer is None:
             return False
-        start = self.master.data_ptr()
+        return self.buffer.data_ptr() <= value.data_ptr() < self.buffer.data_ptr() + self.buffer.numel()
+
+    def _fits(self, buffer: torch.Tensor) -> bool:
+        """Whether the tensors, as laid out now, may fill the buffer, and none of them is somewhere else in it.
+
+        To lock new pages takes longer than to fill them, and casts come in pairs: SDXL's VAE goes to float32 and back in
+        each call, and stays in the memory that float32 took. A buffer of which less than half would be used is given up.
+        """
+        if not self.num_bytes <= buffer.numel() <= 2 * self.num_bytes:
+            return False
+        start = buffer.data_ptr()
         return all(
             (address := address_of(held.tensor)) == start + extent.offset
-            or not start <= address < start + self.num_bytes
+            or not start <= address < start + buffer.numel()
             for held, extent in zip(self.held, self.extents, strict=True)
         )
 
@@ -202,7 +224,8 @@ class Group:
         for held, view in zip(self.held, views(flat, 0, self.extents), strict=True):
             view.copy_(held.value)
             held.point_at(view)
-        self.master, self.master_views, storage = None, [], flat.untyped_storage()
+        self.buffer, self.master, self.master_views = None, None, []
+        storage = flat.untyped_storage()
         self.piece, self.piece_bytes = storage.data_ptr(), storage.nbytes()
         self.uses_copy, self.is_settled = False, True
 
@@ -212,31 +235,84 @@ class Group:
         What someone wrote to the copy goes to the master.
         """
         if self.uses_copy:
-            for held, view in zip(self.held, self.master_views, strict=True):
-                if not held.is_edited:
-                    if held.is_written:
-                        view.copy_(held.value)
-                    held.point_at(view)
+            rebound, changed = set(edited(self.held)), set(written(self.held))
+            homes = [pair for pair in zip(self.held, self.master_views, strict=True) if pair[0] not in rebound]
+            for held, view in homes:
+                if held in changed:
+                    view.copy_(held.value)
+            point(homes)
             self.uses_copy = False
 
     def use_copy(self, copies: Sequence[torch.Tensor]) -> None:
         """Point the tensors at a copy of the master on the device, which never outlives the pipeline's call."""
         self.uses_copy = True
-        for held, view in zip(self.held, copies, strict=True):
-            held.point_at(view)
+        point(zip(self.held, copies, strict=True))
 
     def release(self) -> None:
         """Give every tensor storage of its own again, on the host."""
         self.use_master()
         self.is_settled = False
         for held in self.held:
+            if self.is_in_place:
+                held.address = 0
             held.make_own()
-        self.master, self.master_views, self.piece = None, [], 0
+        self.buffer, self.master, self.master_views, self.piece = None, None, [], 0
+
+
+# These four go through the tensors of a group at each of its turns, and those of a component at each of its calls: no
+# property and no function of ours is called for one tensor, which would cost the host more than what it does.
+
+
+def point(pairs: Iterable[tuple[HeldTensor, torch.Tensor]]) -> None:
+    """Make tensors point at views; their identities, gradient flags and ties stay."""
+    with torch._C.DisableTorchFunctionSubclass():
+        for held, view in pairs:
+            # The address first: an interrupt between the two then looks like an edit, and loses nothing.
+            held.address = view.data_ptr()
+            if held.plain.followers:
+                held.plain.point_at(view)
+            else:
+                held.plain.tensor.data = view
+
+
+def is_any_replaced(all_held: Iterable[HeldTensor]) -> bool:
+    """Whether a module has another weight under one of the names by now, or a weight another tensor."""
+    for held in all_held:
+        weight = held.weight
+        for tensors, name in held.names:
+            if tensors.get(name) is not weight:
+                return True
+        if held.plain.attributes and held.plain.is_replaced:
+            return True
+    return False
+
+
+def edited(all_held: Iterable[HeldTensor]) -> list[HeldTensor]:
+    """Those that someone else made point elsewhere."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return [
+            held for held in all_held if held.plain.tensor.data_ptr() != held.address and held.plain.tensor.numel() > 0
+        ]
+
+
+def written(all_held: Sequence[HeldTensor]) -> list[HeldTensor]:
+    """Those that someone wrote to in place since we last looked; writes through `.data` are not counted."""
+    try:
+        return [held for held in all_held if held.plain.tensor._version != held.version]
+    except RuntimeError:  # an inference tensor counts none
+        return [held for held in all_held if num_writes(held.plain.tensor) != held.version]
 
 
 def num_writes(tensor: torch.Tensor) -> int:
     """Number of in-place writes to a tensor, where they are counted."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+@torch.inference_mode(False)
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a dense tensor on the host, over the same memory."""
+    storage, start = tensor.untyped_storage(), int(tensor.storage_offset()) * tensor.element_size()
+    return torch.empty(0, dtype=torch.uint8).set_(storage, start, (tensor.numel() * tensor.element_size(),), (1,))
 
 
 def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Extent], int]:

@@ -7,33 +7,30 @@ import warnings
 import weakref
 from typing import Any
 
-import psutil
 import torch
 
-LOCKED_FRACTION = 0.8
-"""Share of the host's memory that may be locked here: it cannot be swapped out, and the system needs some too."""
+from vramtune.host_memory import LOCKED_FRACTION, lockable_bytes
 
 _locked: "weakref.WeakSet[torch.UntypedStorage]" = weakref.WeakSet()
 
 
-def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
+def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor | None:
     """A flat page-locked buffer of exactly that size.
 
-    Where the limit is reached, or the system refuses, it is ordinary memory, and a warning says that copies are
-    slower.
+    Where the limit is reached, or the system refuses, there is none, and a warning says that copies are slower.
     """
     if num_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     try:
         return _locked_buffer(num_bytes, device)
     except RuntimeError as error:
-        # No sizes in the text, or Python would show the warning for every buffer.
-        warnings.warn(f"{error}; weights in ordinary memory copy more slowly.", stacklevel=2)
-        return torch.empty(num_bytes, dtype=torch.uint8)
+        # No sizes in the text, and one place, or Python would show the warning for every buffer.
+        warnings.warn(f"{error}; weights in ordinary memory copy more slowly.", stacklevel=1)
+        return None
 
 
 def _locked_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
-    limit = LOCKED_FRACTION * psutil.virtual_memory().total
+    limit = lockable_bytes()
     if num_bytes + sum(storage.nbytes() for storage in _locked) > limit:
         raise RuntimeError(f"Page-locked host memory has reached its limit ({LOCKED_FRACTION:.0%} of RAM)")
     if device.type == "cuda":

@@ -6,7 +6,7 @@ the last one came, and a call first makes up for what the one before it left hal
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from vramtune.contract import installation_of, modules_of
 from vramtune.layout import round_up
+from vramtune.mapped_files import Snapshot, snapshots
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.float8 import Float8Weights
+from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
 from vramtune.offload.memory_limit import MemoryLimit, others_bytes
 from vramtune.offload.meter import Meter
@@ -58,6 +60,8 @@ class Runtime:
         self._changes: tuple[GroupChange, ...] = ()
         """Those that `on_changed` was told of last."""
         self._is_warm = self._is_to_be_told = False
+        self._files: tuple[Snapshot, ...] = ()
+        """Those in which weights stay, as they were."""
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
             self._takeover.apply()
@@ -65,6 +69,7 @@ class Runtime:
                 self._put_back, lambda _: self._conductor.make_way(), device=self.device, name="taking components in"
             )
             torch.accelerator.empty_cache()
+            self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
         except BaseException:
             self.remove()
             raise
@@ -118,6 +123,7 @@ class Runtime:
                     group.go_home()
                 for computed in component.computed:
                     computed.go_home()
+            self._conductor.end()
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()
@@ -136,6 +142,8 @@ class Runtime:
             self._limit.end()
             self._tell()
             self._refuse_foreign_hooks()
+            for file in self._files:
+                file.refuse_changed()
             return self._conductor.run(partial(self._call, method, args, kwargs))
 
     def _call(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -184,8 +192,11 @@ class Runtime:
     @property
     def _pieces(self) -> dict[int, int]:
         """Bytes of the pieces of memory in which groups stay, by address."""
-        groups = (group for component in self._binding.components for group in component.groups)
-        return {group.piece: group.piece_bytes for group in groups if group.piece}
+        return {group.piece: group.piece_bytes for group in self._groups if group.piece}
+
+    @property
+    def _groups(self) -> Iterator[Group]:
+        return (group for component in self._binding.components for group in component.groups)
 
     @property
     def _left_bytes(self) -> int:

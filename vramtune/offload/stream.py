@@ -9,6 +9,7 @@ the spot, and the order is taken up again from there.
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +20,12 @@ from vramtune.offload.groups import Group, views
 from vramtune.offload.inputs import Brought
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats, new_piece
+from vramtune.offload.staging import Staging
 
 logger = logging.getLogger(__name__)
 
+Ready = torch.Event | Future[torch.Event]
+"""Event of the end of a copy; of one that is staged, once that was asked of the device."""
 ENDLESS = 1 << 62
 """Number of visits of a stage that has more iterations than planned."""
 
@@ -29,12 +33,19 @@ ENDLESS = 1 << 62
 class Lane:
     """A copy stream beside the stream on which the pipeline computes."""
 
-    def __init__(self, device: torch.device, meter: Meter) -> None:
+    def __init__(self, device: torch.device, meter: Meter, staging_slot_bytes: int) -> None:
         self.device, self._meter = device, meter
+        self._staging_slot_bytes = staging_slot_bytes
+        self._staging: Staging | None = None
         self._copies = torch.Stream(device=device)
         self._compute = torch.accelerator.current_stream(device)
         self._free_events: list[torch.Event] = []
         """Events to record again: creating one costs more than recording it."""
+
+    @property
+    def is_staging(self) -> bool:
+        """Whether there is a second copy stream, which does not follow what the first one waits for."""
+        return self._staging is not None
 
     def follow_compute(self) -> None:
         """Hold back later copies until all that the compute stream has been given so far is done.
@@ -47,27 +58,58 @@ class Lane:
         else:
             self._compute = current
         self._copies.wait_stream(self._compute)
+        if self._staging is not None:
+            self._staging.stream.wait_stream(self._compute)
 
     def precede_compute(self) -> None:
         """Hold back later computation until all copies so far are done; needed before their memory is freed."""
         self._compute.wait_stream(self._copies)
+        if self._staging is not None:
+            self._staging.drain()
+            self._compute.wait_stream(self._staging.stream)
 
     def finish(self) -> None:
         """Make the host wait for every copy: from then on the masters may be written."""
         self._copies.synchronize()
+        if self._staging is not None:
+            self._staging.drain()
+            self._staging.stream.synchronize()
 
-    def copy(self, group: Group, target: torch.Tensor, after: torch.Event | None) -> torch.Event:
-        """Copy a group's master on the copy stream, after an event of the compute stream; returns the event of its end."""
+    def end(self) -> None:
+        """Give the slots back through which weights were staged, once all copies are done."""
+        self.finish()
+        if self._staging is not None:
+            self._staging.end()
+            self._staging = None
+
+    def copy(self, group: Group, target: torch.Tensor, after: torch.Event | None) -> Ready:
+        """Copy a group's master on a copy stream, after an event of the compute stream; returns the event of its end."""
+        if group.is_in_place:
+            return self._stage(group, target, after)
         if after is not None:
             self._copies.wait_event(after)
-            self._free_events.append(after)
+            if not self.is_staging:
+                self._free_events.append(after)
         with self._copies:
             target.copy_(group.flat, non_blocking=True)
         self._meter.copied(group.num_bytes)
         return self._record(self._copies)
 
-    def wait(self, ready: torch.Event) -> None:
-        """Hold back later computation until that copy is done."""
+    def begin_staging(self) -> Staging:
+        """Have slots through which weights in ordinary memory are staged, from now on."""
+        if self._staging is None:
+            self._staging = Staging(self.device, self._staging_slot_bytes)
+            self._staging.stream.wait_stream(self._compute)
+        return self._staging
+
+    def _stage(self, group: Group, target: torch.Tensor, after: torch.Event | None) -> Ready:
+        self._meter.copied(group.num_bytes)
+        return self.begin_staging().copy(group, target, after=after, ready=self._new_event())
+
+    def wait(self, ready: Ready) -> None:
+        """Hold back later computation until that copy is done; the host waits until a staged one is on its way."""
+        if isinstance(ready, Future):
+            ready = ready.result()
         before, after = (torch.Event(device=self.device, enable_timing=True) for _ in range(2))
         before.record(self._compute)
         self._compute.wait_event(ready)
@@ -80,9 +122,12 @@ class Lane:
         return self._record(self._compute)
 
     def _record(self, stream: torch.Stream) -> torch.Event:
-        event = self._free_events.pop() if self._free_events else torch.Event(device=self.device)
+        event = self._new_event()
         event.record(stream)
         return event
+
+    def _new_event(self) -> torch.Event:
+        return self._free_events.pop() if self._free_events else torch.Event(device=self.device)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +137,7 @@ class Copy:
     flat: torch.Tensor
     tensors: list[torch.Tensor]
     """Views of `flat`, one for each tensor of the group."""
-    ready: torch.Event | None = None
+    ready: Ready | None = None
     """Event of the end of the copy; None before it is asked for, and once the compute stream waits for it."""
     has_arrived: bool = False
     """Whether the compute stream may read it."""
@@ -116,7 +161,7 @@ class Place:
     start: int
     number: int
     """Number of the visit that the copy is for, over all iterations of the stage."""
-    ready: torch.Event
+    ready: Ready
     """Event of the end of the copy."""
     left: torch.Event | None = None
     """Event of the end of the computation with it."""
@@ -137,6 +182,8 @@ class Ring:
         self._flat = new_piece(num_bytes, device)
         self._head = 0
         self._live: deque[Place] = deque()
+        self._left: torch.Event | None = None
+        """Event of the end of the last computation whose place was overwritten, perhaps in part."""
         self._copies: dict[tuple[Group, int], tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     def has_room(self, group: Group) -> bool:
@@ -151,6 +198,9 @@ class Ring:
         after: torch.Event | None = None
         while self._live and self._live[0].start < self._head - self.num_bytes:
             after = self._live.popleft().left or after
+        self._left = after or self._left
+        if lane.is_staging:
+            after = self._left
         target, _ = self.copy_at(group, start)
         place = Place(group, start, number, lane.copy(group, target, after))
         self._live.append(place)

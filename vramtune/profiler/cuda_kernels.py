@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from vramtune.profiler.cuda_attention import HALF, attention
+from vramtune.profiler.cuda_reductions import staging_bytes
 from vramtune.profiler.fakes import copy_bytes, is_dense
 from vramtune.profiler.tensor_trees import tensors_of
 
@@ -81,7 +82,22 @@ def layer_norm_copies(x: torch.Tensor, *_: Any) -> Temporaries:
     return Temporaries(after=() if x.is_contiguous() else (copy_bytes(x),))
 
 
+def norm_parts(x: torch.Tensor, order: Any = 2, dims: Any = None, *_: Any) -> Temporaries:
+    """Of blocks that share an output."""
+    return Temporaries(after=staging_bytes(x, dims))
+
+
+def sum_parts(x: torch.Tensor, dims: Any = None, *_: Any) -> Temporaries:
+    """The same of a sum, a mean."""
+    return Temporaries(after=staging_bytes(x, dims))
+
+
 _TEMPORARIES: dict[Any, Callable[..., Temporaries]] = {
+    aten.linalg_vector_norm.default: norm_parts,
+    aten.mean.dim: sum_parts,
+    aten.mean.default: sum_parts,
+    aten.sum.dim_IntList: sum_parts,
+    aten.sum.default: sum_parts,
     aten.convolution.default: convolution_copies,
     aten.native_layer_norm.default: layer_norm_copies,
     aten.native_group_norm.default: group_norm_sums,

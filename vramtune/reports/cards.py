@@ -277,6 +277,7 @@ def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
     peak, seconds = format_bytes(estimate.peak_bytes), format_seconds(estimate.seconds)
     moved, above = format_bytes(estimate.moved_bytes), f"{estimate.gap_fraction:z.1%} above the bound"
     bound = _predicted("bound", format_seconds(estimate.bound_seconds), "no plan in the budget is faster")
+    host = _host_fact(plan)
     if measurement is None:
         return (
             _predicted("peak GPU memory", peak, budget, share=estimate.peak_bytes / plan.budget_bytes),
@@ -284,6 +285,7 @@ def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
             bound,
             _predicted("first call", format_seconds(estimate.first_call_seconds), "nothing is on the GPU yet"),
             _predicted("moved to the GPU", moved, "per call"),
+            host,
         )
     share = measurement.peak_bytes / plan.budget_bytes
     peak_fact, seconds_fact, exposed, moved_fact = _measured_facts(measurement)
@@ -294,7 +296,20 @@ def plan_facts(plan: Plan, measurement: Measurement | None) -> tuple[Fact, ...]:
         exposed,
         replace(moved_fact, note=f"predicted {moved}"),
         bound,
+        host,
     )
+
+
+def _host_fact(plan: Plan) -> Fact:
+    """What weights take of the host, and how much of that is page-locked."""
+    host_bytes, limit_bytes = plan.estimate.host_bytes, plan.ram_bytes
+    locked = f"{format_bytes(plan.estimate.locked_bytes)} page-locked"
+    if plan.estimate.file_bytes:
+        locked += f", {format_bytes(plan.estimate.file_bytes)} more in files"
+    if limit_bytes is None:
+        return _predicted("host memory", format_bytes(host_bytes), locked)
+    share = host_bytes / limit_bytes if limit_bytes else None
+    return _predicted("host memory", format_bytes(host_bytes), f"of {format_bytes(limit_bytes)}, {locked}", share=share)
 
 
 def _measured_facts(measurement: Measurement) -> tuple[Fact, Fact, Fact, Fact]:

@@ -25,6 +25,7 @@ def budget_json(error: BudgetError, profile: Profile, comparison: Comparison) ->
     return object_json(
         fits=False,
         error=str(error),
+        resource=error.resource,
         budget_bytes=error.budget_bytes,
         smallest_bytes=error.smallest_bytes,
         permission=error.permission,

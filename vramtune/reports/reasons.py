@@ -24,6 +24,11 @@ def sentence(reason: Reason) -> str:
                 f"Stage {reason.stage!r} waits longest for the host, which takes {times['host']} to ask for its operations and "
                 f"copies beside {times['compute']} of compute: it loses {times['exposed']}."
             )
+        case "staging_bound":
+            return (
+                f"Stage {reason.stage!r} waits longest for weights that are not page-locked: the host takes {times['staging']} to "
+                f"stage {sizes['staged']} beside {times['compute']} of compute, and it loses {times['exposed']}."
+            )
         case "peak":
             return (
                 f"The peak is in stage {reason.stage!r}: {sizes['weights']} of weights and slots, {sizes['others']} of "

@@ -69,6 +69,10 @@ class PlacementRow:
     """All of its groups."""
     kept_bytes: int
     slot_bytes: int
+    locked_bytes: int
+    """Of its groups that move, in whatever stage: those in page-locked host memory."""
+    staged_bytes: int
+    """The others, in ordinary host memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +229,8 @@ def placement_rows(plan: Plan) -> tuple[PlacementRow, ...]:
             weight_bytes=sum(group.weight_bytes for group in placement.groups),
             kept_bytes=placement.kept_bytes(index),
             slot_bytes=placement.slot_bytes(index),
+            locked_bytes=placement.locked_bytes,
+            staged_bytes=placement.staged_bytes,
         )
         for placement in plan.placements
         for index, stage in enumerate(plan.stages)

@@ -108,9 +108,11 @@ def placement_table(plan: Plan) -> Table:
         words("component", lambda rows: rows[0].placement),
         gib("weights", lambda rows: rows[0].weight_bytes),
         figure("groups", lambda rows: str(rows[0].num_groups), only="text"),
+        gib("page-locked", lambda rows: rows[0].locked_bytes),
+        gib("staged", lambda rows: rows[0].staged_bytes),
         words("while it runs", placement_label, only="text"),
         *(_kept_in(index, label) for index, label in enumerate(labels)),
-        note="weight groups on the GPU / all",
+        note="weight groups on the GPU / all; what moves is page-locked on the host or staged",
     )
 
 

@@ -82,7 +82,8 @@ def one_line(plan: Plan) -> str:
     return (
         f"{limit(plan)} on {plan.device_name}: predicted peak {format_bytes(estimate.peak_bytes)}, "
         f"{format_seconds(estimate.seconds)} per call ({f'{likely}, ' if likely else ''}bound {format_seconds(estimate.bound_seconds)}), "
-        f"first call {format_seconds(estimate.first_call_seconds)}; {placed}."
+        f"first call {format_seconds(estimate.first_call_seconds)}, {format_bytes(estimate.host_bytes)} of host memory "
+        f"({format_bytes(estimate.locked_bytes)} page-locked); {placed}."
     )
 
 

@@ -11,8 +11,8 @@ import msgspec
 from vramtune.errors import FileError, UsageError
 from vramtune.printable import printable
 
-SCHEMA_VERSION = 5
-"""5: a profile's variants are by sets of permissions, and know components whose weights are others under them."""
+SCHEMA_VERSION = 6
+"""6: plans say what host memory weights take and which of them are page-locked; devices how fast others are staged."""
 MAX_FILE_BYTES = 2**26
 """Largest file that is read: a profile of the largest pipeline takes a few MiB."""
 

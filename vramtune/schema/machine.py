@@ -32,7 +32,7 @@ class Spreads:
     copies: Spread = CERTAIN
     """Seconds of copies from page-locked memory."""
     pageable_copies: Spread = CERTAIN
-    """Seconds of copies from ordinary memory, and back into it."""
+    """Seconds of copies from ordinary memory, also into page-locked memory, and back into it."""
     activations: Spread = CERTAIN
     """Bytes of activations, with the libraries' workspaces among them."""
     context: Spread = CERTAIN
@@ -59,6 +59,14 @@ class Device:
     """Host to device from ordinary memory; blocks the host."""
     readback_bytes_per_second: PerSecond
     """Device to host into ordinary memory, as `module.to("cpu")` does; blocks the host."""
+    staging_bytes_per_second: PerSecond = 8e9
+    """From ordinary into page-locked host memory, by one thread. The default is a usual one: 8 to 12 GB/s."""
+    storage_bytes_per_second: PerSecond = 3e9
+    """From files that are mapped into page cache, one after the other. The default is a usual one, of an NVMe drive."""
+    ram_bytes: Bytes | None = None
+    """Host memory that weights of this process may take: what is available less a reserve. None: nobody knows, no limit."""
+    lockable_bytes: Bytes | None = None
+    """How much of that may be page-locked. None: nobody knows, no limit."""
     overlap_fraction: Fraction
     """Share of the pinned rate that remains while kernels run (0-1)."""
     copy_latency_seconds: Seconds

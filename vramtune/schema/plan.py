@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
+from vramtune.layout import kept_bytes, ring_bytes, staging_slot_bytes, taken_bytes
 from vramtune.schema.figures import Budget, Bytes, Count, Index, Repeats, Saving, Seconds, Total
 from vramtune.schema.files import Saved
 from vramtune.schema.profile import WeightGroup, Workload
@@ -39,6 +39,10 @@ class Placement:
     kept: tuple[Index, ...]
     """Number of groups on the GPU, by stage."""
     num_slots: Repeats
+    locked: tuple[Index, Index] | None = None
+    """Groups from the first of these on and before the second, in keep order, are in page-locked host memory while they are
+    not on the GPU; others, if they move, stay in ordinary memory or in their files and are staged. None: all are
+    page-locked."""
     takes_segments: bool = False
     """Whether its memory is taken in whole segments, as PyTorch's CUDA allocator does, and counted so."""
 
@@ -48,6 +52,8 @@ class Placement:
             raise ValueError(f"placement of {self.name!r}: {self.kept} of {len(self.groups)} groups kept")
         if any(active and k < 1 for active, k in zip(self.active, self.kept, strict=True)):
             raise ValueError(f"placement of {self.name!r}: its root group is absent while it runs")
+        if self.locked is not None and not 0 <= self.locked[0] <= self.locked[1] <= len(self.groups):
+            raise ValueError(f"placement of {self.name!r}: groups {self.locked} of {len(self.groups)} page-locked")
         if self.num_slots < 1:
             raise ValueError(f"placement of {self.name!r}: {self.num_slots} slots")
 
@@ -75,6 +81,21 @@ class Placement:
             return 0
         num_bytes = ring_bytes(self.num_slots, largest_absent_bytes=max(absent), absent_bytes=sum(absent))
         return taken_bytes(num_bytes) if self.takes_segments else num_bytes
+
+    @property
+    def locked_bytes(self) -> int:
+        """Bytes of the groups that move and are page-locked."""
+        moving = range(self.num_resident, len(self.groups))
+        return sum(self.groups[group].weight_bytes for group in moving if self.is_locked(group))
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of the groups that move and stay in ordinary memory."""
+        return sum(group.weight_bytes for group in self.groups[self.num_resident :]) - self.locked_bytes
+
+    def is_locked(self, group: int) -> bool:
+        """Whether a group, by its place in keep order, is page-locked while it is not on the GPU."""
+        return self.locked is None or self.locked[0] <= group < self.locked[1]
 
     def role(self, stage: int) -> Role:
         """Role of the placement in one stage."""
@@ -149,6 +170,12 @@ class Estimate:
     """Seconds that no plan within the budget can beat, call after call, under the same model."""
     moved_bytes: Total
     """Bytes copied from host to device per steady call."""
+    locked_bytes: Bytes
+    """Page-locked host memory: weights, and the slots through which others are staged."""
+    pageable_bytes: Bytes
+    """Ordinary host memory of weights: of those that are staged, and of those that the call does not use."""
+    file_bytes: Bytes = 0
+    """Weights that stay in files, which the system reads when they are used: of the groups that are staged."""
     low: Extreme
     """The steady call if everything is as fast and small as is likely (`Device`'s spreads)."""
     high: Extreme
@@ -156,6 +183,11 @@ class Estimate:
     is_narrow: bool = False
     """Whether no plan at all would be within the budget if everything were as large as is likely."""
     stages: tuple[StageEstimate, ...]
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that the weights take between calls and in them."""
+        return self.locked_bytes + self.pageable_bytes
 
     @property
     def gap_fraction(self) -> float:
@@ -173,6 +205,7 @@ ReasonKind = Literal[
     "compute_bound",
     "copy_bound",
     "host_bound",
+    "staging_bound",
     "peak",
     "excluded",
     "not_resident",
@@ -182,6 +215,7 @@ ReasonKind = Literal[
 FIGURES: dict[ReasonKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "copy_bound": ((), ("copies", "compute", "exposed")),
     "host_bound": ((), ("host", "compute", "exposed")),
+    "staging_bound": (("staged",), ("staging", "compute", "exposed")),
     "peak": (("weights", "others", "free"), ()),
     "excluded": (("weights",), ()),
     "not_resident": (("missing", "over_budget"), ("exposed",)),
@@ -201,6 +235,8 @@ class Reason:
       those `exposed`.
     - `host_bound`: `stage` waits longest, for the host to ask for its copies. Seconds of the `host` for all it has to
       ask for, of `compute`, and those `exposed`.
+    - `staging_bound`: `stage` waits longest, for weights that are not page-locked. Bytes `staged` in all its iterations;
+      seconds that `staging` them takes the host, of `compute`, and those `exposed`.
     - `peak`: `stage` needs most memory. Bytes of `weights` and slots, of `others`, and those left `free`.
     - `excluded`: the pipeline excludes `component` from offload. Bytes of its `weights`.
     - `not_resident`: `component` is not always on the device, because of `stage`. Bytes `missing`, and by how many
@@ -236,6 +272,10 @@ class Plan(Saved, Shown):
     """The budget as the user gave it."""
     budget_bytes: Budget
     """Limit of the peak: the asked budget, or what is usable on the device if that is less."""
+    ram_bytes: Bytes | None = None
+    """Limit of the host memory that weights take: as asked, or what there is if that is less. None: no limit is known."""
+    lockable_bytes: Bytes | None = None
+    """How much of that may be page-locked; None: no limit is known."""
     stages: tuple[PlannedStage, ...]
     placements: tuple[Placement, ...]
     permissions: tuple[str, ...]
@@ -258,6 +298,12 @@ class Plan(Saved, Shown):
         for stage in self.stages:
             if any(not (0 <= p < len(num_groups) and 0 <= g < num_groups[p]) for p, g in stage.visits):
                 raise ValueError(f"stage {stage.name!r}: it visits a group that no placement has")
+
+    @property
+    def staging_slot_bytes(self) -> int:
+        """Bytes of one of the slots through which weights in ordinary memory are staged."""
+        largest_bytes = max((group.weight_bytes for p in self.placements for group in p.groups), default=0)
+        return staging_slot_bytes(largest_bytes, self.lockable_bytes)
 
     def __repr__(self) -> str:
         """One line: all of it would be tens of thousands of characters."""

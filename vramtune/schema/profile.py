@@ -64,6 +64,8 @@ class WeightGroup:
     modules: tuple[str, ...]
     """Paths inside the component of the modules whose `forward` needs this group, with all that they contain; for the
     root group, of the modules whose own weights it holds, without what they contain."""
+    file_bytes: Bytes = 0
+    """Of `weight_bytes`, what lies in files that are mapped, or is not loaded yet: there it takes no memory of the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,8 @@ class Component:
     dtype: str
     parameters: Weights
     """Everything the module owns, used by this call or not."""
+    file_bytes: Bytes = 0
+    """Of that and of the buffers, each tensor rounded up to 512 bytes, what lies in files as a group's may."""
     buffers: Weights = Weights()
     computed_bytes: Bytes = 0
     """What hooks compute from the weights when their module starts (`torch.nn.utils.weight_norm`), on the device. A plan

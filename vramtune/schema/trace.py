@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from vramtune.errors import FileError
 from vramtune.schema.figures import Bytes, Index
-from vramtune.schema.files import SCHEMA_VERSION, read_file, write_file
+from vramtune.schema.files import read_file, write_file
 from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import Kernels
 from vramtune.schema.profile import Component, Workload, call_name
@@ -36,6 +36,8 @@ Event = Annotated[int, Meta(ge=-(2**31), le=2**60)]
 ALWAYS_FOLLOWED = ("vae_tiling",)
 """Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
 is followed soon. To follow a denoiser once more takes half as long again as the rest."""
+TRACE_VERSION = 5
+"""Of traces alone: those that come with the package take long to make, and plans and profiles change without them."""
 MOST_BYTES = 2**28
 """Of a trace in memory: what is read may claim to be any size. The largest of the catalog's takes 4 MiB."""
 
@@ -267,7 +269,7 @@ class Trace:
 
     def to_bytes(self) -> bytes:
         """MessagePack, compressed: a tape of 400,000 events takes 100 KB."""
-        envelope = {"kind": "Trace", "schema_version": SCHEMA_VERSION, "body": self}
+        envelope = {"kind": "Trace", "schema_version": TRACE_VERSION, "body": self}
         return lzma.compress(msgspec.msgpack.encode(envelope))
 
     @classmethod
@@ -279,9 +281,9 @@ class Trace:
             written = msgspec.msgpack.decode(envelope["schema_version"], type=int)
         except (lzma.LZMAError, msgspec.MsgspecError, KeyError, EOFError) as error:
             raise FileError(f"Expected a vramtune Trace; this is no vramtune file: {error}.") from error
-        if written != SCHEMA_VERSION:
+        if written != TRACE_VERSION:
             raise FileError(
-                f"This Trace has schema version {written}; this vramtune reads version {SCHEMA_VERSION}. Make a new one."
+                f"This Trace has version {written}; this vramtune reads version {TRACE_VERSION}. Make a new one."
             )
         try:
             with uncollected():

@@ -7,7 +7,7 @@ from typing import Self
 from vramtune.errors import BudgetError
 from vramtune.schema import Device, Profile
 from vramtune.tuner.local_search import Candidate
-from vramtune.tuner.problem import pose
+from vramtune.tuner.problem import Problem, pose
 from vramtune.units import format_bytes
 
 MARGIN_FRACTION = 0.005
@@ -22,14 +22,30 @@ class Budget:
     """As the user gave it."""
     limit_bytes: int
     """What the peak is held to: what was asked, or what is usable on the device if that is less."""
+    ram_bytes: int | None = None
+    """What weights may take of the host: what was asked, or what there is if that is less. None: no limit is known."""
+    lockable_bytes: int | None = None
+    """How much of that may be page-locked."""
     margin_fraction: float = 0.0
     """Share of the limit that stays free for what the prediction may miss."""
 
     @classmethod
-    def on(cls, device: Device, asked_bytes: int, *, margin_fraction: float = 0.0) -> Self:
-        """The budget that is asked for on a device."""
-        limit_bytes = min(asked_bytes, device.usable_bytes)
-        return cls(asked_bytes=asked_bytes, limit_bytes=limit_bytes, margin_fraction=margin_fraction)
+    def on(
+        cls, device: Device, asked_bytes: int, *, ram_bytes: int | None = None, margin_fraction: float = 0.0
+    ) -> Self:
+        """The budget that is asked for on a device, with the host's memory that is asked for beside it."""
+        ram_bytes = min((n for n in (ram_bytes, device.ram_bytes) if n is not None), default=None)
+        return cls(
+            asked_bytes=asked_bytes,
+            limit_bytes=min(asked_bytes, device.usable_bytes),
+            ram_bytes=ram_bytes,
+            lockable_bytes=min((n for n in (ram_bytes, device.lockable_bytes) if n is not None), default=None),
+            margin_fraction=margin_fraction,
+        )
+
+    def applied_to(self, problem: Problem) -> Problem:
+        """The problem with this budget's limits of the host's memory."""
+        return replace(problem, ram_bytes=self.ram_bytes, lockable_bytes=self.lockable_bytes)
 
     @property
     def target_bytes(self) -> int:
@@ -63,6 +79,21 @@ def nothing_fits(profile: Profile, budget: Budget, allow: tuple[str, ...]) -> Bu
         smallest_bytes=needed[allowed],
         permission=permission,
         permitted_bytes=needed[lowest] if permission else None,
+    )
+
+
+def too_little_ram(profile: Profile, budget: Budget, least_bytes: int) -> BudgetError:
+    """The error for a host that cannot hold what the GPU has no room for: how little would do."""
+    assert budget.ram_bytes is not None
+    has, needed = format_bytes(budget.ram_bytes), format_bytes(least_bytes)
+    return BudgetError(
+        f"{profile.pipeline_class} does not fit {has} of host memory beside {format_bytes(budget.asked_bytes)} on the GPU: "
+        f"its weights take {needed} of the host at least. Give them that (`ram_gb`, `--ram-gb`; by default it is what is "
+        "free), a larger `vram_gb`, or load the pipeline so that its weights stay in their files (`vramtune.load`), in a smaller "
+        "dtype, or quantized.",
+        budget_bytes=budget.ram_bytes,
+        smallest_bytes=least_bytes,
+        resource="ram",
     )
 
 

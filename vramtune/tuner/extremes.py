@@ -72,6 +72,8 @@ def device_at(device: Device, end: End) -> Device:
         context_bytes=round(_factor(device.spreads.context, end) * device.context_bytes),
         pinned_copy_bytes_per_second=device.pinned_copy_bytes_per_second / pinned,
         pageable_copy_bytes_per_second=device.pageable_copy_bytes_per_second / pageable,
+        staging_bytes_per_second=device.staging_bytes_per_second / pageable,
+        storage_bytes_per_second=device.storage_bytes_per_second / pageable,
         readback_bytes_per_second=device.readback_bytes_per_second / pageable,
         operation_seconds=device.operation_seconds * _factor(device.spreads.host, end),
     )

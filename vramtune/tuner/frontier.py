@@ -4,7 +4,7 @@ from vramtune.schema import Frontier, FrontierPoint, Profile
 from vramtune.tuner.budget import Budget, nothing_fits
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import DEFAULT_SLOTS
-from vramtune.tuner.search import check, choose, fastest, pose_permitted
+from vramtune.tuner.search import check, choose, fastest, no_plan, pose_permitted
 from vramtune.tuner.stock_modes import stock_modes
 
 NUM_POINTS = 24
@@ -28,11 +28,14 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
     for step in range(NUM_POINTS if high > low else 1):
         budget_bytes = round(low * (high / low) ** (step / (NUM_POINTS - 1)))
         choice = fastest(choose(problems, Budget.on(profile.device, budget_bytes)))
-        assert choice is not None, "the smallest budget is enough"
+        if choice is None:  # the host has too little for what a smaller budget leaves to it
+            continue
         if not points or choice.estimate.seconds < points[-1].seconds:
             points.append(
                 FrontierPoint(budget_bytes=budget_bytes, permissions=choice.permissions, estimate=choice.estimate)
             )
+    if not points:
+        raise no_plan(profile, problems, Budget.on(profile.device, usable), allow)
     return Frontier(
         pipeline_class=profile.pipeline_class,
         workload=profile.workload,

@@ -13,6 +13,13 @@ unit's bytes, v the mean visits of its bytes in an iteration, g its slots, C com
 
 Where a component is excluded from offload, r = x = U by the variables' own bounds.
 
+Where the host's memory is limited, `l` bytes of each unit are page-locked, M is the rate of staging the others, and in
+keep order those are the first; `e` and `w` are what of U - x and of U - y is staged:
+
+    lock      sum l <= lockable - staging slots,  e >= U - x - l,  w >= U - y - l
+    stage     M f >= sum (v - 1) e + w,  M t >= sum v e
+    host      sum of U - r, or l of what lies in files, <= RAM - idle
+
 Solved three times, each within what the pass before reached: fastest, fewest bytes moved, least held.
 z should be 0 or 1; see `solve`.
 """
@@ -33,21 +40,24 @@ TOLERANCE = 1e-6
 Term = tuple[int, float]
 
 
-def solve(problem: Problem, budget_bytes: int, num_slots: int) -> list[list[float]] | None:
+def solve(problem: Problem, budget_bytes: int, num_slots: int, *, is_lean: bool = False) -> list[list[float]] | None:
     """Bytes kept by unit and stage in the fastest plan, before rounding to groups; None if nothing fits.
+
+    A lean one leaves as little on the host as can be, whatever the host has.
 
     First with z between 0 and 1; then with z rounded up, which the polish may undo. (Branching on z brings nothing
     that the polish does not find, and HiGHS prints to stdout while it branches.)
     """
     relaxed = _Rows(problem)
     _add_constraints(relaxed, problem, budget_bytes, num_slots)
-    found = relaxed.in_turn(_seconds(relaxed, problem), _moved(relaxed, problem))
+    lean = [_hosted(relaxed)] if is_lean else []
+    found = relaxed.in_turn(*lean, _seconds(relaxed, problem), _moved(relaxed, problem))
     if found is None:
         return None
     rows = _Rows(problem)
     _add_constraints(rows, problem, budget_bytes, num_slots)
     rows.fix({variable: math.ceil(found[variable] - TOLERANCE) for variable in rows.streams.values()})
-    solution = rows.in_turn(_seconds(rows, problem), _moved(rows, problem), _held(rows, problem))
+    solution = rows.in_turn(*lean, _seconds(rows, problem), _moved(rows, problem), _held(rows, problem))
     if solution is None:
         return None
     return [[float(solution[x]) * rows.bytes_scale for x in kept] for kept in rows.kept]
@@ -58,7 +68,7 @@ def bound_seconds(problem: Problem, budget_bytes: int) -> float:
 
     Slots cost nothing, everything kept is there when its stage begins, idle weights take no room unless they are
     excluded from offload: then each stage is a fractional knapsack that keeps the bytes visited most often, and
-    lasts `num_iterations x max(compute, copies of the rest)`.
+    lasts `num_iterations x max(compute, copies of the rest, staging of what of it cannot be page-locked)`.
     """
     return sum(_bound_of(problem, stage, budget_bytes) for stage in problem.stages)
 
@@ -72,13 +82,19 @@ def _bound_of(problem: Problem, stage: StageProblem, budget_bytes: int) -> float
     for u, group, *_ in stage.visits:
         if group >= given[u]:
             visits[u, group] = visits.get((u, group), 0) + 1
-    copied = 0.0
+    copied = staged = 0.0
+    paces = [problem.staging_seconds(u, g) / size for u, g in visits if (size := problem.units[u].sizes[g])]
+    lockable = math.inf if problem.lockable_bytes is None else problem.lockable_bytes
     for (u, group), count in sorted(visits.items(), key=lambda item: -item[1]):
         size = problem.units[u].sizes[group]
         absent = max(0, size - max(0, room))
         room -= size
         copied += count * absent
-    return stage.num_iterations * max(stage.compute_seconds, copied / problem.copy_bytes_per_second)
+        staged += count * max(0, absent - max(0, lockable))
+        lockable -= absent
+    copy_seconds = copied / problem.copy_bytes_per_second
+    staging_seconds = staged * min(paces, default=0.0)
+    return stage.num_iterations * max(stage.compute_seconds, copy_seconds, staging_seconds)
 
 
 class _Rows:
@@ -102,6 +118,11 @@ class _Rows:
         self.streams = {(u, s): self.variable(1) for s in stages for u in problem.stages[s].active}
         self.first = [self.variable(np.inf) for _ in stages]
         self.further = [self.variable(np.inf) for _ in stages]
+        total = sum(unit.total_bytes for unit in problem.units)
+        limits = [limit for limit in (problem.lockable_bytes, problem.ram_bytes) if limit is not None]
+        self.is_lock_limited = min(limits, default=total) < total
+        self.locked = [self.variable(size) for size in sizes] if self.is_lock_limited else []
+        self.staged = {visit: (self.variable(np.inf), self.variable(np.inf)) for visit in self.streams}
         self.coefficients: list[np.ndarray] = []
         self.low: list[float] = []
         self.high: list[float] = []
@@ -164,6 +185,15 @@ class _Rows:
 
 def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots: int) -> None:
     scale = rows.bytes_scale
+    if problem.ram_bytes is not None:
+        in_files = [sum(unit.file_bytes) / max(unit.total_bytes, 1) for unit in problem.units]
+        in_memory = sum(size * (1 - share) for size, share in zip(rows.sizes, in_files, strict=True))
+        given = [(r, share - 1) for r, share in zip(rows.resident, in_files, strict=True)]
+        locked = list(zip(rows.locked, in_files, strict=True)) if rows.is_lock_limited else []
+        rows.add([*given, *locked], high=(problem.ram_bytes - problem.idle_host_bytes) / scale - in_memory)
+    if rows.is_lock_limited and problem.lockable_bytes is not None:
+        most = max(problem.lockable_bytes - problem.staging_bytes, 0) / scale
+        rows.add(((locked, 1.0) for locked in rows.locked), high=most)
     for s, stage in enumerate(problem.stages):
         slots = [
             (rows.streams[u, s], problem.units[u].ring_bytes(problem.units[u].least_kept, num_slots) / scale)
@@ -183,6 +213,8 @@ def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots
             else:
                 rows.add([(x, 1), (before, -1)], high=0)
         _add_seconds(rows, stage, s)
+        if rows.is_lock_limited:
+            _add_staging(rows, problem, stage, s)
 
 
 def _add_seconds(rows: _Rows, stage: StageProblem, s: int) -> None:
@@ -195,6 +227,21 @@ def _add_seconds(rows: _Rows, stage: StageProblem, s: int) -> None:
     carried = [(rows.carried[u][s], 1.0) for u in stage.active]
     rows.add([(rows.further[s], rows.rate), *streamed], low=visited)
     rows.add([(rows.first[s], rows.rate), *loaded, *carried], low=visited)
+
+
+def _add_staging(rows: _Rows, problem: Problem, stage: StageProblem, s: int) -> None:
+    again: list[Term] = []
+    first: list[Term] = []
+    for u in stage.active:
+        streamed, absent = rows.staged[u, s]
+        rows.add([(streamed, 1), (rows.kept[u][s], 1), (rows.locked[u], 1)], low=rows.sizes[u])
+        rows.add([(absent, 1), (rows.carried[u][s], 1), (rows.locked[u], 1)], low=rows.sizes[u])
+        seconds = sum(problem.staging_seconds(u, g) for g in range(len(problem.units[u].sizes)))
+        pace = seconds / max(problem.units[u].total_bytes, 1) * rows.bytes_scale / rows.seconds_scale
+        again.append((streamed, -pace * stage.num_visits[u]))
+        first += [(streamed, pace * (1 - stage.num_visits[u])), (absent, -pace)]
+    rows.add([(rows.further[s], 1), *again], low=0)
+    rows.add([(rows.first[s], 1), *first], low=0)
 
 
 def _seconds(rows: _Rows, problem: Problem) -> np.ndarray:
@@ -210,6 +257,13 @@ def _moved(rows: _Rows, problem: Problem) -> np.ndarray:
         for u in stage.active:
             goal[rows.carried[u][s]] -= 1
             goal[rows.kept[u][s]] -= stage.num_iterations * stage.num_visits[u] - 1
+    return goal
+
+
+def _hosted(rows: _Rows) -> np.ndarray:
+    """Less what is resident: what is left on the host but for a constant."""
+    goal = np.zeros(len(rows.upper))
+    goal[rows.resident] = -1
     return goal
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import Self
 
+from vramtune.tuner.homes import locked_ranges, moving_bytes
 from vramtune.tuner.linear_program import SLACK_FRACTION
 from vramtune.tuner.problem import Problem
 from vramtune.tuner.schedule import Residency, moved_bytes, num_simulated, stage_seconds
@@ -38,6 +39,8 @@ class Candidate:
     """Groups kept always, by unit."""
     num_slots: tuple[int, ...]
     """By unit."""
+    locked: tuple[tuple[int, int], ...] | None = None
+    """By unit, the first group in page-locked memory and the one behind the last; None: all that move are."""
 
     @classmethod
     def whole(cls, problem: Problem, num_slots: int) -> Self:
@@ -64,10 +67,58 @@ class Candidate:
         """What a stage begins with and keeps, by active unit."""
         return {
             u: Residency(
-                self.kept[u][s], min(self.kept[u][s], self.kept[u][s - 1] if s else self.resident[u]), self.num_slots[u]
+                self.kept[u][s],
+                min(self.kept[u][s], self.kept[u][s - 1] if s else self.resident[u]),
+                self.num_slots[u],
+                self.locked[u] if self.locked else None,
             )
             for u in self.problem.stages[s].active
         }
+
+    @property
+    def housed(self) -> Self:
+        """The candidate with what is copied most often page-locked, as far as that may be."""
+        if self.problem.lockable_bytes is None and self.problem.ram_bytes is None:
+            return self
+        plain = replace(self, locked=None)
+        residencies = [plain.residencies(s) for s in range(len(self.problem.stages))]
+        return replace(plain, locked=locked_ranges(self.problem, self.resident, residencies))
+
+    @property
+    def locked_bytes(self) -> int:
+        """Page-locked memory: of groups that move, and of the slots through which others are staged."""
+        slots = self.problem.staging_bytes if self.staged_bytes else 0
+        return slots + moving_bytes(self.problem, self.resident) - self.staged_bytes
+
+    @property
+    def staged_bytes(self) -> int:
+        """Groups that move and are in ordinary memory."""
+        return sum(self.problem.units[u].sizes[group] for u, group in self._staged())
+
+    @property
+    def file_bytes(self) -> int:
+        """What of them stays in files."""
+        return sum(self.problem.units[u].file_bytes[group] for u, group in self._staged())
+
+    def _staged(self) -> Iterator[tuple[int, int]]:
+        for u, (start, end) in enumerate(self.locked or ()):
+            moving = range(self.resident[u], len(self.problem.units[u].groups))
+            yield from ((u, group) for group in moving if not start <= group < end)
+
+    @property
+    def pageable_bytes(self) -> int:
+        """Ordinary memory: of groups that are staged from there, and of what stays on the host all the time."""
+        return self.staged_bytes - self.file_bytes + self.problem.idle_host_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """All that weights take of the host."""
+        return self.locked_bytes + self.pageable_bytes
+
+    @property
+    def is_within_ram(self) -> bool:
+        """Whether that is no more than the host may give."""
+        return self.problem.ram_bytes is None or self.host_bytes <= self.problem.ram_bytes
 
     def weight_bytes(self, s: int) -> int:
         """Weights on the device throughout a stage, without what excluded components own beyond their units."""
@@ -138,11 +189,12 @@ def polish(judge: Judge, start: Candidate) -> Candidate:
     improving = True
     while improving:
         improving = False
-        for candidate in _neighbours(best, judge.budget_bytes):
+        for neighbour in _neighbours(best, judge.budget_bytes):
+            candidate = neighbour.housed
             judge.effort += EFFORT_PER_ENTRY * len(best.kept) * len(judge.problem.stages)
             if judge.is_exhausted:
                 return best
-            if judge.least_score(candidate) >= score * (1 - LEAST_GAIN):
+            if not candidate.is_within_ram or judge.least_score(candidate) >= score * (1 - LEAST_GAIN):
                 continue
             candidate_score = judge.score(candidate)
             if candidate_score < score * (1 - LEAST_GAIN):

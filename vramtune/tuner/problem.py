@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vramtune.layout import SMALL_SEGMENT_BYTES, kept_bytes, ring_bytes, round_up, taken_bytes
+from vramtune.layout import (
+    SMALL_SEGMENT_BYTES,
+    STAGING_SLOTS,
+    kept_bytes,
+    ring_bytes,
+    round_up,
+    staging_slot_bytes,
+    taken_bytes,
+)
 from vramtune.schema import CERTAIN, Activity, Component, Device, PlannedStage, Profile, Spread, Stage, WeightGroup
 
 DEFAULT_SLOTS = 3
@@ -40,6 +48,8 @@ class Unit:
     """`largest[k]`: bytes of the largest group that is absent when k are kept."""
     least_kept: int
     """Groups to keep while active such that the fewest bytes are needed: the root and oversize leaves."""
+    file_bytes: tuple[int, ...] = ()
+    """By group, what of it lies in files."""
     least_idle: int = 0
     """Groups to keep while idle: none. Where the component is excluded from offload, both are all groups."""
     takes_segments: bool = False
@@ -121,6 +131,37 @@ class Problem:
     excluded: dict[str, int]
     """Components excluded from offload: what each owns beyond its units, in bytes. It is on the device all the same,
     in every stage, since the whole module is."""
+    idle_host_bytes: int = 0
+    """On the host besides the units' groups: what the call does not use, and what a permission keeps beside them."""
+    ram_bytes: int | None = None
+    """Limit of what weights take of the host; None: no limit."""
+    lockable_bytes: int | None = None
+    """Limit of what of them may be page-locked; None: no limit."""
+
+    @property
+    def is_read_anew(self) -> bool:
+        """Whether weights that stay in files are read from storage at each visit: not all of them fit the host's memory."""
+        cache_bytes = self.ram_bytes if self.device.ram_bytes is None else self.device.ram_bytes
+        return cache_bytes is not None and sum(sum(unit.file_bytes) for unit in self.units) > cache_bytes
+
+    def staging_seconds(self, u: int, group: int) -> float:
+        """What the host takes to stage a group: to read it, where that is from storage, and to copy it."""
+        unit = self.units[u]
+        seconds = unit.sizes[group] / self.device.staging_bytes_per_second
+        if self.is_read_anew:
+            seconds += unit.file_bytes[group] / self.device.storage_bytes_per_second
+        return seconds
+
+    @property
+    def staging_slot_bytes(self) -> int:
+        """Bytes of one of the slots through which groups in ordinary memory are staged."""
+        largest_bytes = max((size for unit in self.units for size in unit.sizes), default=0)
+        return staging_slot_bytes(largest_bytes, self.lockable_bytes)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Bytes of all these slots."""
+        return STAGING_SLOTS * self.staging_slot_bytes
 
     @property
     def unused_bytes(self) -> int:
@@ -150,7 +191,7 @@ class Problem:
 
 def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
     """The problem that a profile poses under the given permissions."""
-    profile = profile.under(permissions)
+    plain, profile = profile, profile.under(permissions)
     stages = profile.stages
     units: list[Unit] = []
     rank: dict[tuple[str, str], tuple[int, list[int]]] = {}  # (component, method) -> unit, rank by group
@@ -176,6 +217,7 @@ def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
         stages=posed,
         active_stages=tuple(tuple(s for s, stage in enumerate(posed) if u in stage.active) for u in range(len(units))),
         excluded=excluded,
+        idle_host_bytes=_idle_host_bytes(plain, profile, units),
     )
 
 
@@ -210,6 +252,7 @@ def make_unit(component: str, methods: tuple[str, ...], groups: tuple[WeightGrou
         prefix=prefix,
         largest=largest,
         least_kept=least_kept,
+        file_bytes=tuple(group.file_bytes for group in groups),
     )
 
 
@@ -220,8 +263,21 @@ def _always_whole(unit: Unit) -> Unit:
 
 def _unused_bytes(component: Component, units: list[Unit]) -> int:
     """What a component owns beyond its units; a root that several of them share counts once."""
-    planned = {group for unit in units if unit.component == component.name for group in unit.groups}
-    return component.weights.allocated_bytes - sum(group.weight_bytes for group in planned)
+    return component.weights.allocated_bytes - sum(group.weight_bytes for group in _planned_groups(component, units))
+
+
+def _planned_groups(component: Component, units: list[Unit]) -> set[WeightGroup]:
+    return {group for unit in units if unit.component == component.name for group in unit.groups}
+
+
+def _idle_host_bytes(plain: Profile, profile: Profile, units: list[Unit]) -> int:
+    """What stays on the host all the time: unused weights, and those that a permission keeps as they were."""
+    unused = 0
+    for component in (c for c in profile.components if c.name not in profile.excluded):
+        used_file_bytes = sum(group.file_bytes for group in _planned_groups(component, units))
+        unused += _unused_bytes(component, units) - max(component.file_bytes - used_file_bytes, 0)
+    before = zip(plain.components, profile.components, strict=True)
+    return unused + sum(was.weights.allocated_bytes - was.file_bytes for was, now in before if was != now)
 
 
 def keep_order(component: Component, seconds: dict[int, float]) -> list[int]:

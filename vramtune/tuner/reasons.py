@@ -4,7 +4,7 @@ from vramtune.schema import Estimate, Reason, placement_name
 from vramtune.tuner.linear_program import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem
-from vramtune.tuner.schedule import host_seconds
+from vramtune.tuner.schedule import host_seconds, staged_bytes, staging_seconds
 from vramtune.units import GIB
 
 HIDDEN_FRACTION = 0.005
@@ -36,16 +36,18 @@ def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
     if by_host >= (1 - HIDDEN_FRACTION) * stage.seconds:
         seconds = {"host": by_host, "compute": stage.compute_seconds, "exposed": exposed[s]}
         return Reason(kind="host_bound", stage=stage.name, seconds=seconds)
+    copy_seconds = stage.moved_bytes / problem.copy_bytes_per_second
+    staged = staged_bytes(problem, problem.stages[s], residencies)
+    by_staging = staging_seconds(problem, problem.stages[s], residencies)
+    if by_staging > copy_seconds:
+        seconds = {"staging": by_staging, "compute": stage.compute_seconds, "exposed": exposed[s]}
+        return Reason(kind="staging_bound", stage=stage.name, num_bytes={"staged": staged}, seconds=seconds)
     streams = any(residency.kept < len(problem.units[u].groups) for u, residency in residencies.items())
     return Reason(
         kind="copy_bound",
         stage=stage.name,
         num_bytes={"streamed" if streams else "loaded": stage.moved_bytes},
-        seconds={
-            "copies": stage.moved_bytes / problem.copy_bytes_per_second,
-            "compute": stage.compute_seconds,
-            "exposed": exposed[s],
-        },
+        seconds={"copies": copy_seconds, "compute": stage.compute_seconds, "exposed": exposed[s]},
     )
 
 

@@ -1,16 +1,19 @@
-"""One stage on two engines and a host: when is each group copied, when does each visit compute.
+"""One stage on three engines and a host: when is each group staged and copied, when does each visit compute.
 
 The recurrence of a first-in-first-out copy engine beside a compute engine. A visit computes when the one before
 it is done, its group has arrived, and the host has issued it; it ends when the host has issued its last operation and
 the GPU has computed all of it. A group that stays is copied once, whenever its turn comes. A streamed group is copied
 on every visit into a ring of bytes, and waits there until the visits whose bytes it overwrites are done. Nothing is
 copied back, and no copy starts before its stage does. The host waits for neither engine: it runs ahead of both.
+
+A group in ordinary memory is staged first, slot by slot (`_Staging`). The host asks for that when there is room for the
+group in its ring and its iteration has begun, and waits for the end of it before it issues the visit.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vramtune.layout import next_place
+from vramtune.layout import STAGING_SLOTS, next_place
 from vramtune.tuner.problem import (
     ARRIVAL_OPERATIONS,
     CALL_OPERATIONS,
@@ -32,6 +35,14 @@ class Residency(NamedTuple):
     kept: int
     present: int
     num_slots: int
+    locked: tuple[int, int] | None = None
+    """Groups before the first or from the second on are staged, which the host takes its time for; None: none are."""
+
+    def staged(self, start: int, end: int) -> Iterator[int]:
+        """Those of a range of groups that are staged."""
+        if self.locked is not None:
+            yield from range(start, min(end, self.locked[0]))
+            yield from range(max(start, self.locked[1]), end)
 
 
 class Visit(NamedTuple):
@@ -64,7 +75,9 @@ def _issued_seconds(problem: Problem, stage: StageProblem, residency: dict[int, 
 
 def _recurrence_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     last = num_simulated(problem, stage, residency)
-    ends = [0.0, *_iterations(problem, stage, residency, last)]
+    ends = [0.0] + [
+        iteration[-1][5] + stage.pipeline_seconds for iteration in _iterations(problem, stage, residency, last)
+    ]
     left = stage.num_iterations - last
     if last > WARM_UP:
         return ends[-1] + left * (ends[-1] - ends[WARM_UP]) / (last - WARM_UP)
@@ -79,10 +92,32 @@ def num_simulated(problem: Problem, stage: StageProblem, residency: dict[int, Re
 
 def stage_visits(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> list[list[Visit]]:
     """Every visit of every iteration, for drawing."""
-    visits: list[list[Visit]] = []
-    for _ in _iterations(problem, stage, residency, stage.num_iterations, visits):
-        pass
-    return visits
+    iterations = _iterations(problem, stage, residency, stage.num_iterations)
+    return [[Visit(*visit) for visit in iteration] for iteration in iterations]
+
+
+def staged_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
+    """What of `moved_bytes` comes from ordinary memory."""
+    total = 0
+    for unit, r in residency.items():
+        sizes, streamed = problem.units[unit].sizes, stage.streamed_bytes[unit]
+        total += sum(sizes[group] for group in r.staged(r.present, r.kept))
+        again = (streamed[group] - streamed[group + 1] for group in r.staged(r.kept, len(sizes)))
+        total += stage.num_iterations * sum(again)
+    return total
+
+
+def staging_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
+    """What the host takes to stage `staged_bytes`."""
+    total = 0.0
+    for unit, r in residency.items():
+        streamed = stage.streamed_bytes[unit]
+        for group in r.staged(r.present, len(problem.units[unit].sizes)):
+            if size := problem.units[unit].sizes[group]:
+                visits = (streamed[group] - streamed[group + 1]) / size
+                times = 1 if group < r.kept else stage.num_iterations * visits
+                total += times * problem.staging_seconds(unit, group)
+    return total
 
 
 def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
@@ -95,40 +130,50 @@ def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Resi
 
 
 def _iterations(
-    problem: Problem,
-    stage: StageProblem,
-    residency: dict[int, Residency],
-    num_iterations: int,
-    visits: list[list[Visit]] | None = None,
-) -> Iterator[float]:
-    """Yield each iteration's end, in seconds; its visits are added to `visits`, if given. (The search's inner loop.)"""
+    problem: Problem, stage: StageProblem, residency: dict[int, Residency], num_iterations: int
+) -> Iterator[list[tuple[int, int, float | None, float, float, float]]]:
+    """Yield each iteration's visits as the fields of `Visit` (plain tuples: this is the search's inner loop)."""
     rate, latency = problem.copy_bytes_per_second, problem.device.copy_latency_seconds
     rings = {unit: _Ring(problem.units[unit], r) for unit, r in residency.items()}
-    steps = [
-        (step, *step[2:5], rings[step.unit] if step.is_streamed else None) for step in _steps(problem, stage, residency)
-    ]
+    steps = _steps(problem, stage, residency)
     absent = {
         unit: {g for g in range(r.present, r.kept) if problem.units[unit].sizes[g]} for unit, r in residency.items()
     }
-    copy_clock = clock = 0.0
+    staged_groups = {unit: {*r.staged(r.present, len(problem.units[unit].sizes))} for unit, r in residency.items()}
+    staging = _Staging(problem) if any(staged_groups.values()) else None
+    most_ahead_bytes = max((size for _, _, size, *_ in steps), default=0)
+    copy_clock = clock = asked = 0.0  # when the host asked for the last copy
     issued = _num_loaded(residency) * LOAD_OPERATIONS * problem.operation_seconds  # when the host is free
     arrival_seconds = ARRIVAL_OPERATIONS * problem.operation_seconds
     for _ in range(num_iterations):
-        if visits is not None:
-            visits.append([])
-        for step, size, gpu, host, ring in steps:
+        visits, ahead_bytes, begun = [], 0, issued
+        for unit, group, size, gpu, host, is_streamed in steps:
             copy_start = None
             ready = 0.0
-            if ring is not None:
-                copy_start = ring.place(size)
+            if is_streamed:
+                copy_start = rings[unit].place(size)
                 if copy_start < copy_clock:
                     copy_start = copy_clock
-                ready = copy_clock = copy_start + latency + size / rate
-            elif step.group in absent[step.unit]:
-                absent[step.unit].remove(step.group)
+            elif group in absent[unit]:
+                absent[unit].remove(group)
                 copy_start = copy_clock
                 issued += arrival_seconds
-                ready = copy_clock = copy_start + latency + size / rate
+            if copy_start is not None:
+                is_staged = False
+                if staging is not None:
+                    ahead_bytes += size
+                    asked = max(asked, rings[unit].left_seconds if is_streamed else 0.0)
+                    if ahead_bytes > most_ahead_bytes and begun > asked:
+                        asked = begun
+                    is_staged = group in staged_groups[unit]
+                if staging is not None and is_staged:
+                    seconds = problem.staging_seconds(unit, group)
+                    copy_start, staged, ready = staging.copy(size, seconds, asked, copy_start)
+                    copy_clock = ready
+                    if staged > issued:
+                        issued = staged
+                else:
+                    ready = copy_clock = copy_start + latency + size / rate
             start = ready if ready > clock else clock
             if issued > start:
                 start = issued
@@ -136,13 +181,13 @@ def _iterations(
             issued += host
             if issued > clock:
                 clock = issued
-            if ring is not None:
-                ring.ends.append(clock)
-            if visits is not None:
-                visits[-1].append(Visit(step.unit, step.group, copy_start, ready, start, clock))
+            if is_streamed:
+                rings[unit].ends.append(clock)
+                rings[unit].issued.append(issued)
+            visits.append((unit, group, copy_start, ready, start, clock))
         clock += stage.pipeline_seconds
         issued += stage.pipeline_seconds
-        yield clock
+        yield visits
 
 
 def _num_loaded(residency: dict[int, Residency]) -> int:
@@ -177,7 +222,7 @@ def _steps(problem: Problem, stage: StageProblem, residency: dict[int, Residency
 class _Ring:
     """First-in-first-out places in a ring of bytes; a place never wraps around the end."""
 
-    __slots__ = ("ends", "head", "num_bytes", "oldest", "starts")
+    __slots__ = ("ends", "head", "issued", "num_bytes", "oldest", "starts")
 
     def __init__(self, unit: Unit, residency: Residency) -> None:
         self.num_bytes = unit.ring_bytes(residency.kept, residency.num_slots)
@@ -185,6 +230,8 @@ class _Ring:
         self.starts: list[int] = []
         self.ends: list[float] = []
         """When the visit in each place is done, in seconds."""
+        self.issued: list[float] = []
+        """When the host had issued it."""
 
     def place(self, num_bytes: int) -> float:
         """Take the next place; returns when the visits that it overwrites are done, in seconds."""
@@ -196,4 +243,38 @@ class _Ring:
         while self.starts[oldest] < overwritten:
             oldest += 1
         self.oldest = oldest
-        return self.ends[oldest - 1] if oldest else 0.0
+        if not oldest:
+            return 0.0
+        return self.ends[oldest - 1]
+
+    @property
+    def left_seconds(self) -> float:
+        """When the host had issued what the last place overwrites."""
+        return self.issued[self.oldest - 1] if self.oldest else 0.0
+
+
+class _Staging:
+    """Page-locked slots, filled in turn by one thread: the next one when what was copied from it is on the device."""
+
+    __slots__ = ("_clock", "_copy_rate", "_free", "_latency", "_next", "_slot_bytes")
+
+    def __init__(self, problem: Problem) -> None:
+        self._copy_rate = problem.copy_bytes_per_second
+        self._latency, self._slot_bytes = problem.device.copy_latency_seconds, problem.staging_slot_bytes
+        self._clock, self._next = 0.0, 0
+        self._free = [0.0] * STAGING_SLOTS
+
+    def copy(self, num_bytes: int, seconds: float, asked: float, after: float) -> tuple[float, float, float]:
+        """Stage a group, which takes the host so long, when it is asked for, and copy it after that; when the first copy
+        starts, the last slot is filled, and the last copy ends, all in seconds."""
+        clock, start, pace = max(self._clock, asked), None, seconds / max(num_bytes, 1)
+        while num_bytes > 0:
+            part = min(num_bytes, self._slot_bytes)
+            num_bytes -= part
+            clock = max(clock, self._free[self._next]) + part * pace
+            begins = max(after, clock)
+            start = begins if start is None else start
+            after = self._free[self._next] = begins + self._latency + part / self._copy_rate
+            self._next = (self._next + 1) % STAGING_SLOTS
+        self._clock = clock
+        return (after if start is None else start), clock, after

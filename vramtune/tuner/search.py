@@ -2,12 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice, product
 from typing import NamedTuple
 
-from vramtune.errors import UnknownNameError, UsageError
+from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import PERMISSIONS, Device, Estimate, Placement, Plan, Profile, Reason
-from vramtune.tuner.budget import MARGIN_FRACTION, Budget, nothing_fits
+from vramtune.tuner.budget import MARGIN_FRACTION, Budget, nothing_fits, too_little_ram
 from vramtune.tuner.linear_program import solve
 from vramtune.tuner.local_search import Candidate, Judge, polish, settle
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
@@ -30,15 +31,21 @@ class Choice(NamedTuple):
 
 
 def choose_plan(
-    profile: Profile, asked_bytes: int, *, allow: tuple[str, ...] = (), margin_fraction: float = 0.0
+    profile: Profile,
+    asked_bytes: int,
+    *,
+    ram_bytes: int | None = None,
+    allow: tuple[str, ...] = (),
+    margin_fraction: float = 0.0,
 ) -> Plan:
     """The fastest plan that stays under the budget, less a margin for what the prediction may miss (a share of it).
 
-    A permission is used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`.
-    Raises `UsageError` for a budget above the card or an unknown permission, and `BudgetError` if nothing fits.
+    `ram_bytes` is what weights may take of the host; left out, all that the device's facts say there is. A permission is
+    used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`. Raises `UsageError` for a
+    budget above the card or an unknown permission, and `BudgetError` if nothing fits.
     """
     check(profile.device, asked_bytes, allow)
-    budget = Budget.on(profile.device, asked_bytes, margin_fraction=margin_fraction)
+    budget = Budget.on(profile.device, asked_bytes, ram_bytes=ram_bytes, margin_fraction=margin_fraction)
     return _fastest_plan(profile, pose_permitted(profile, allow), budget, allow)
 
 
@@ -47,7 +54,13 @@ def plan_again(profile: Profile, plan: Plan) -> Plan:
 
     Raises `BudgetError` if nothing fits.
     """
-    budget = Budget(asked_bytes=plan.asked_bytes, limit_bytes=plan.budget_bytes, margin_fraction=MARGIN_FRACTION)
+    budget = Budget(
+        asked_bytes=plan.asked_bytes,
+        limit_bytes=plan.budget_bytes,
+        ram_bytes=plan.ram_bytes,
+        lockable_bytes=plan.lockable_bytes,
+        margin_fraction=MARGIN_FRACTION,
+    )
     problems = {plan.permissions: pose(profile, plan.permissions)}
     return _fastest_plan(profile, problems, budget, plan.permissions)
 
@@ -58,13 +71,15 @@ def _fastest_plan(
     choices = choose(problems, budget)
     choice = fastest(choices)
     if choice is None:
-        raise nothing_fits(profile, budget, allow)
+        raise no_plan(profile, problems, budget, allow)
     return Plan(
         pipeline_class=profile.pipeline_class,
         workload=profile.workload,
         device_name=profile.device.name,
         asked_bytes=budget.asked_bytes,
         budget_bytes=budget.limit_bytes,
+        ram_bytes=budget.ram_bytes,
+        lockable_bytes=budget.lockable_bytes,
         stages=planned_stages(choice.candidate.problem),
         placements=_placements(choice.candidate),
         permissions=choice.permissions,
@@ -113,7 +128,10 @@ def choose(problems: Mapping[tuple[str, ...], Problem], budget: Budget) -> list[
 
     The bound in its estimate is that of the budget's limit.
     """
-    best = {permissions: best_candidate(problem, budget.target_bytes) for permissions, problem in problems.items()}
+    best = {
+        permissions: best_candidate(budget.applied_to(problem), budget.target_bytes)
+        for permissions, problem in problems.items()
+    }
     return [
         Choice(permissions, candidate, estimate(candidate, budget.limit_bytes))
         for permissions, candidate in best.items()
@@ -145,14 +163,15 @@ def _permissions_used(
 
 
 def best_candidate(problem: Problem, budget_bytes: int) -> Candidate | None:
-    """The best candidate found under a budget; None if none fits."""
+    """The best candidate found under a budget, within what the host has; None if none fits."""
     whole = Candidate.whole(problem, DEFAULT_SLOTS)
     if whole.peak_bytes <= budget_bytes:
-        return whole
+        return whole if whole.is_within_ram else None
     judge = Judge(problem, budget_bytes)
     best: Candidate | None = None
-    for start in _starts(problem, budget_bytes):
-        best = min(filter(None, (best, polish(judge, start))), key=judge.score)
+    for start in (candidate.housed for candidate in _starts(problem, budget_bytes)):
+        if start.is_within_ram:
+            best = min(filter(None, (best, polish(judge, start))), key=judge.score)
         if judge.is_exhausted:
             break
     return best
@@ -166,12 +185,34 @@ def _starts(problem: Problem, budget_bytes: int) -> Iterator[Candidate]:
         settle(Candidate.whole(problem, num_slots), budget_bytes, yields_first=u)
         for num_slots, u in product(range(1, DEFAULT_SLOTS + 1), problem.movable)
     )
-    yield from filter(None, chain(islice(filter(None, solutions), 1), others))
+    lean = [leanest(problem, budget_bytes)] if problem.ram_bytes is not None else []
+    yield from filter(None, chain(islice(filter(None, solutions), 1), lean, others))
 
 
-def _rounded(problem: Problem, budget_bytes: int, num_slots: int) -> Candidate | None:
+def leanest(problem: Problem, budget_bytes: int) -> Candidate | None:
+    """The candidate that leaves least on the host; None if none fits."""
+    unlimited = replace(problem, ram_bytes=None)
+    candidates = (
+        _rounded(unlimited, budget_bytes, num_slots, is_lean=True) for num_slots in range(1, DEFAULT_SLOTS + 1)
+    )
+    fitting = [replace(candidate, problem=problem).housed for candidate in candidates if candidate is not None]
+    return min(fitting, key=lambda candidate: candidate.host_bytes, default=None)
+
+
+def no_plan(
+    profile: Profile, problems: Mapping[tuple[str, ...], Problem], budget: Budget, allow: tuple[str, ...]
+) -> BudgetError:
+    """The error for a budget that nothing fits: the host's memory, where there is a plan but for that."""
+    limited = (leanest(budget.applied_to(problem), budget.target_bytes) for problem in problems.values())
+    fitting = [candidate.host_bytes for candidate in limited if candidate is not None]
+    if not fitting or budget.ram_bytes is None:
+        return nothing_fits(profile, budget, allow)
+    return too_little_ram(profile, budget, min(fitting))
+
+
+def _rounded(problem: Problem, budget_bytes: int, num_slots: int, *, is_lean: bool = False) -> Candidate | None:
     """The program's solution, rounded to whole groups and made to fit."""
-    solution = solve(problem, budget_bytes, num_slots)
+    solution = solve(problem, budget_bytes, num_slots, is_lean=is_lean)
     if solution is None:
         return None
     kept = tuple(
@@ -195,6 +236,7 @@ def _placements(candidate: Candidate) -> tuple[Placement, ...]:
             active=tuple(u in stage.active for stage in candidate.problem.stages),
             kept=candidate.kept[u],
             num_slots=candidate.num_slots[u],
+            locked=candidate.locked[u] if candidate.locked else None,
             takes_segments=unit.takes_segments,
         )
         for u, unit in enumerate(candidate.problem.units)

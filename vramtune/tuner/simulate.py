@@ -33,6 +33,9 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
         first_call_seconds=seconds + resident / problem.device.pageable_copy_bytes_per_second,
         bound_seconds=bound_seconds(problem, limit_bytes),
         moved_bytes=sum(stage.moved_bytes for stage in stages),
+        locked_bytes=candidate.locked_bytes,
+        pageable_bytes=candidate.pageable_bytes,
+        file_bytes=candidate.file_bytes,
         low=_extreme(replace(candidate, problem=low)),
         high=_extreme(replace(candidate, problem=high)),
         is_narrow=Candidate.least(high).peak_bytes > limit_bytes,
@@ -93,6 +96,7 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
 def recall(profile: Profile, plan: Plan) -> Candidate:
     """The candidate that a plan stands for; `UsageError` if the profile does not allow it."""
     problem = pose(profile, plan.permissions)
+    problem = replace(problem, ram_bytes=plan.ram_bytes, lockable_bytes=plan.lockable_bytes)
     ours = [(unit.component, unit.methods, unit.groups) for unit in problem.units]
     theirs = [(p.component, p.methods, p.groups) for p in plan.placements]
     if ours != theirs or planned_stages(problem) != plan.stages:
@@ -106,11 +110,13 @@ def recall(profile: Profile, plan: Plan) -> Candidate:
                 f"This plan moves {unit.component}, which this profile's pipeline excludes from offload "
                 "(`_exclude_from_cpu_offload`). Plan again with this profile."
             )
+    locked = tuple(p.locked for p in plan.placements if p.locked is not None)
     return Candidate(
         problem,
         kept=tuple(p.kept for p in plan.placements),
         resident=tuple(p.num_resident for p in plan.placements),
         num_slots=tuple(p.num_slots for p in plan.placements),
+        locked=locked or None,
     )
 
 

@@ -126,8 +126,13 @@ def compare_modes(profile: Profile, asked_bytes: int, *, allow: tuple[str, ...] 
     try:
         plan = choose_plan(profile, asked_bytes, allow=allow)
     except BudgetError:
-        return _comparison(profile, Budget.on(profile.device, asked_bytes), None)
+        return compare_without_plan(profile, asked_bytes)
     return compare_plan(profile, plan)
+
+
+def compare_without_plan(profile: Profile, asked_bytes: int) -> Comparison:
+    """The stock modes under a budget that no plan fits."""
+    return _comparison(profile, Budget.on(profile.device, asked_bytes), None)
 
 
 def compare_plan(profile: Profile, plan: Plan) -> Comparison:

@@ -5,6 +5,8 @@
 // kept apart on purpose: a race is judged by order alone, so a run that was only lucky in its timing is still
 // a race.
 
+#include <Python.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -22,7 +24,22 @@ constexpr int kNumStreams =
 constexpr int kNumAgents = 1 + kNumDevices * kNumStreams;
 
 inline std::recursive_mutex mutex;  // around all state of the simulated machine
-using Lock = std::lock_guard<std::recursive_mutex>;
+
+// Who waits for it lets go of Python meanwhile: a thread that has it may need Python, to free a tensor.
+struct Lock {
+  explicit Lock(std::recursive_mutex& mutex) : mutex_(mutex) {
+    if (mutex_.try_lock()) return;
+    PyThreadState* python = PyGILState_Check() ? PyEval_SaveThread() : nullptr;
+    mutex_.lock();
+    if (python) PyEval_RestoreThread(python);
+  }
+  ~Lock() { mutex_.unlock(); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
+  std::recursive_mutex& mutex_;
+};
 
 // Whole picoseconds: sums are exact, so a span does not depend on when it began.
 using Picoseconds = int64_t;

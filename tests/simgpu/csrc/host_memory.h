@@ -17,7 +17,7 @@ struct Pinned {
   Track track;
 };
 inline std::map<uintptr_t, Pinned> pinned;  // by address
-inline int64_t pinned_bytes = 0, pinned_peak_bytes = 0;
+inline int64_t pinned_bytes = 0, pinned_peak_bytes = 0, pinned_capacity_bytes = INT64_MAX;
 
 inline Pinned* find_pinned(const void* address) {
   auto it = pinned.upper_bound(uintptr_t(address));
@@ -122,6 +122,10 @@ inline void free_pinned(void* address) {
 struct PinnedAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t num_bytes) override {
     void* address = nullptr;
+    {
+      Lock lock(mutex);
+      TORCH_CHECK(pinned_bytes + int64_t(num_bytes) <= pinned_capacity_bytes, "sim: no more memory may be pinned");
+    }
     TORCH_CHECK(!posix_memalign(&address, 4096, std::max<size_t>(num_bytes, 1)), "host memory ran out");
     Lock lock(mutex);
     pinned[uintptr_t(address)] = {num_bytes, {}};

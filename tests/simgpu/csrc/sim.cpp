@@ -131,8 +131,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("run_whole", &run_whole);
   m.def("set_label", [](const std::string& name) { label = name; });
   m.def("num_devices", [] { return kNumDevices; });
+  m.def("set_pinned_capacity", [](int64_t capacity_bytes) { pinned_capacity_bytes = capacity_bytes; });
   m.def("pinned_bytes", [] { return std::make_pair(pinned_bytes, pinned_peak_bytes); });
   m.def("virtual_seconds", [] { return to_seconds(host().time - epoch); });
+  m.def("host_clock", [] { return host().time; });
+  m.def("set_host_clock", [](Picoseconds time) { host().time = time; });
   m.def("counters", &counters);
   m.def("timeline", &list_timeline);
   m.def("reset", &reset);

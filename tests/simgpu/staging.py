@@ -1,0 +1,60 @@
+"""The host's second thread in virtual time: what stages weights has a clock of its own beside the first one's.
+
+Its work is done as soon as it is asked for, by the thread that asks, with the simulated host's clock turned to where the
+second thread is. That is the same in virtual time, because a job waits for nothing that is asked for after it.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import pytest
+
+from tests.simgpu import load
+from vramtune.offload import staging
+
+
+class VirtualFuture(Future[Any]):
+    """What a job gave, and when."""
+
+    def __init__(self, time: int) -> None:
+        super().__init__()
+        self._time = time
+
+    def result(self, timeout: float | None = None) -> Any:
+        sim = load()
+        sim.set_host_clock(max(sim.host_clock(), self._time))
+        return super().result(timeout)
+
+
+class VirtualReader(Executor):
+    """A thread that does one job after the other."""
+
+    def __init__(self, **_: object) -> None:
+        self._time = 0
+
+    def submit(self, job: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        sim = load()
+        asked = sim.host_clock()
+        sim.set_host_clock(max(asked, self._time))
+        try:
+            given = job(*args, **kwargs)
+        finally:
+            self._time = sim.host_clock()
+            sim.set_host_clock(asked)
+        future = VirtualFuture(self._time)
+        future.set_result(given)
+        return future
+
+
+def stage_in_virtual_time(monkeypatch: pytest.MonkeyPatch, bytes_per_second: float) -> None:
+    """Let the second thread be a virtual one that copies so fast from ordinary into pinned memory."""
+    fill = staging.fill
+
+    def timed(flat: Any, part: staging.Part) -> None:
+        fill(flat, part)
+        sim = load()
+        sim.set_host_clock(sim.host_clock() + round(1e12 * part.num_bytes / bytes_per_second))
+
+    monkeypatch.setattr(staging, "ThreadPoolExecutor", VirtualReader)
+    monkeypatch.setattr(staging, "fill", timed)

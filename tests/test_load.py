@@ -1,0 +1,143 @@
+"""Pipelines whose weights stay in their files."""
+
+import gc
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+import vramtune
+from tests import tiny_pipelines
+from vramtune.errors import BudgetError, FileError, UsageError
+from vramtune.mapped_files import MappedFiles
+from vramtune.units import GIB
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux")
+    tiny_pipelines.build("flux").save_pretrained(folder, max_shard_size="200KB")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    for file in (file for file in saved.rglob("*") if file.is_file()):
+        target = tmp_path / file.relative_to(saved)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def load(folder: Path, **options: Any) -> tuple[Any, vramtune.Tuned]:
+    """Within little more than the smallest budget that there is a plan for."""
+    steps = {"num_inference_steps": 2, "output_type": "pt"} | tiny_pipelines.CALL["flux"]
+    options = {"device": "sim", "progress": False, "call_kwargs": steps} | options
+    with pytest.raises(BudgetError) as raised:
+        vramtune.load(diffusers.FluxPipeline, folder, 1 / GIB, **options)
+    return vramtune.load(diffusers.FluxPipeline, folder, 1.02 * raised.value.smallest_bytes / GIB, **options)
+
+
+def weights(pipe: Any) -> list[torch.Tensor]:
+    modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    return [p for m in modules for p in m.parameters()]
+
+
+def in_files(pipe: Any) -> int:
+    mapped = MappedFiles()
+    return sum(p.nbytes for p in weights(pipe) if p.is_cpu and mapped.file_of(p) is not None)
+
+
+def all_bytes(pipe: Any) -> int:
+    return sum(p.nbytes for p in weights(pipe))
+
+
+def test_with_little_memory_weights_stay_in_their_files_and_the_bits_are_the_same(
+    sim: ModuleType, no_garbage: None, saved: Path
+) -> None:
+    want = tiny_pipelines.run(tiny_pipelines.build("flux").to("sim"), "flux").cpu()
+    before = {file: file.read_bytes() for file in saved.rglob("*.safetensors")}
+    assert len(before) > 5, "in shards"
+    ram_bytes = 300_000
+    pipe, tuned = load(saved, ram_gb=ram_bytes / GIB)
+    estimate = tuned.plan.estimate
+    assert estimate.host_bytes <= ram_bytes < all_bytes(pipe)
+    assert in_files(pipe) > 0
+    held = sum(p.nbytes for p in weights(pipe) if p.is_cpu) - in_files(pipe)
+    assert held <= estimate.host_bytes
+    for _ in range(2):
+        assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), want)
+    tuned.remove()
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_an_edit_of_a_weight_in_a_file_counts_and_the_file_stays_as_it_is(
+    sim: ModuleType, no_garbage: None, folder: Path
+) -> None:
+    before = {file: file.read_bytes() for file in folder.rglob("*.safetensors")}
+    want = tiny_pipelines.build("flux")
+    pipe, tuned = load(folder, ram_gb=300_000 / GIB)
+    with tuned, torch.no_grad():
+        for edited in (want, pipe):
+            for parameter in edited.transformer.parameters():
+                parameter.mul_(1.5)
+        assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), tiny_pipelines.run(want.to("sim"), "flux").cpu())
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_without_a_dtype_each_component_has_that_of_its_files(
+    sim: ModuleType, no_garbage: None, tmp_path: Path
+) -> None:
+    tiny_pipelines.build("flux").to(torch.bfloat16).save_pretrained(tmp_path)
+    pipe = vramtune.load(diffusers.FluxPipeline, tmp_path, 1, ram_gb=1, device="sim", progress=False)[0]
+    assert {p.dtype for p in weights(pipe)} == {torch.bfloat16}
+
+
+def test_of_another_dtype_they_are_cast_into_memory(sim: ModuleType, no_garbage: None, saved: Path) -> None:
+    pipe, tuned = load(saved, ram_gb=1, torch_dtype=torch.bfloat16)
+    assert {p.dtype for p in weights(pipe)} == {torch.bfloat16}
+    assert tuned.plan.estimate.file_bytes == 0
+
+
+def test_a_shard_that_is_missing_is_named(sim: ModuleType, folder: Path) -> None:
+    missing = sorted(folder.glob("transformer/*.safetensors"))[0]
+    missing.unlink()
+    with pytest.raises(FileError, match=f"{missing.name}' is missing"):
+        load(folder)
+
+
+def test_a_file_that_is_cut_off_is_named(sim: ModuleType, folder: Path) -> None:
+    file = sorted(folder.glob("vae/*.safetensors"))[0]
+    os.truncate(file, file.stat().st_size - 100)
+    with pytest.raises(FileError, match=f"{file.name}' has .* cut off"):
+        load(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no folder"):
+        vramtune.load(diffusers.FluxPipeline, tmp_path / "none", 8)
+
+
+def test_what_has_no_from_pretrained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="by its class"):
+        vramtune.load("FluxPipeline", tmp_path, 8)
+
+
+def test_a_file_that_is_changed_under_way_stops_the_next_call_and_one_that_is_removed_does_not(
+    sim: ModuleType, no_garbage: None, folder: Path
+) -> None:
+    pipe, tuned = load(folder, ram_gb=300_000 / GIB)
+    with tuned:
+        want = tiny_pipelines.run(pipe, "flux").cpu()
+        used = sorted({path for p in weights(pipe) if (path := MappedFiles().file_of(p)) is not None})
+        used[0].unlink()
+        assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), want)
+        os.truncate(used[1], 100)
+        with pytest.raises(FileError, match="was changed since it was loaded"):
+            tiny_pipelines.run(pipe, "flux")
+        gc.collect()

@@ -1,0 +1,84 @@
+"""Files that are mapped into this process's memory, as safetensors maps weights: the system reads them when they are used.
+
+Such weights take no memory of their own: what is read is page cache, which the system gives up when it needs it. They are
+mapped privately: what someone writes to a weight stays in memory, and the file is as it was. Only Linux says what is
+mapped; elsewhere all weights count as in memory.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vramtune import host_memory
+from vramtune.errors import FileError
+
+
+class MappedFiles:
+    """What is mapped at one moment, by address."""
+
+    def __init__(self) -> None:
+        self._ranges = sorted(_ranges())
+        self._starts = [start for start, _, _ in self._ranges]
+
+    def file_of(self, tensor: torch.Tensor) -> Path | None:
+        """The file in which a tensor's bytes lie, or None."""
+        if not tensor.is_cpu or not tensor.numel():
+            return None
+        address = tensor.data_ptr()
+        index = bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ranges[index][1]:
+            return None
+        return self._ranges[index][2]
+
+
+def _ranges() -> Iterable[tuple[int, int, Path]]:
+    """Start, end and file of each mapping that stands for one."""
+    maps = host_memory.PROC / "self" / "maps"
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        words = line.split(maxsplit=5)
+        if len(words) == 6 and words[5].startswith("/") and not words[5].endswith(" (deleted)"):
+            start, end = (int(address, 16) for address in words[0].split("-"))
+            yield start, end, Path(words[5])
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A file as it was at one moment."""
+
+    path: Path
+    inode: int
+    num_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Snapshot | None":
+        """The file as it is now; None where it is not there any more."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return cls(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def refuse_changed(self) -> None:
+        """Raise a `FileError` where the file was written to: what is mapped is not what was loaded, or not there at all.
+
+        One that was removed, or exchanged for another one, is still there for those who have mapped it.
+        """
+        now = Snapshot.of(self.path)
+        if now is not None and now.inode == self.inode and now != self:
+            was, found = self.num_bytes, now.num_bytes
+            how = f"it had {was} bytes and has {found}" if was != found else "it was written to"
+            raise FileError(
+                f"{str(self.path)!r} holds weights of this pipeline that are not in memory, and was changed since it was "
+                f"loaded: {how}. Put the file back as it was and load the pipeline again."
+            )
+
+
+def snapshots(tensors: Iterable[torch.Tensor]) -> tuple[Snapshot, ...]:
+    """The files in which these tensors lie, as they are now."""
+    mapped = MappedFiles()
+    paths = dict.fromkeys(path for tensor in tensors if (path := mapped.file_of(tensor)) is not None)
+    return tuple(known for path in paths if (known := Snapshot.of(path)) is not None)
