@@ -36,8 +36,9 @@ Event = Annotated[int, Meta(ge=-(2**31), le=2**60)]
 ALWAYS_FOLLOWED = ("vae_tiling",)
 """Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
 is followed soon. To follow a denoiser once more takes half as long again as the rest."""
-TRACE_VERSION = 5
-"""Of traces alone: those that come with the package take long to make, and plans and profiles change without them."""
+TRACE_VERSION = 6
+"""6: what ends is named by its age. Of traces alone: those that come with the package take long to make, and plans and
+profiles change without them."""
 MOST_BYTES = 2**28
 """Of a trace in memory: what is read may claim to be any size. The largest of the catalog's takes 4 MiB."""
 
