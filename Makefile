@@ -10,7 +10,7 @@ QUANTIZED := .venv-quantized
 ON_NULLCUDA = $(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
 	--numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: setup demo check fmt test proofs classes quantized browser soak bench pictures notebooks gpu nullcuda race
+.PHONY: setup demo check fmt test proofs classes quantized browser soak bench traces pictures notebooks gpu nullcuda race
 
 setup: $(READY)
 
@@ -62,6 +62,9 @@ browser: setup  ## The HTML report in a real browser; needs Chromium (apt instal
 
 soak: setup  ## A thousand calls with random budgets, shapes, seeds and edits; an error at every line of ours.
 	VRAMTUNE_SOAK_CALLS=1000 $(BIN)/pytest -m "slow or not slow" --timeout 7200 tests/offload/test_soak.py tests/offload/test_interrupts.py
+
+traces: setup  ## Remakes the traces of the catalog's models that come with the package; half an hour.
+	$(BIN)/python -m benchmarks.shipped_traces
 
 pictures: setup  ## Remakes docs/img/.
 	$(BIN)/python -m docs.pictures

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("vramtune", "torch", "diffusers", "transformers", "accelerate", "scipy")
+PACKAGES = ("vramtune", "torch", "diffusers", "transformers", "accelerate", "highspy")
 
 
 def environment(command: str, *, gpu: str = "no GPU used") -> list[str]:

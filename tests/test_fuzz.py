@@ -12,6 +12,7 @@ from tests.cli.conftest import profiler  # noqa: F401
 from tests.reports import examples
 from tests.tuner.test_search import small
 from vramtune import catalog
+from vramtune.catalog.shipped import shipped_trace
 from vramtune.errors import VramtuneError
 from vramtune.machine.gpus import find_gpu
 from vramtune.offload.device import resolve_device
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 COSTS = small()
 PLAN = vramtune.plan(COSTS, 250 * MIB / 2**30)
+TRACE = shipped_trace("sd15")
 NASTY = "\x1b]0;gone\x07\x1b[2J\x9b31m\u202e$\\frac{$"
 UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """What no terminal may get; line breaks and tabs it may."""
@@ -241,6 +243,11 @@ ACTS = {
     "save": lambda a, b: PLAN.save(a) if not isinstance(a, str) else Profile.load(a),
     "profile": lambda a, b: vramtune.profile(a, gpu=b),
     "gpu": lambda a, b: find_gpu(a),
+    "price": lambda a, b: vramtune.price(a, b),
+    "price on": lambda a, b: vramtune.price(TRACE, a),
+    "which": lambda a, b: vramtune.which(TRACE, seconds=a, vram_gb=b, gpus="4060"),
+    "which on": lambda a, b: vramtune.which(TRACE, allow=a, gpus=b),
+    "which quantized": lambda a, b: vramtune.which("nothing", quantize=a, call_kwargs=b),
     "autotune": lambda a, b: vramtune.autotune(None, 8, device=a, gpu_id=b),
     "autotune budget": lambda a, b: vramtune.autotune(None, a),
     "install": lambda a, b: vramtune.install(None, PLAN, device=a, gpu_id=b),

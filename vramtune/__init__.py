@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vramtune.api import autotune, compare, frontier, install, load, plan, profile, report, timeline
+    from vramtune.api import autotune, compare, frontier, install, load, plan, profile, report, timeline, trace
+    from vramtune.choosing import price, sweep, which
     from vramtune.errors import (
         BudgetError,
         FileError,
@@ -17,17 +18,39 @@ if TYPE_CHECKING:
         UsageError,
         VramtuneError,
     )
-    from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Timeline
+    from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Ranking, Timeline, Trace
     from vramtune.tuned import Tuned
     from vramtune.tuner.offload_strategy import OffloadStrategy
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "vramtune.api": ("autotune", "compare", "frontier", "install", "load", "plan", "profile", "report", "timeline"),
+    "vramtune.api": (
+        "autotune",
+        "compare",
+        "frontier",
+        "install",
+        "load",
+        "plan",
+        "profile",
+        "report",
+        "timeline",
+        "trace",
+    ),
+    "vramtune.choosing": ("price", "sweep", "which"),
     "vramtune.tuned": ("Tuned",),
     "vramtune.tuner.offload_strategy": ("OffloadStrategy",),
-    "vramtune.schema": ("Comparison", "Device", "Frontier", "Measurement", "Plan", "Profile", "Timeline"),
+    "vramtune.schema": (
+        "Comparison",
+        "Device",
+        "Frontier",
+        "Measurement",
+        "Plan",
+        "Profile",
+        "Ranking",
+        "Timeline",
+        "Trace",
+    ),
     "vramtune.errors": (
         "VramtuneError",
         "UsageError",
@@ -51,7 +74,9 @@ __all__ = [
     "OffloadStrategy",
     "Plan",
     "Profile",
+    "Ranking",
     "Timeline",
+    "Trace",
     "TraceError",
     "Tuned",
     "UnknownNameError",
@@ -64,9 +89,13 @@ __all__ = [
     "install",
     "load",
     "plan",
+    "price",
     "profile",
     "report",
+    "sweep",
     "timeline",
+    "trace",
+    "which",
 ]
 
 

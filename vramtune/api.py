@@ -10,10 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vramtune import predict
 from vramtune.errors import UsageError
 from vramtune.extras import expect_pipelines
 from vramtune.log import show_lines
-from vramtune.schema import Comparison, Device, Frontier, Measurement, Plan, Profile, Timeline, checked_path
+from vramtune.pricing.price import price as price_trace
+from vramtune.schema import (
+    Comparison,
+    Device,
+    Frontier,
+    Kernels,
+    Measurement,
+    Plan,
+    Profile,
+    Timeline,
+    Trace,
+    checked_path,
+)
 from vramtune.tuned import Tuned, write_report
 from vramtune.tuner import frontier as tuner_frontier
 from vramtune.tuner import search, simulate, stock_modes
@@ -92,10 +105,10 @@ def autotune(
     gpu = _with_own_ram(measured_gpu(target, own_bytes=_held_bytes(pipe)), pipe)
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
-    search.check(gpu, asked_bytes, _names(allow))
-    costs = _predicted(pipe, method, call_kwargs, first, gpu, allow=_names(allow), progress=progress)
+    search.check(gpu, asked_bytes, permission_names(allow))
+    costs = _predicted(pipe, method, call_kwargs, first, gpu, allow=permission_names(allow), progress=progress)
     chosen = search.choose_plan(
-        costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=_names(allow), margin_fraction=MARGIN_FRACTION
+        costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=permission_names(allow), margin_fraction=MARGIN_FRACTION
     )
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
@@ -192,8 +205,47 @@ def profile(
     expect_pipeline(pipe)
     refuse_tuned(pipe)
     device = _device_of(gpu, pipe)
-    search.check(device, device.total_bytes, _names(allow))
-    return _predicted(pipe, method, call_kwargs, first, device, allow=_names(allow), progress=progress)
+    search.check(device, device.total_bytes, permission_names(allow))
+    return _predicted(pipe, method, call_kwargs, first, device, allow=permission_names(allow), progress=progress)
+
+
+def trace(
+    pipe: "Pipeline",
+    *,
+    method: str = "__call__",
+    call_kwargs: Mapping[str, object] | None = None,
+    first: Mapping[str, Mapping[str, object]] | None = None,
+    allow: str | Sequence[str] = (),
+    progress: bool = True,
+) -> Trace:
+    """Follow one call of a pipeline and write down what it does, whatever the card: `price` makes a profile of it.
+
+    Args:
+        pipe: As in `profile`.
+        method: As in `profile`.
+        call_kwargs: As in `profile`.
+        first: As in `profile`.
+        allow: As in `profile`.
+        progress: As in `profile`.
+
+    Returns:
+        Weights, allocations, and work by kind, arithmetic and traffic, in the order of execution; `save` keeps it in a file.
+
+    Raises:
+        UsageError: The pipeline refuses the arguments, or cannot be traced as it is.
+        TraceError: A component's code depends on values.
+
+    Example:
+        >>> followed = vramtune.trace(pipe)
+        >>> costs = [vramtune.price(followed, gpu) for gpu in ("RTX 4060", "RTX 4090")]
+    """
+    expect_pipelines("To trace a pipeline")
+    from vramtune.contract import expect_pipeline, refuse_tuned
+
+    expect_pipeline(pipe)
+    refuse_tuned(pipe)
+    search.check_permissions(permission_names(allow))
+    return _traced(pipe, method, call_kwargs, first, "cuda", allow=permission_names(allow), progress=progress)
 
 
 def plan(profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow: str | Sequence[str] = ()) -> Plan:
@@ -216,8 +268,10 @@ def plan(profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow
     Example:
         >>> vramtune.plan(costs, 8).save("plan.json")
     """
-    _expect(Profile, profile)
-    return search.choose_plan(profile, budget_bytes(vram_gb), ram_bytes=ram_bytes(ram_gb), allow=_names(allow))
+    expect(Profile, profile)
+    return search.choose_plan(
+        profile, budget_bytes(vram_gb), ram_bytes=ram_bytes(ram_gb), allow=permission_names(allow)
+    )
 
 
 def install(
@@ -255,10 +309,10 @@ def install(
     expect_pipelines("To install a plan")
     from vramtune.offload.install import install as install_plan
 
-    _expect(Plan, plan)
+    expect(Plan, plan)
     context_bytes = None
     if profile is not None:
-        _expect(Profile, profile)
+        expect(Profile, profile)
         context_bytes = _known_context_bytes(profile.device)
     runtime = install_plan(pipe, plan, device=device, gpu_id=gpu_id, context_bytes=context_bytes)
     return Tuned(runtime, profile)
@@ -281,8 +335,8 @@ def compare(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()
     Example:
         >>> vramtune.compare(costs, 8).plot()
     """
-    _expect(Profile, profile)
-    return stock_modes.compare_modes(profile, budget_bytes(vram_gb), allow=_names(allow))
+    expect(Profile, profile)
+    return stock_modes.compare_modes(profile, budget_bytes(vram_gb), allow=permission_names(allow))
 
 
 def frontier(profile: Profile, *, allow: str | Sequence[str] = ()) -> Frontier:
@@ -301,8 +355,8 @@ def frontier(profile: Profile, *, allow: str | Sequence[str] = ()) -> Frontier:
     Example:
         >>> vramtune.frontier(costs).to_frame()
     """
-    _expect(Profile, profile)
-    return tuner_frontier.trace_frontier(profile, allow=_names(allow))
+    expect(Profile, profile)
+    return tuner_frontier.trace_frontier(profile, allow=permission_names(allow))
 
 
 def timeline(profile: Profile, plan: Plan) -> Timeline:
@@ -321,8 +375,8 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
     Example:
         >>> vramtune.timeline(costs, chosen).plot_memory()
     """
-    _expect(Profile, profile)
-    _expect(Plan, plan)
+    expect(Profile, profile)
+    expect(Plan, plan)
     return simulate.timeline(profile, plan)
 
 
@@ -342,10 +396,10 @@ def report(profile: Profile, plan: Plan, path: str | Path, *, measured: Measurem
     Example:
         >>> vramtune.report(costs, chosen, "report.html")
     """
-    _expect(Profile, profile)
-    _expect(Plan, plan)
+    expect(Profile, profile)
+    expect(Plan, plan)
     if measured is not None:
-        _expect(Measurement, measured)
+        expect(Measurement, measured)
     checked_path(path)
     write_report(profile, plan, path, measurement=measured)
 
@@ -394,19 +448,31 @@ def _predicted(
     allow: tuple[str, ...],
     progress: bool,
 ) -> Profile:
-    from vramtune.predict import predict_profile
+    followed = _traced(pipe, method, call_kwargs, first, device.kernels, allow=allow, progress=progress)
+    return price_trace(followed, device)
 
-    predict = partial(
-        predict_profile,
+
+def _traced(
+    pipe: "Pipeline",
+    method: str,
+    call_kwargs: Mapping[str, object] | None,
+    first: Mapping[str, Mapping[str, object]] | None,
+    kernels: Kernels,
+    *,
+    allow: tuple[str, ...],
+    progress: bool,
+) -> Trace:
+    follow = partial(
+        predict.trace_pipeline,
         pipe,
         method=method,
         call_kwargs={} if call_kwargs is None else call_kwargs,
         first={} if first is None else first,
-        device=device,
+        kernels=kernels,
         allow=allow,
     )
     if not progress:
-        return predict()
+        return follow()
 
     from tqdm.auto import tqdm  # which warns in notebooks without widgets
 
@@ -416,7 +482,7 @@ def _predicted(
             bar.set_description(f"Tracing {name}")
             bar.update()
 
-        return predict(on_call=show)
+        return follow(on_call=show)
 
 
 def _known_context_bytes(device: Device) -> int | None:
@@ -448,19 +514,20 @@ def _remember_call(target: "torch.device", plan: Plan, times_predicted: float, m
 
 
 _MADE_BY = {
+    Trace: "`vramtune.trace` makes one, `vramtune.Trace.load` reads one from a file",
     Profile: "`vramtune.profile` makes one, `vramtune.Profile.load` reads one from a file",
     Plan: "`vramtune.plan` makes one, `vramtune.Plan.load` reads one from a file",
     Measurement: "A tuned pipeline's `measured` is one",
 }
 
 
-def _expect(kind: type[Profile] | type[Plan] | type[Measurement], noun: object) -> None:
+def expect(kind: type[Trace] | type[Profile] | type[Plan] | type[Measurement], noun: object) -> None:
     """Refuse what is not such a noun: a pipeline, or the name of a file, is easily taken for one."""
     if not isinstance(noun, kind):
         raise UsageError(f"Expected a {kind.__name__}; got {type(noun).__name__}. {_MADE_BY[kind]}.")
 
 
-def _names(allow: object) -> tuple[str, ...]:
+def permission_names(allow: object) -> tuple[str, ...]:
     """The permissions, one or several, which `search.check` then knows or does not."""
     names = (allow,) if isinstance(allow, str) else allow
     if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):

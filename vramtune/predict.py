@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vramtune import catalog
 from vramtune.catalog import kept
 from vramtune.catalog.shipped import shipped_trace
+from vramtune.errors import UsageError
 from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 from vramtune.pricing.price import price
@@ -119,6 +120,24 @@ def rank(
     return rank_gpus(trace, profiles, asked_bytes=asked_bytes, most_seconds=most_seconds, allow=allow)
 
 
+STEPS = "num_inference_steps"
+
+
+def settings_of(call_kwargs: object) -> dict[str, object]:
+    """Arguments of a call as a `ModelCall` has them: with `steps`, for which traces of the package stand."""
+    if not isinstance(call_kwargs, Mapping) or not all(isinstance(name, str) for name in call_kwargs):
+        raise UsageError(f'`call_kwargs` are arguments by name, such as {{"height": 768}}; got {call_kwargs!r}.')
+    given: dict[str, object] = dict(call_kwargs)
+    names = {STEPS: "steps", "num_frames": "frames"}
+    return {names.get(name, name): value for name, value in given.items()}
+
+
+def as_call_kwargs(pipe: "Pipeline", settings: Mapping[str, object]) -> dict[str, object]:
+    """The other way round."""
+    names = {"steps": STEPS, "frames": "num_frames"}
+    return {names.get(name, name): value for name, value in settings.items()}
+
+
 def _shipped(call: ModelCall) -> Trace | None:
     """The trace that came with the package, with other steps where it stands for these."""
     entry = catalog.find(call.model)
@@ -145,4 +164,6 @@ def _kept_name(call: ModelCall) -> str | None:
         "allow": call.allow,
         "kernels": call.kernels,
     }
+    if not all(isinstance(value, str | int | float | bool | None) for value in call.settings.values()):
+        return None  # an image, say
     return kept.name_of(entry.name if entry is not None else "", folder, facts)

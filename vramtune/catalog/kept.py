@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def name_of(model: str, folder: Path | None, call: Mapping[str, object]) -> str:
     """The name under which the trace of a model's call is kept; `folder` holds the model, where it is not the catalog's."""
-    digest = hashlib.sha256(msgspec.json.encode([model, dict(call), *map(_version, LIBRARIES), _own_code()]))
+    digest = hashlib.sha256(msgspec.json.encode([model, dict(call), *map(_version, LIBRARIES), own_code()]))
     for path in sorted(folder.rglob("*")) if folder is not None else ():
         if path.is_file():
             status = path.stat()
@@ -73,7 +73,7 @@ def _version(library: str) -> str:
 
 
 @cache
-def _own_code() -> str:
+def own_code() -> str:
     """Of the package as it is: its version says little while it is worked on."""
     root = Path(str(files("vramtune")))
     digest = hashlib.sha256()

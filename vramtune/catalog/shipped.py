@@ -12,7 +12,7 @@ SUFFIX = ".trace"
 def shipped_trace(name: str) -> Trace | None:
     """The trace of a catalog model, by the name of its entry; None where none came with this package."""
     file = shipped_file(name)
-    return Trace.from_bytes(file.read_bytes()) if file.is_file() else None
+    return Trace.from_bytes(file.read_bytes(), is_ours=True) if file.is_file() else None
 
 
 def shipped_file(name: str) -> Traversable:

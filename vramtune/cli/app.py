@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vramtune import __version__
-from vramtune.cli import compare, doctor, frontier, gpus, models, output, plan, profile, which
+from vramtune.cli import compare, doctor, frontier, gpus, models, output, plan, profile, sweep, which
 from vramtune.cli.options import examples, with_settings
 
 app = typer.Typer(
@@ -54,6 +54,7 @@ for module, command in (
     (frontier, frontier.frontier),
     (profile, profile.profile),
     (which, which.which),
+    (sweep, sweep.sweep),
     (doctor, doctor.doctor),
     (models, models.models),
     (gpus, gpus.gpus),

@@ -30,10 +30,10 @@ def which(
     as_json: options.Json = False,
     plot: Annotated[Path | None, options.plot_option("the seconds on each GPU")] = None,
 ) -> None:
-    """Say which GPUs run MODEL, how and how fast, and what less memory would cost there.
+    """Say which GPUs run MODEL, how, and how fast.
 
     Every GPU of `vramtune gpus`, in order: those that do it in time, the fastest first, those that take longer, those
-    that it does not fit. Needs no GPU and no weights. Every figure is predicted.
+    that it does not fit. Beside each stands what the least memory that works would cost. Needs no GPU and no weights. Every figure is predicted.
 
     --json prints {"fits": true, "ranking": {}}.
 

@@ -91,7 +91,7 @@ def measure_rates(device: torch.device) -> Rates:
 
     The peak rate of a dtype is that of its matrix products under the settings in force (TF32); a dtype that the
     device refuses is left out; `tensorfloat32` is what float32 convolutions make of it. Efficiencies are relative to
-    the fastest dtype's peak. Pointwise operations cost their traffic alone (`roofline.operation_flops`), and all
+    the fastest dtype's peak. Pointwise operations cost their traffic alone (`operations.operation_flops`), and all
     traffic runs at the bandwidth of an addition, but for the kinds whose elements were seen to take longer.
     """
     with torch.accelerator.device_index(device.index):

@@ -7,6 +7,7 @@ from itertools import chain, combinations
 from vramtune.errors import UsageError
 from vramtune.pricing.stages import Estimator, build_stages
 from vramtune.schema import Component, Device, Profile, Stage, Trace, Variant
+from vramtune.uncollected import uncollected
 
 
 def price(trace: Trace, device: Device, *, permissions: Collection[str] | None = None) -> Profile:
@@ -24,6 +25,11 @@ def price(trace: Trace, device: Device, *, permissions: Collection[str] | None =
     known = (
         trace.permissions if permissions is None else tuple(name for name in permissions if name in trace.permissions)
     )
+    with uncollected():
+        return _priced(trace, device, known)
+
+
+def _priced(trace: Trace, device: Device, permissions: tuple[str, ...]) -> Profile:
     estimator = Estimator(trace, device)
     stages = _stages(trace, estimator)
     return Profile(
@@ -32,8 +38,8 @@ def price(trace: Trace, device: Device, *, permissions: Collection[str] | None =
         device=device,
         components=trace.components,
         stages=stages,
-        permissions=known,
-        variants=tuple(_variants(trace, estimator, stages, known)),
+        permissions=permissions,
+        variants=tuple(_variants(trace, estimator, stages, permissions)),
         offload_sequence=trace.offload_sequence,
         excluded=trace.excluded,
         versions=trace.versions,

@@ -66,7 +66,7 @@ def _images(tape: Sequence[Entry]) -> dict[int, int]:
 
 
 def _events(allocations: Iterable[Allocation]) -> Iterator[int]:
-    """Bytes of each that begins; of each that ends its number among those that began, below 0."""
+    """Bytes of each that begins; of each that ends its age in allocations, below 0 (the last that began is 1)."""
     numbers: dict[int, int] = {}
     num_begun = 0
     for key, num_bytes in allocations:
@@ -75,7 +75,7 @@ def _events(allocations: Iterable[Allocation]) -> Iterator[int]:
             numbers[key] = num_begun
             yield num_bytes
         else:
-            yield -numbers.pop(key)
+            yield numbers.pop(key) - num_begun - 1
 
 
 def _segments(tape: Iterable[Entry], component: Component, work: WorkList) -> Iterator[TracedSegment]:

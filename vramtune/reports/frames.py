@@ -59,7 +59,7 @@ def to_frame(noun: object) -> "DataFrame":
         known = ", ".join(kind.__name__ for kind in ROWS)
         raise UsageError(f"Expected one of {known}; got {type(noun).__name__}.")
     kind, rows_of = ROWS[type(noun)]
-    frame = _frame(kind, rows_of(noun)).rename(columns={"name": "stage"})
+    frame = rows_frame(kind, rows_of(noun)).rename(columns={"name": "stage"})
     if isinstance(noun, Timeline):
         names = [noun.plan.stages[span.stage].name for span in noun.spans]
         return frame.assign(stage=names).astype({"stage": "str"})
@@ -79,7 +79,7 @@ def tuned_frame(plan: Plan, measurement: Measurement | None) -> "DataFrame":
     return pandas.DataFrame(columns).rename(columns={"predicted_num_iterations": "num_iterations"})
 
 
-def _frame(kind: type, observations: Iterable[object]) -> "DataFrame":
+def rows_frame(kind: type, observations: Iterable[object]) -> "DataFrame":
     """One row per dataclass of that kind, one column per field."""
     import pandas
 

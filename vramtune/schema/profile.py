@@ -173,7 +173,7 @@ class Activity:
     @property
     def seconds(self) -> float:
         """Compute seconds of all calls in one iteration."""
-        return self.num_calls * sum(segment.seconds for segment in self.segments)
+        return self.num_calls * sum([s.layer_seconds + s.after_seconds for s in self.segments])  # asked for very often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +271,8 @@ class Profile(Saved, Shown):
         for each in self._ways():
             num_layers = {component.name: len(component.layers) for component in each.components}
             for activity in (activity for stage in each.stages for activity in stage.activities):
-                if any(not 0 <= s.layer < num_layers.get(activity.component, 0) for s in activity.segments):
+                layers = {segment.layer for segment in activity.segments}
+                if layers and not 0 <= min(layers) <= max(layers) < num_layers.get(activity.component, 0):
                     raise ValueError(f"{activity.component}.{activity.method}: a segment names no layer")
 
     def check(self) -> None:

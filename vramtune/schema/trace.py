@@ -18,6 +18,7 @@ from vramtune.schema.files import read_file, write_file
 from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import Kernels
 from vramtune.schema.profile import Component, Workload, call_name
+from vramtune.uncollected import uncollected
 
 Kind = Literal[
     "matmul",
@@ -35,8 +36,9 @@ Event = Annotated[int, Meta(ge=-(2**31), le=2**60)]
 ALWAYS_FOLLOWED = ("vae_tiling",)
 """Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
 is followed soon. To follow a denoiser once more takes half as long again as the rest."""
-TRACE_VERSION = 5
-"""Of traces alone: those that come with the package take long to make, and plans and profiles change without them."""
+TRACE_VERSION = 6
+"""6: what ends is named by its age. Of traces alone: those that come with the package take long to make, and plans and
+profiles change without them."""
 MOST_BYTES = 2**28
 """Of a trace in memory: what is read may claim to be any size. The largest of the catalog's takes 4 MiB."""
 
@@ -89,7 +91,8 @@ class TracedCall:
     method: str
     segments: tuple[TracedSegment, ...]
     events: tuple[Event, ...]
-    """Allocations in order: `n` takes n bytes, `-i` frees what the i-th one took (the first is 1)."""
+    """Allocations in order: `n` takes n bytes, `-k` ends the k-th youngest of all so far (the last that began is 1), so that
+    what is repeated is written alike."""
     images: dict[Index, Bytes] = field(default_factory=dict)
     """By number of an allocation, what it takes less where memory is short: cuDNN's copy of a convolution's result."""
     permitted: dict[str, Index] = field(default_factory=dict)
@@ -105,7 +108,8 @@ class TracedCall:
                 sizes.append(event - (self.images.get(len(sizes) + 1, 0) if is_short else 0))
                 yield len(sizes), sizes[-1]
             else:
-                yield -event, -sizes[-event - 1]
+                number = len(sizes) + event + 1
+                yield number, -sizes[number - 1]
 
 
 class Turn(NamedTuple):
@@ -270,8 +274,8 @@ class Trace:
         return lzma.compress(msgspec.msgpack.encode(envelope))
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Self:
-        """What `to_bytes` wrote; a `FileError` says what else it is."""
+    def from_bytes(cls, content: bytes, *, is_ours: bool = False) -> Self:
+        """What `to_bytes` wrote; a `FileError` says what else it is. What came with the package is not checked again."""
         try:
             unpacked = lzma.LZMADecompressor().decompress(content, max_length=MOST_BYTES)
             envelope = msgspec.msgpack.decode(unpacked, type=dict[str, msgspec.Raw])
@@ -283,8 +287,10 @@ class Trace:
                 f"This Trace has version {written}; this vramtune reads version {TRACE_VERSION}. Make a new one."
             )
         try:
-            trace = msgspec.msgpack.decode(envelope["body"], type=cls)
-            trace.check()
+            with uncollected():
+                trace = msgspec.msgpack.decode(envelope["body"], type=cls)
+            if not is_ours:
+                trace.check()
         except (msgspec.MsgspecError, ValueError, KeyError) as error:
             raise FileError(f"This Trace is damaged: {error}.") from error
         return trace
@@ -296,7 +302,7 @@ def _check_events(call: TracedCall) -> None:
     for event in call.events:
         if event > 0:
             num_begun += 1
-        elif not 0 < -event <= num_begun or event in ended:
+        elif not 0 < -event <= num_begun or num_begun + event in ended:
             raise ValueError(f"{call.component}.{call.method}: what was never allocated is freed")
         else:
-            ended.add(event)
+            ended.add(num_begun + event)

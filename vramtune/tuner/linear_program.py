@@ -27,7 +27,6 @@ z should be 0 or 1; see `solve`.
 import math
 from collections.abc import Iterable
 
-import highspy  # HiGHS itself: scipy's optimize, which has it inside, takes half a second to import
 import numpy as np
 
 from vramtune.tuner.problem import Problem, StageProblem
@@ -163,6 +162,8 @@ class _Rows:
 
     def _minimise(self, goal: np.ndarray) -> np.ndarray | None:
         """The best solution by a goal; None where there is none."""
+        import highspy  # HiGHS itself (scipy's optimize, which has it inside, takes half a second); often nothing is to solve
+
         columns = np.array(self.coefficients).T
         used = [np.flatnonzero(column) for column in columns]
         program = highspy.HighsLp()

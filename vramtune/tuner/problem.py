@@ -359,15 +359,17 @@ def _seconds_by_group(component: Component, methods: tuple[str, ...], stages: tu
 def group_visits(component: Component, activity: Activity) -> list[tuple[int, float]]:
     """One call as (group, seconds) in execution order; segments of the root, or of a group whose weights are gone, count
     with the group before."""
-    visits: list[tuple[int, float]] = [(0, 0.0)]
+    groups = [layer.group if component.groups[layer.group].weight_bytes else 0 for layer in component.layers]
+    visits: list[tuple[int, float]] = []
+    last, total = 0, 0.0
     for segment in activity.segments:
-        group = component.layers[segment.layer].group
-        last, seconds = visits[-1]
-        if group in (0, last) or not component.groups[group].weight_bytes:
-            visits[-1] = (last, seconds + segment.seconds)
+        group, seconds = groups[segment.layer], segment.layer_seconds + segment.after_seconds
+        if group in (0, last):
+            total += seconds
         else:
-            visits.append((group, segment.seconds))
-    return visits
+            visits.append((last, total))
+            last, total = group, seconds
+    return [*visits, (last, total)]
 
 
 def _stage_problem(

@@ -333,14 +333,9 @@ def _all_weights(layer: Layer) -> Weights:
 
 
 def _layer_chunks(component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]) -> list[_Chunk]:
+    weights = list(map(weights_of, component.layers))
     return [
-        _Chunk(
-            weights_of(component.layers[s.layer]),
-            s.layer_seconds,
-            s.layer_activation_bytes,
-            s.after_seconds,
-            s.after_activation_bytes,
-        )
+        _Chunk(weights[s.layer], s.layer_seconds, s.layer_activation_bytes, s.after_seconds, s.after_activation_bytes)
         for s in activity.segments
     ]
 
@@ -348,11 +343,14 @@ def _layer_chunks(component: Component, activity: Activity, weights_of: Callable
 def _block_chunks(component: Component, segments: tuple[Segment, ...]) -> list[_Chunk]:
     """Visits of blocks in execution order; stretches outside of blocks carry no weights."""
     chunks = []
+    weights: dict[str | None, Weights] = {}
+    for layer in component.layers:
+        if layer.block:
+            weights[layer.block] = weights.get(layer.block, Weights()) + layer.weights
     for block, run in groupby(segments, key=lambda s: component.layers[s.layer].block):
         stretch = list(run)
-        inside = [layer.weights for layer in component.layers if block and layer.block == block]
         peak = max(segment.activation_bytes for segment in stretch)
-        chunks.append(_Chunk(sum(inside, Weights()), sum(s.seconds for s in stretch), peak))
+        chunks.append(_Chunk(weights.get(block, Weights()), sum(s.seconds for s in stretch), peak))
     return chunks
 
 
