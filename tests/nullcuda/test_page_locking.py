@@ -41,7 +41,9 @@ def test_rates_are_measured_and_those_of_pinned_copies_are_the_slower_ones(reque
     assert ordinary.pinned_copy_bytes_per_second == pytest.approx(ordinary.pageable_copy_bytes_per_second, rel=0.01)
     assert ordinary.pinned_copy_bytes_per_second < locked.pinned_copy_bytes_per_second / 2
     others = {"pinned_copy_bytes_per_second", "overlap_fraction"}
-    others |= {field.name for field in dataclasses.fields(Rates) if field.name.startswith("staging")}  # the host's own time
+    others |= {
+        field.name for field in dataclasses.fields(Rates) if field.name.startswith("staging")
+    }  # the host's own time
     for field in dataclasses.fields(Rates):
         if field.name not in others:
             assert getattr(ordinary, field.name) == pytest.approx(getattr(locked, field.name), rel=0.01), field.name
