@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_its_profile_rests_on_the_devices_measured_rates(tuned):
 def test_profile_and_autotune_know_the_same_gpu(sim, pipe):
     predicted = vramtune.profile(pipe, call_kwargs=CALL, progress=False)
     with vramtune.autotune(pipe, call_kwargs=CALL, progress=False) as tuned:
-        assert tuned.profile.device == predicted.device
+        # what is free of the host changes all the time
+        assert replace(tuned.profile.device, ram_bytes=None) == replace(predicted.device, ram_bytes=None)
 
 
 def test_its_comparison_has_the_plan_beside_modes_that_do_not_fit(tuned):

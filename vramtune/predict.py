@@ -5,7 +5,7 @@ torch nor diffusers is imported.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from vramtune.errors import UsageError
 from vramtune.extras import expect_pipelines
 from vramtune.paths import is_folder, user_path
 from vramtune.pricing.price import price
-from vramtune.schema import ALWAYS_FOLLOWED, Device, Kernels, Profile, Ranking, Trace
+from vramtune.schema import ALWAYS_FOLLOWED, Component, Device, Kernels, Profile, Ranking, Trace
 
 if TYPE_CHECKING:
     from vramtune.contract import Pipeline
 
 
+FILE_DTYPES = ("float32", "float16", "bfloat16")
+"""Of components whose weights are used as they are in their files."""
 Arguments = Callable[["Pipeline", Mapping[str, object]], Mapping[str, object]]
 """Makes arguments of a pipeline's `__call__` of what was asked for."""
 
@@ -100,7 +102,16 @@ def trace_model(call: ModelCall, *, arguments: Arguments, show: Callable[[str], 
 
 def price_model(trace: Trace, device: Device, allow: Collection[str] = ()) -> Profile:
     """The price of a model's trace, which may have been followed under more than what is allowed."""
-    return price(trace, device, permissions=tuple(dict.fromkeys((*ALWAYS_FOLLOWED, *allow))))
+    profile = price(trace, device, permissions=tuple(dict.fromkeys((*ALWAYS_FOLLOWED, *allow))))
+    return replace(profile, components=tuple(map(_in_files, profile.components)))
+
+
+def _in_files(component: Component) -> Component:
+    """A component of a model that is not loaded: its weights are in files, but for those that are quantized as they are loaded."""
+    if component.dtype not in FILE_DTYPES:
+        return component
+    groups = tuple(replace(group, file_bytes=group.weight_bytes) for group in component.groups)
+    return replace(component, file_bytes=component.weights.allocated_bytes, groups=groups)
 
 
 def rank(

@@ -49,6 +49,35 @@ def test_the_smallest_budget_that_is_named_fits(saved):
     assert run("plan", saved, "--vram-gb", smallest / GIB).exit_code == 0
 
 
+# Host memory
+
+
+def test_a_host_with_too_little_memory_ends_with_3_and_says_what_would_do(plan):
+    result = run(*plan, "--ram-gb", 0.5, "--json")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert (found["fits"], found["resource"], found["budget_bytes"]) == (False, "ram", GIB // 2)
+    smallest = found["smallest_bytes"]
+    assert run(*plan, "--ram-gb", smallest / GIB).exit_code == 0
+    words = " ".join(run(*plan, "--ram-gb", 0.5).stdout.split())
+    assert words.startswith("StableDiffusionXLPipeline does not fit 0.50 GiB of host memory beside 6.00 GiB on the")
+    assert "vramtune.load" in words
+
+
+def test_a_plan_says_what_it_takes_of_the_host_and_of_what(plan):
+    found = run(*plan, "--ram-gb", 16).stdout
+    (line,) = (line for line in found.splitlines() if line.startswith("host memory"))
+    assert "of 16.00 GiB" in line
+    estimate = json.loads(run(*plan, "--ram-gb", 16, "--json").stdout)["plan"]
+    assert estimate["ram_bytes"] == estimate["lockable_bytes"] == 16 * GIB
+    assert estimate["estimate"]["locked_bytes"] > 0
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "much", "nan"])
+def test_a_ram_budget_that_is_none_is_refused(plan, given):
+    refused(run(*plan, "--ram-gb", given), "--ram-gb", "GiB")
+
+
 # Files
 
 

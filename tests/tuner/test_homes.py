@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.profiles import GIB, MIB, activity, component, device, profile, profiles, stage
@@ -11,7 +11,7 @@ from vramtune.errors import BudgetError
 from vramtune.schema import Component, Profile
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import pose
-from vramtune.tuner.search import choose_plan
+from vramtune.tuner.search import choose_plan, leanest
 from vramtune.tuner.simulate import recall
 
 STAGING = {"staging_bytes_per_second": 0.5e9, "storage_bytes_per_second": 0.25e9}
@@ -70,14 +70,15 @@ def test_what_stays_in_files_takes_no_memory_and_makes_any_ram_enough(given_prof
 @given(profiles(), fractions)
 def test_where_weights_in_memory_exceed_the_ram_the_error_says_what_would_do(given_profile, room) -> None:
     budget = least_bytes(given_profile) + int(room * total_bytes(given_profile))
-    try:
-        plan = choose_plan(on_host(given_profile), budget, ram_bytes=MIB)
-    except BudgetError as error:
-        assert error.resource == "ram"
-        assert error.budget_bytes == MIB
-        assert choose_plan(on_host(given_profile), budget, ram_bytes=error.smallest_bytes).estimate.host_bytes
-    else:
-        assert plan.estimate.host_bytes <= MIB
+    limited = on_host(given_profile)
+    least = leanest(pose(limited), budget)
+    assert least is not None
+    assume(least.host_bytes > 1)
+    with pytest.raises(BudgetError) as raised:
+        choose_plan(limited, budget, ram_bytes=1)
+    error = raised.value
+    assert (error.resource, error.budget_bytes) == ("ram", 1)
+    assert choose_plan(limited, budget, ram_bytes=error.smallest_bytes).estimate.host_bytes <= error.smallest_bytes
 
 
 def two_speeds() -> Profile:

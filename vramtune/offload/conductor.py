@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vramtune.host_memory import give_back_freed
 from vramtune.layout import round_up, segment_bytes
 from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement
 from vramtune.offload.casts import hook_casts
@@ -24,8 +25,12 @@ from vramtune.offload.position import Position, counts
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import Plan, call_name
+from vramtune.units import MIB
 
 logger = logging.getLogger(__name__)
+
+TRIMMED_BYTES = 128 * MIB
+"""After so many bytes have moved to page-locked memory, what they took before is given back to the system."""
 
 FIRST_CUT_FRACTION = 1 / 8
 """Share of a stage's weights that makes room after an out of memory that does not say what was asked for."""
@@ -278,9 +283,14 @@ class Conductor:
         ]
         left = {group.piece for group in displaced} - {0}
         displaced += [group for group in component.groups if group.piece in left and group not in displaced]
+        freed_bytes = 0
         for group in displaced:
             if group not in resident or (group.is_settled and group.piece):
                 group.settle_on_host(self.device)
+                freed_bytes += group.num_bytes
+                if freed_bytes > TRIMMED_BYTES:  # or tuning would take the weights twice
+                    give_back_freed()
+                    freed_bytes = 0
         staying = {group for group in displaced if group in resident}
         for group in staying:
             group.is_settled = False

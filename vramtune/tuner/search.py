@@ -191,6 +191,9 @@ def _starts(problem: Problem, budget_bytes: int) -> Iterator[Candidate]:
 
 def leanest(problem: Problem, budget_bytes: int) -> Candidate | None:
     """The candidate that leaves least on the host; None if none fits."""
+    whole = Candidate.whole(problem, DEFAULT_SLOTS)
+    if whole.peak_bytes <= budget_bytes:
+        return whole
     unlimited = replace(problem, ram_bytes=None)
     candidates = (
         _rounded(unlimited, budget_bytes, num_slots, is_lean=True) for num_slots in range(1, DEFAULT_SLOTS + 1)
