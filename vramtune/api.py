@@ -14,7 +14,6 @@ from vramtune import predict
 from vramtune.errors import UsageError
 from vramtune.extras import expect_pipelines
 from vramtune.log import show_lines
-from vramtune.pricing.price import price as price_trace
 from vramtune.schema import (
     Comparison,
     Device,
@@ -449,7 +448,7 @@ def _predicted(
     progress: bool,
 ) -> Profile:
     followed = _traced(pipe, method, call_kwargs, first, device.kernels, allow=allow, progress=progress)
-    return price_trace(followed, device)
+    return predict.price_pipeline(followed, pipe, device)
 
 
 def _traced(

@@ -64,6 +64,11 @@ def predict_profile(
         allow=allow,
         on_call=on_call,
     )
+    return price_pipeline(trace, pipe, device)
+
+
+def price_pipeline(trace: Trace, pipe: "Pipeline", device: Device) -> Profile:
+    """The price of a pipeline's trace, told which of its weights lie in files."""
     from vramtune.profiler.on_disk import with_files
 
     return with_files(price(trace, device), pipe)

@@ -1,5 +1,7 @@
 """Hand-made nouns shaped like SDXL and Flux: no pipeline, no profiler, no tuner behind them."""
 
+from dataclasses import replace
+
 from tests.profiles import weights as weights_of
 from vramtune.schema import (
     Activity,
@@ -298,3 +300,12 @@ def flux_plan() -> Plan:
         "vae": (4, 4, 4, 4),
     }
     return plan(flux(), 8, kept)
+
+
+def in_memory(profile: Profile) -> Profile:
+    """The same profile of weights none of which lies in a file."""
+    components = (
+        replace(each, file_bytes=0, groups=tuple(replace(group, file_bytes=0) for group in each.groups))
+        for each in profile.components
+    )
+    return replace(profile, components=tuple(components))
