@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.plans import MODELS
 from benchmarks.results_file import environment, table, write_result
+from vramtune import catalog
 from vramtune.catalog.shipped import shipped_trace
 from vramtune.machine.gpus import find_gpu
 from vramtune.predict import price_model
@@ -31,7 +32,7 @@ MOST_GIB = 0.24
 
 def main() -> None:
     """Run every command a few times, solve every problem a few times, write the tables."""
-    commands = [[name, *whole_command(name), limit(name)] for name in tqdm(MODELS, unit="model")]
+    commands = [[name, *whole_command(name), limit(name)] for name in tqdm(catalog.names(), unit="model")]
     starts = [
         ["`import vramtune`", *started([sys.executable, "-c", "import vramtune"])[:2], "0.1 s"],
         ["nothing: `python -c pass`", *started([sys.executable, "-c", "pass"])[:2], ""],
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def limit(name: str) -> str:
-    return f"{LIMITS[name]} s, {MOST_GIB} GiB" if name in LIMITS else ""
+    return f"{LIMITS[name]} s, {MOST_GIB} GiB" if name in LIMITS else "25 s, 3 GiB"
 
 
 def whole_command(name: str) -> tuple[str, str, str]:
