@@ -60,7 +60,8 @@ def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, l
         "",
         "## Who is fastest",
         "",
-        "Seconds of a steady call. *x bound*: by the kernels alone, or by the copies of what no room is left for alone.",
+        "Seconds of a steady call. *x bound*: by the kernels alone, by the copies of what no room is left for, or by those of the",
+        "denoiser with the kernels before and after it, whichever is longest.",
         "",
         *table(
             ["pipeline, cap, link", "vramtune, s", "x bound", "fastest other, s", "x bound", "which", "vramtune by it"],
