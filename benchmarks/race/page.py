@@ -253,7 +253,7 @@ def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) 
                 [gigabytes for gigabytes, _ in points],
                 [height for _, height in points],
                 label=about.title,
-                marker="os^vD<>ph*Xd"[number],
+                marker="os^vD<>ph*XdP"[number],
                 color="black" if is_ours else f"C{number - 1}" if number <= 10 else "gray",
                 linewidth=2.5 if is_ours else 1.2,
                 zorder=3 if is_ours else 2,
