@@ -191,14 +191,15 @@ def predictions(rows: list[Row]) -> Iterator[str]:
 
 
 def predicted_modes(rows: list[Row]) -> Iterator[str]:
-    """diffusers' modes as `compare` predicts them, beside what was counted."""
+    """diffusers' modes as `compare` predicts them, beside what was counted: PyTorch keeps what the cap leaves room for."""
     header = [
         "pipeline, link, cap",
         "mode",
         "seconds",
         "predicted",
         "peak, MB",
-        "predicted",
+        "needed, predicted",
+        "at the most",
         "off",
         "fits",
         "predicted",
@@ -211,6 +212,7 @@ def predicted_modes(rows: list[Row]) -> Iterator[str]:
             if run is None:
                 continue
             peak = 0 if run.reason else peak_bytes(run)
+            most = min(mode["high"]["peak_bytes"], run.cap_bytes)
             lines.append(
                 [
                     f"{row.key.pipeline}, {row.key.link}, {row.key.percent}%",
@@ -220,7 +222,8 @@ def predicted_modes(rows: list[Row]) -> Iterator[str]:
                     f"{mode['seconds']:.4f}",
                     f"{peak / 1e6:.1f}" if peak else "",
                     f"{mode['peak_bytes'] / 1e6:.1f}",
-                    f"{mode['peak_bytes'] / peak - 1:+.1%}" if peak else "",
+                    f"{most / 1e6:.1f}",
+                    f"{most / peak - 1:+.1%}" if peak else "",
                     "no" if run.reason else "yes",
                     {True: "yes", False: "no", None: "unknown"}[mode["fits"]],
                 ]
