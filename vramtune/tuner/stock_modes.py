@@ -38,7 +38,7 @@ GROUP_OPERATIONS = 1.5
 """The same in group offload with a stream (`benchmarks/host_overhead.py`: 21 to 32 microseconds on a host that takes
 some 20 for an operation)."""
 BLOCK_STREAM, LEAF_STREAM = "group offload, block, stream", "group offload, leaf, stream"
-OF_A_STREAM = (BLOCK_STREAM, LEAF_STREAM)
+OF_A_STREAM, OF_BLOCKS = (BLOCK_STREAM, LEAF_STREAM), (BLOCK_STREAM, "group offload, block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,9 @@ def _cached_bytes(profile: Profile, mode: str) -> int:
     cached = max(a.activation_bytes + a.cached_bytes for a in activities) - max(a.activation_bytes for a in activities)
     if mode == "model offload":  # weights come to lie in segments in which activations were
         return cached + max((stage.activation_bytes for stage in profile.stages[:-1]), default=0)
+    if mode in OF_BLOCKS:
+        loose = ([layer for layer in component.layers if layer.block is None] for component in profile.components)
+        cached += max(_root_bytes(profile.device, layers) for layers in loose)
     if mode in OF_A_STREAM:
         own = dict.fromkeys((component.name for component in profile.components), 0)
         for activity in activities:
@@ -326,11 +329,17 @@ def _in_shells(device: Device, component: Component, activity: Activity, blocks_
         cost = blocks_cost(device, activity, _block_chunks(component, tuple(run)))
         total += cost
         total += _in(device, root)
-        root_bytes = root.allocated_bytes
-        if device.takes_segments:
-            root_bytes = staying_bytes(all_tensors(each for layer in loose for each in (layer.weights, layer.buffers)))
+        root_bytes = _root_bytes(device, loose)
         total += replace(_out(device, root), peak_bytes=cost.peak_bytes + root_bytes)
     return total
+
+
+def _root_bytes(device: Device, loose: list[Layer]) -> int:
+    """What the layers of a shell that are in no block take of the device, buffers twice."""
+    all_weights = [each for layer in loose for each in (layer.weights, layer.buffers)]
+    if device.takes_segments:
+        return staying_bytes(all_tensors(all_weights))
+    return sum(weights.allocated_bytes for weights in all_weights)
 
 
 def _prefetched(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Cost:
