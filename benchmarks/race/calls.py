@@ -44,7 +44,7 @@ def outcome(task: Task, card: Card, build: Callable[[], Built]) -> dict[str, Any
     except BaseException as error:  # whatever it is that rivals raise, it is the row's outcome
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
-        row["failed"] = f"{type(error).__name__}: {lines[0]}"[:LONGEST_REASON]
+        row["failed"] = f"{type(error).__name__}: {lines[0]}".replace(task["folder"], "...")[:LONGEST_REASON]
         row["counters"] = card.counters()
     return row
 

@@ -1,6 +1,6 @@
 """What it costs that memory is given back to the driver when a stage ends: the steady calls of `ours.json`, with and without.
 
-    .venv-nullcuda/bin/python -m tests.nullcuda .venv-nullcuda/bin/python -m benchmarks.race.given_back   # two minutes
+    .venv-nullcuda/bin/python -m tests.nullcuda .venv-nullcuda/bin/python -m benchmarks.race.given_back   # minutes
 
 Each case is run as it is, with what is taken of the driver in each stage; then the same plan on a card with room for all
 that PyTorch would cache, with nothing given back: no pool could be faster. Writes `benchmarks/results/given_back_<date>.md`.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 PIPELINES = {
     "flux": "like FLUX.1, 512 x 512",
     "flux-awkward": "like FLUX.1, 512 x 512, with groups just above multiples of 2 MiB",
-    "flux-nf4": "like FLUX.1, 512 x 512, transformer and T5 in bitsandbytes' nf4",
+    "flux-nf4": "like FLUX.1, 512 x 512, transformer and T5 in bitsandbytes' nf4, whose products take what their traffic takes",
     "sdxl": "like SDXL, 1024 x 1024",
     "wan": "like Wan 2.1 14B, 33 frames of 416 x 240",
 }

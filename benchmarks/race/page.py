@@ -1,7 +1,7 @@
 """Makes docs/race.md and its two plots of the newest result files, the simulated card's and the GPUs'.
 
 .venv/bin/python -m benchmarks.race.page
-.venv/bin/python -m benchmarks.race.page benchmarks/results/race_2026-11-26.json
+.venv/bin/python -m benchmarks.race.page benchmarks/results/race_2026-11-27.json
 """
 
 import argparse
