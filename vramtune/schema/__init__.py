@@ -55,6 +55,7 @@ from vramtune.schema.profile import (
     call_name,
 )
 from vramtune.schema.ranking import RankedGpu, Ranking
+from vramtune.schema.sweep import SweepRow, SweptStage, stages_text
 from vramtune.schema.timeline import Engine, MemoryLevel, Span, Timeline
 from vramtune.schema.trace import (
     ALWAYS_FOLLOWED,
@@ -121,6 +122,8 @@ __all__ = [
     "Spreads",
     "Stage",
     "StageEstimate",
+    "SweepRow",
+    "SweptStage",
     "Timeline",
     "Trace",
     "TracedCall",
@@ -138,6 +141,7 @@ __all__ = [
     "from_json",
     "placement_name",
     "read_file",
+    "stages_text",
     "to_json",
     "write_file",
 ]
