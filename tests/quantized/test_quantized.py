@@ -41,9 +41,8 @@ pytestmark = pytest.mark.quantized
 
 FRACTIONS = (1.0, 0.6, 0.3)
 """Fractions of the weights that have room."""
-WAITS_FOR_TABLES = {"gguf Q4_0", "gguf Q4_K", "gguf Q6_K"}
-"""diffusers copies a small table to the device in each layer, and that waits behind the weights that are streamed."""
-
+MAKES_TABLES = {"gguf Q4_0", "gguf Q4_K", "gguf Q6_K"}
+"""Of numbers, in each layer: the first call finds out which, and waits for each of them once."""
 EACH_KIND = list(KINDS)
 BITSANDBYTES = [kind for kind in KINDS if kind.startswith("bitsandbytes")]
 
@@ -120,6 +119,9 @@ def test_a_quantized_pipeline_gives_the_same_bits_within_its_budget_and_comes_ba
     sim.set_rates(**RATES)
     sim.set_capacity(base + plan.budget_bytes)
     with install(pipe, plan, device="sim") as runtime:
+        if kind in MAKES_TABLES:
+            tiny_pipelines.run(pipe, "flux")
+            bring_timesteps_back(pipe)
         sim.synchronize()
         sim.reset()
         result = tiny_pipelines.run(pipe, "flux")
@@ -132,8 +134,7 @@ def test_a_quantized_pipeline_gives_the_same_bits_within_its_budget_and_comes_ba
     assert measured.peak_bytes <= plan.budget_bytes
     assert measured.peak_bytes == pytest.approx(plan.estimate.peak_bytes, rel=0.01)
     assert measured.moved_bytes == plan.estimate.moved_bytes
-    if kind not in WAITS_FOR_TABLES or fraction == 1.0:
-        assert measured.seconds == pytest.approx(plan.estimate.seconds, rel=0.02)
+    assert measured.seconds == pytest.approx(plan.estimate.seconds, rel=0.02)
     assert counters.moved_back_bytes == 0
     del result
     bring_timesteps_back(pipe)

@@ -23,6 +23,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from vramtune.catalog.quantizations import Quantization, find_quantizations
 from vramtune.errors import UnknownNameError, UsageError
+from vramtune.tables import let_keep_tables
 
 
 def quantize_components(pipe: Any, quantize: Mapping[str, str]) -> None:
@@ -246,6 +247,7 @@ def _gguf_utils() -> ModuleType:
         spec.loader.exec_module(module)
     finally:
         del sys.modules["gguf"]
+    let_keep_tables(module)
     return module
 
 

@@ -16,6 +16,7 @@ from vramtune.offload.meter import Meter
 from vramtune.offload.retry import remember_draws, with_room
 from vramtune.offload.stack import is_pipeline_running, is_running
 from vramtune.schema import call_name
+from vramtune.tables import tables_kept_by
 
 
 class ComponentCalls:
@@ -34,7 +35,8 @@ class ComponentCalls:
             (args_there, kwargs_there), brought = self._to_device(component, (args, kwargs))
             self._conductor.enter(component, method)
             self._conductor.inputs[component] = brought
-            return original(*args_there, **kwargs_there)
+            with tables_kept_by(self._conductor):
+                return original(*args_there, **kwargs_there)
 
         def make_room(asked_bytes: int | None) -> bool:
             self._meter.ran_out_of_memory()

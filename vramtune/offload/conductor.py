@@ -25,6 +25,7 @@ from vramtune.offload.position import Position, counts
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import Plan, call_name
+from vramtune.tables import Recipe, Tables
 from vramtune.units import MIB
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Conductor:
         self._copies: dict[Group, Copy] = {}
         self._adopted: set[BoundComponent] = set()
         """Components that were adopted and not released since."""
+        self._recipes: dict[Position, tuple[Recipe, ...]] = {}
+        """Of the tables that a position's last stage made."""
         self._is_clean = True
         """Whether the last call ended as calls do."""
 
@@ -73,6 +76,11 @@ class Conductor:
     def inputs(self) -> dict[BoundComponent, list[Brought]]:
         """What of the last inputs of each component is known again, until the stage ends."""
         return {} if self._traffic is None else self._traffic.inputs
+
+    @property
+    def tables(self) -> Tables:
+        """Tables that layers make on the device, until the stage ends."""
+        return Tables() if self._traffic is None else self._traffic.tables
 
     def run(self, call: Callable[[], Any], *, is_whole: bool = True) -> Any:
         """Run a call; at its end, however it comes, all but the resident groups are freed, unless it is not a whole one.
@@ -417,7 +425,8 @@ class Conductor:
                 self._copies.update(allocate(sharing, self.device))
         self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
-        self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
+        tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
+        self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies, tables)
 
     def _passage(self, placement: BoundPlacement, position: Position) -> Passage:
         num_bytes = placement.ring_bytes(*counts(placement, position))
@@ -439,6 +448,8 @@ class Conductor:
         """Let go of the slots, once the device has done with them."""
         if self._traffic is not None:
             self._traffic.close(self._passages.values())
+            if self._position is not None and (recipes := self._traffic.tables.recipes):
+                self._recipes[self._position] = recipes
         self._lane.precede_compute()
         self._traffic, self._passages = None, {}
 

@@ -21,6 +21,7 @@ from vramtune.offload.inputs import Brought
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats, new_piece
 from vramtune.offload.staging import Staging
+from vramtune.tables import Tables
 
 logger = logging.getLogger(__name__)
 
@@ -257,10 +258,17 @@ class Traffic:
     """
 
     def __init__(
-        self, lane: Lane, visits: Sequence[tuple[Passage, Group]], num_iterations: int, kept: Mapping[Group, Copy]
+        self,
+        lane: Lane,
+        visits: Sequence[tuple[Passage, Group]],
+        num_iterations: int,
+        kept: Mapping[Group, Copy],
+        tables: Tables,
     ) -> None:
         self.inputs: dict[BoundComponent, list[Brought]] = {}
         """Copies of inputs, which are known again and live as long."""
+        self.tables = tables
+        """Tables that layers make, likewise."""
         self._lane, self._visits, self._kept = lane, visits, kept
         streams = any(passage.ring is not None for passage, _ in visits)
         self._end = len(visits) * (num_iterations if streams else 1)
