@@ -89,7 +89,7 @@ Quantize = Annotated[
         metavar="COMPONENT=HOW",
         autocompletion=_quantized,
         help="As if these were quantized when they are loaded: transformer=nf4,text_encoder_2=int8. How: nf4, fp4, int8, "
-        "fp8, gguf-q8_0, gguf-q4_k_s, ... May be repeated.",
+        "fp8, torchao-int8, quanto-float8, gguf-q4_k_s, ... May be repeated.",
     ),
 ]
 Allow = Annotated[
