@@ -46,8 +46,9 @@ are those that the simulated accelerator counts, within 1%. *Resident*, *offload
 all weights between calls, that brings each component for its stages only, that copies most groups at every visit,
 the output has the bits of the same pipeline resident there, the peak is within the budget, and nothing is copied back.
 *LoRA on top*: the last of these with an adapter loaded on top of the quantized transformer, and *compiled*: after its
-`compile_repeated_blocks` with the `eager` backend, whose code keeps some values for longer than what was followed: where the
-plan then has too little room it keeps fewer weights, and the table says so. "Without a plan neither": the resident pipeline
+`compile_repeated_blocks` with the `eager` backend, which runs a block's code as one and keeps some values to its end: for two
+kinds that is more than the 5% that this plan has to spare. On a card PyTorch's allocator is held to the budget, and fewer weights
+are kept (or there is too little for any). "Without a plan neither": the resident pipeline
 cannot do it. Every kind's kernels there are the CPU's.
 """
 
@@ -116,7 +117,6 @@ def answer(made: Callable[[], Any], plan: Plan, expected: torch.Tensor) -> tuple
     """What a plan did, and whether its peak was as predicted."""
     sim, pipe = load(), made()
     base = held_bytes()
-    sim.set_capacity(base + plan.budget_bytes)  # as on a GPU, where PyTorch's allocator is held to the budget
     try:
         with install(pipe, plan, device="sim") as runtime:
             sim.reset()
@@ -127,8 +127,6 @@ def answer(made: Callable[[], Any], plan: Plan, expected: torch.Tensor) -> tuple
         bring_timesteps_back(pipe)
     except Exception as error:  # whatever it is goes into the table
         return reason(error), False
-    finally:
-        sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
     assert measured is not None
     if not torch.equal(got.cpu(), expected):
         return "other bits", False
@@ -139,8 +137,7 @@ def answer(made: Callable[[], Any], plan: Plan, expected: torch.Tensor) -> tuple
         return f"{moved_back_bytes} bytes copied back", False
     if held_bytes() != base:
         return "leaves memory behind", False
-    said = "yes, with fewer weights kept than planned" if measured.num_out_of_memory else "yes"
-    return said, abs(measured.peak_bytes / plan.estimate.peak_bytes - 1) <= 0.01
+    return "yes", abs(measured.peak_bytes / plan.estimate.peak_bytes - 1) <= 0.01
 
 
 # ---------------------------------------------------------------------------------------------------

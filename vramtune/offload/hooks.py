@@ -147,7 +147,8 @@ def _casting(component: BoundComponent, original: Callable[..., Any], calls: "Co
 
     @wraps(original)
     def casting(*args: Any, **kwargs: Any) -> Any:
-        _, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        asked: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
+        _, dtype, _, memory_format = asked
         # by place, as pipelines cast: a component may have names of its own for them (StableUnCLIPImageNormalizer)
         by_place = () if dtype is None else (None, dtype)
         by_name = {} if memory_format is None else {"memory_format": memory_format}
