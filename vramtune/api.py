@@ -118,46 +118,64 @@ def autotune(
 
 def load(
     pipeline_class: Any,
-    folder: str | Path,
+    source: str | Path,
     vram_gb: float | None = None,
     *,
     ram_gb: float | None = None,
-    torch_dtype: "torch.dtype | dict[str, torch.dtype] | None" = None,
+    torch_dtype: "torch.dtype | Mapping[str, torch.dtype] | None" = None,
     variant: str | None = None,
+    files: Mapping[str, str | Path] | None = None,
+    cast_folder: str | Path | None = None,
+    config: str | Path | None = None,
     **options: Any,
 ) -> tuple[Any, Tuned]:
     """Load a pipeline whose weights stay in their files, and tune it: it may be larger than the host's memory.
 
-    The files are mapped, and read when weights are used; they are never written to. What is copied to the GPU most often
-    is page-locked, as far as `ram_gb` allows.
+    The files are mapped, and read when weights are used; they are never written to, and nothing is downloaded. What is
+    copied to the GPU most often is page-locked, as far as `ram_gb` allows.
 
     Args:
         pipeline_class: Such as `diffusers.FluxPipeline`, or `diffusers.DiffusionPipeline`, which reads the class.
-        folder: A local folder with safetensors files, one or several for each component.
+        source: A local folder with safetensors files, one or several for each component; a Hub id whose files are in the
+            Hub's cache; or one safetensors file with all components, as `from_single_file` reads it.
         vram_gb: As in `autotune`.
         ram_gb: As in `autotune`; weights that stay in files do not count.
         torch_dtype: As in `from_pretrained`. Left out, each component has the dtype of its files; components of another
             dtype are cast as they are read, into memory.
         variant: As in `from_pretrained`.
+        files: Components whose weights are in a safetensors or GGUF file of their own, and not in the folder:
+            `{"transformer": "flux1-dev-Q4_K_S.gguf"}`. Of GGUF, `torch_dtype` is what layers compute in, bfloat16 if left out.
+        cast_folder: A folder for components that `torch_dtype` casts: each is written there once, as it is cast, and stays in
+            files then; later starts find it. Changed files are cast anew, and nothing in it is deleted.
+        config: Of a single file, where its configurations are (a folder, or a Hub id in the cache), if diffusers does not know.
         options: What else `autotune` takes.
 
     Returns:
         The pipeline, and the handle that `autotune` returns.
 
     Raises:
-        FileError: A file of weights is missing, or not whole.
-        UsageError: There is no such folder, or it is not a pipeline's; and as `autotune`.
+        FileError: A file of weights is missing, or not whole; or one cannot be written to `cast_folder`.
+        UsageError: There is no such source, or it is not a pipeline's; and as `autotune`.
         BudgetError: As `autotune`.
 
     Example:
         >>> pipe, tuned = vramtune.load(diffusers.FluxPipeline, "flux.1-dev", vram_gb=8, ram_gb=16)
     """
+    expect_pipelines("To load a pipeline")
     from vramtune.catalog.weights import load_mapped
 
     if vram_gb is not None:  # before anything takes time
         budget_bytes(vram_gb)
     ram_bytes(ram_gb)
-    pipe = load_mapped(pipeline_class, folder, torch_dtype=torch_dtype, variant=variant)
+    pipe = load_mapped(
+        pipeline_class,
+        source,
+        torch_dtype=torch_dtype,
+        variant=variant,
+        files=files,
+        cast_folder=cast_folder,
+        config=config,
+    )
     return pipe, autotune(pipe, vram_gb, ram_gb=ram_gb, **options)
 
 
