@@ -4,6 +4,7 @@ Those that take a pipeline need torch and diffusers, and import them when called
 """
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -101,7 +102,7 @@ def autotune(
     expect_pipeline(pipe)
     refuse_tuned(pipe)
     refuse_placed(pipe)
-    gpu = _with_own_ram(measured_gpu(target, own_bytes=_held_bytes(pipe)), pipe)
+    gpu = _on_this_host(measured_gpu(target, own_bytes=_held_bytes(pipe)), pipe)
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, permission_names(allow))
@@ -427,7 +428,7 @@ def _device_of(gpu: str | Device | None, pipe: "Pipeline") -> Device:
     if gpu is None:
         from vramtune.machine.live import this_gpu
 
-        return _with_own_ram(this_gpu(own_bytes=_held_bytes(pipe)), pipe)
+        return _on_this_host(this_gpu(own_bytes=_held_bytes(pipe)), pipe)
     from vramtune.machine.gpus import find_gpu
 
     return find_gpu(gpu)
@@ -438,15 +439,29 @@ def _held_bytes(pipe: "Pipeline") -> int:
     return sum(tensor.nbytes for tensor in _weights(pipe) if tensor.device.type not in ("cpu", "meta"))
 
 
-def _with_own_ram(gpu: Device, pipe: "Pipeline") -> Device:
-    """The device with the host memory that a pipeline's weights take already beside what is free."""
-    if gpu.ram_bytes is None:
-        return gpu
+def _on_this_host(gpu: Device, pipe: "Pipeline") -> Device:
+    """The device with what of the host's memory a pipeline's weights take already beside what is free, and how fast their
+    files are read."""
+    from vramtune.machine.storage import storage_rates
     from vramtune.mapped_files import MappedFiles
 
-    mapped = MappedFiles()  # what is read of a file counts as free
-    own = (tensor for tensor in _weights(pipe) if tensor.device.type == "cpu" and mapped.file_of(tensor) is None)
-    return replace(gpu, ram_bytes=gpu.ram_bytes + sum(tensor.nbytes for tensor in own))
+    mapped, own_bytes, file_bytes = MappedFiles(), 0, Counter[Path]()
+    for tensor in _weights(pipe):
+        if (file := mapped.file_of(tensor)) is not None:  # what is read of a file counts as free
+            file_bytes[file] += tensor.nbytes
+        elif tensor.device.type == "cpu":
+            own_bytes += tensor.nbytes
+    if gpu.ram_bytes is not None:
+        gpu = replace(gpu, ram_bytes=gpu.ram_bytes + own_bytes)
+    rates = storage_rates(file_bytes.most_common(1)[0][0]) if file_bytes else None
+    if rates is None:
+        return gpu
+    return replace(
+        gpu,
+        storage_bytes_per_second=rates.storage_bytes_per_second,
+        page_cache_bytes_per_second=rates.page_cache_bytes_per_second,
+        storage_source="measured",
+    )
 
 
 def _weights(pipe: "Pipeline") -> "set[torch.Tensor]":

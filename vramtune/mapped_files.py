@@ -5,6 +5,8 @@ mapped privately: what someone writes to a weight stays in memory, and the file 
 mapped; elsewhere all weights count as in memory.
 """
 
+import ctypes
+import mmap
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +34,23 @@ class MappedFiles:
         if index < 0 or address >= self._ranges[index][1]:
             return None
         return self._ranges[index][2]
+
+
+def cached_fraction(mapped: torch.Tensor) -> float:
+    """The share of a mapped tensor's pages that are in memory; 1 where the system does not tell (Linux does)."""
+    mincore = getattr(ctypes.CDLL(None), "mincore", None) if host_memory.PROC.exists() else None
+    start, num_bytes = pages_around(mapped)
+    found = (ctypes.c_ubyte * (num_bytes // mmap.PAGESIZE))()
+    if mincore is None or mincore(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), found) != 0:
+        return 1.0
+    return sum(page & 1 for page in found) / max(len(found), 1)
+
+
+def pages_around(tensor: torch.Tensor) -> tuple[int, int]:
+    """Address and bytes of the whole pages in which a dense tensor's bytes lie."""
+    first = tensor.data_ptr() // mmap.PAGESIZE
+    end = -(-(tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE)
+    return first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE
 
 
 def _ranges() -> Iterable[tuple[int, int, Path]]:
