@@ -90,6 +90,27 @@ def test_an_edit_of_a_weight_in_a_file_counts_and_the_file_stays_as_it_is(
     assert {file: file.read_bytes() for file in before} == before
 
 
+def test_what_was_read_of_files_is_let_go_after_its_stage(
+    sim: ModuleType, no_garbage: None, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = list[set[str]]()
+    monkeypatch.setattr(MappedFiles, "let_go", lambda self, views: let_go.append(names_of(self, views)))
+    pipe, tuned = load(saved, ram_gb=100_000 / GIB)
+    with tuned:
+        assert set().union(*let_go) >= {"text_encoder_2", "transformer"}
+        let_go.clear()
+        seen = list[int]()
+        tiny_pipelines.run(pipe, "flux", callback_on_step_end=lambda *args: seen.append(len(let_go)) or {})
+    stages = [name for name in ("text_encoder", "text_encoder_2", "transformer", "vae") if {name} in let_go]
+    assert let_go == [{name} for name in stages], "each once, in order"
+    assert set(seen) == {stages.index("transformer")}, "not while it runs"
+
+
+def names_of(mapped: MappedFiles, views: list[torch.Tensor]) -> set[str]:
+    files = {mapped.file_of(view) for view in views}
+    return {file.parent.name for file in files if file is not None}
+
+
 def test_without_a_dtype_each_component_has_that_of_its_files(
     sim: ModuleType, no_garbage: None, tmp_path: Path
 ) -> None:

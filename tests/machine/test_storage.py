@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from vramtune import api
+from vramtune import api, mapped_files
 from vramtune.machine import remembered, storage
 from vramtune.machine.gpus import find_gpu
 from vramtune.mapped_files import cached_fraction
@@ -38,10 +38,8 @@ def test_what_was_just_read_is_in_memory(file: Path) -> None:
     assert cached_fraction(tensor) == 1
 
 
-def test_without_linux_everything_counts_as_in_memory(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vramtune.host_memory.PROC", tmp_path / "none")
+def test_without_linux_everything_counts_as_in_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_files, "_LIBC", None)
     assert cached_fraction(mapped(file)) == 1
     assert storage.measure_storage(file) is None
 

@@ -21,6 +21,7 @@ from vramtune.mapped_files import Snapshot, snapshots
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
+from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.float8 import Float8Weights
 from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
@@ -38,7 +39,9 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """A plan at work on a pipeline, until `remove()`."""
 
-    def __init__(self, pipe: Any, plan: Plan, device: torch.device, context_bytes: int | None) -> None:
+    def __init__(
+        self, pipe: Any, plan: Plan, device: torch.device, context_bytes: int | None, *, cache_embeddings: bool = False
+    ) -> None:
         self.device = device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
         self._limit = MemoryLimit(device, plan.budget_bytes - (context_bytes or 0))
@@ -51,7 +54,8 @@ class Runtime:
             raise
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
-        self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock)
+        self._embeddings = Embeddings() if cache_embeddings else None
+        self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock, self._embeddings)
         self._is_removed = False
         self.on_measured: Callable[[Measurement], None] = lambda measurement: None
         """Told of each call whose settings are the plan's, but for the first, once the device has done with it."""
@@ -69,6 +73,7 @@ class Runtime:
                 self._put_back, lambda _: self._conductor.make_way(), device=self.device, name="taking components in"
             )
             torch.accelerator.empty_cache()
+            self._conductor.let_go_of_files(self._binding.placements)
             self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
         except BaseException:
             self.remove()
@@ -124,6 +129,8 @@ class Runtime:
                 for computed in component.computed:
                     computed.go_home()
             self._conductor.end()
+            if self._embeddings is not None:
+                self._embeddings.clear()
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()
