@@ -77,7 +77,7 @@ def autotune(
         allow: Names of permissions to change the output; nothing changes it otherwise. "vae_tiling": the VAE works tile
             by tile. "fp8_weights": denoisers' weights are stored in float8, and `remove()` gives them back as they were,
             for which the host keeps both.
-        cache_embeddings: Whether to keep what text and image encoders answer, up to 512 MiB on the host, until `remove()`: a
+        cache_embeddings: Whether to keep what text and image encoders return, up to 512 MiB on the host, until `remove()`: a
             prompt that comes again does not run them again. Exact: known by all inputs of the encoder's call. Encoders that
             are edited start anew, and those with adapters are not kept; a write into `parameter.data` is not noticed.
         progress: Whether a bar and one line on standard error say what is done.

@@ -1,4 +1,4 @@
-"""What encoders answered is kept if asked for: the same bits, by all inputs, within a bound, until the plan is removed."""
+"""What encoders returned is kept if asked for: the same bits, by all inputs, within a bound, until the plan is removed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,17 +25,19 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 @contextmanager
 def kept(name: str = "flux", fraction: float = 0.4) -> Iterator[tuple[Any, Runtime, list[str]]]:
-    """A tuned pipeline that keeps answers, and the names of the encoders that really run."""
+    """A tuned pipeline that keeps embeddings, and the names of the encoders that really run."""
     pipe, runs = tiny_pipelines.build(name), list[str]()
     for encoder in ENCODERS:
         module = getattr(pipe, encoder)
-        inner = getattr(module, "text_model", module).encoder  # hooks of the encoder itself run around what we answer
+        inner = getattr(
+            module, "text_model", module
+        ).encoder  # hooks of the encoder itself run around what we embedding
         inner.register_forward_hook(lambda *args, encoder=encoder: runs.append(encoder))
     with install(pipe, plan_for(profiled(name), name, fraction), device="sim", cache_embeddings=True) as runtime:
         yield pipe, runtime, runs
 
 
-def answers(runtime: Runtime) -> Embeddings:
+def kept_by(runtime: Runtime) -> Embeddings:
     assert runtime._embeddings is not None
     return runtime._embeddings
 
@@ -105,7 +107,7 @@ def test_all_inputs_count(sim: ModuleType, no_garbage: None) -> None:
         assert len(runs) == 3
 
 
-def test_an_answer_that_a_pipeline_writes_to_is_given_as_it_was(sim: ModuleType, no_garbage: None) -> None:
+def test_an_embedding_that_a_pipeline_writes_to_is_given_as_it_was(sim: ModuleType, no_garbage: None) -> None:
     with kept() as (pipe, _, _), torch.no_grad():
         ids = torch.ones(1, 4, dtype=torch.int64, device="sim")
         first = pipe.text_encoder_2(ids)[0]
@@ -118,7 +120,7 @@ def test_an_answer_that_a_pipeline_writes_to_is_given_as_it_was(sim: ModuleType,
 
 
 @pytest.mark.parametrize("fraction", [0.4, 1.0])
-def test_an_encoder_that_was_edited_answers_anew(sim: ModuleType, no_garbage: None, fraction: float) -> None:
+def test_an_encoder_that_was_edited_runs_again(sim: ModuleType, no_garbage: None, fraction: float) -> None:
     want = tiny_pipelines.build("flux")
     with kept(fraction=fraction) as (pipe, _, runs):
         output(pipe, "flux")
@@ -158,7 +160,7 @@ def test_an_encoder_in_training_always_runs(sim: ModuleType, no_garbage: None) -
 def test_other_components_are_not_kept(sim: ModuleType, no_garbage: None) -> None:
     with kept() as (pipe, runtime, _):
         output(pipe, "flux")
-        assert {component for component, _, _ in answers(runtime)._answers} == set(ENCODERS)
+        assert {component for component, _, _ in kept_by(runtime)._by_key} == set(ENCODERS)
 
 
 def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes(
@@ -167,10 +169,10 @@ def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes(
     with kept() as (pipe, runtime, runs), torch.no_grad():
         ids = torch.ones(1, 4, dtype=torch.int64, device="sim")
         pipe.text_encoder_2(ids)
-        monkeypatch.setattr(embeddings, "MOST_BYTES", 3 * answers(runtime).num_bytes)
+        monkeypatch.setattr(embeddings, "MOST_BYTES", 3 * kept_by(runtime).num_bytes)
         for prompt in range(2, 6):
             pipe.text_encoder_2(prompt * ids)
-            assert answers(runtime).num_bytes <= embeddings.MOST_BYTES
+            assert kept_by(runtime).num_bytes <= embeddings.MOST_BYTES
         runs.clear()
         pipe.text_encoder_2(5 * ids)
         assert runs == []
@@ -185,18 +187,18 @@ def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes(
 def test_nothing_is_left_after_remove(sim: ModuleType, no_garbage: None) -> None:
     with kept() as (pipe, runtime, _):
         output(pipe, "flux")
-        assert answers(runtime).num_bytes > 0
-    assert answers(runtime).num_bytes == 0
+        assert kept_by(runtime).num_bytes > 0
+    assert kept_by(runtime).num_bytes == 0
 
 
-def test_answers_keep_their_structure_and_which_tensors_are_one() -> None:
+def test_embeddings_keep_their_structure_and_which_tensors_are_one() -> None:
     values = torch.arange(6.0).reshape(2, 3).t()
     cache = DynamicCache()
     cache.update(torch.ones(1, 1, 2, 3), torch.zeros(1, 1, 2, 3), 0)
     writer = embeddings._Writer()
     writer.dump({"a": values, "b": (values, None, [values + 1]), "cache": cache})
-    answer = embeddings.Answer(None, (), writer.stream.getvalue(), writer.tensors)  # type: ignore[arg-type]
-    read = embeddings._Reader(answer).load()
+    embedding = embeddings.Embedding(None, (), writer.stream.getvalue(), writer.tensors)  # type: ignore[arg-type]
+    read = embeddings._Reader(embedding).load()
     assert read["a"] is read["b"][0] is not values
     assert torch.equal(read["a"], values)
     assert read["a"].stride() == values.stride()

@@ -1,6 +1,6 @@
-"""What text and image encoders answered, kept for the next call with the same inputs: then they need not be copied or run.
+"""What text and image encoders returned, kept for the next call with the same inputs: then they need not be copied or run.
 
-An answer is known by all inputs of the encoder's call, tensors by their bits, and by the settings under which PyTorch
+An embedding is known by all inputs of the encoder's call, tensors by their bits, and by the settings under which PyTorch
 computes. It is kept on the host, and given as new tensors each time: pipelines may write to them.
 """
 
@@ -20,7 +20,7 @@ from vramtune.offload.groups import flat_bytes, num_writes
 from vramtune.units import MIB
 
 MOST_BYTES = 512 * MIB
-"""Of all answers together; the one that was asked for longest ago goes first."""
+"""Of all embeddings together; the one that was asked for longest ago goes first."""
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 """Inputs that are what they print as."""
 
@@ -29,8 +29,8 @@ Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What an encoder answered."""
+class Embedding:
+    """What an encoder returned."""
 
     component: BoundComponent
     versions: tuple[int, ...]
@@ -47,18 +47,18 @@ class Answer:
 
 
 class Embeddings:
-    """Answers of a pipeline's encoders."""
+    """Embeddings of a pipeline's encoders."""
 
     def __init__(self) -> None:
-        self._answers = OrderedDict[Key, Answer]()
+        self._by_key = OrderedDict[Key, Embedding]()
 
     @property
     def num_bytes(self) -> int:
         """What all of them take of the host's memory."""
-        return sum(answer.num_bytes for answer in self._answers.values())
+        return sum(embedding.num_bytes for embedding in self._by_key.values())
 
     def key(self, component: BoundComponent, method: str, inputs: Any) -> Key | None:
-        """By what an answer is known; None where it is not kept.
+        """By what an embedding is known; None where it is not kept.
 
         Kept are those of encoders in evaluation that are as they were planned: with nothing that came in, such as adapters,
         whose strength is a plain number somewhere. Of an encoder that was edited since, all are forgotten.
@@ -72,37 +72,37 @@ class Embeddings:
         return None if inputs_hash is None else (component.name, method, inputs_hash)
 
     def known(self, component: BoundComponent, key: Key) -> Any:
-        """The answer as new tensors; None where there is none, or the encoder's weights were written to since."""
-        answer = self._answers.get(key)
-        if answer is None:
+        """The embedding as new tensors; None where there is none, or the encoder's weights were written to since."""
+        embedding = self._by_key.get(key)
+        if embedding is None:
             return None
-        if answer.component is not component or answer.versions != _versions(component):
+        if embedding.component is not component or embedding.versions != _versions(component):
             self._forget(component.name)
             return None
-        self._answers.move_to_end(key)
-        return _Reader(answer).load()
+        self._by_key.move_to_end(key)
+        return _Reader(embedding).load()
 
     def keep(self, component: BoundComponent, key: Key, result: Any) -> None:
-        """Keep an answer, if it can be kept at all and is not too large; older ones go for it."""
+        """Keep an embedding, if it can be kept at all and is not too large; older ones go for it."""
         versions, writer = _versions(component), _Writer()
         try:
             writer.dump(result)
         except (pickle.PicklingError, TypeError, AttributeError):  # it holds something that cannot be copied
             return
-        answer = Answer(component, versions or (), writer.stream.getvalue(), writer.tensors)
-        if versions is None or answer.num_bytes > MOST_BYTES:
+        embedding = Embedding(component, versions or (), writer.stream.getvalue(), writer.tensors)
+        if versions is None or embedding.num_bytes > MOST_BYTES:
             return
-        self._answers[key] = answer
+        self._by_key[key] = embedding
         while self.num_bytes > MOST_BYTES:
-            self._answers.popitem(last=False)
+            self._by_key.popitem(last=False)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._answers.clear()
+        self._by_key.clear()
 
     def _forget(self, component: str) -> None:
-        for key in [key for key in self._answers if key[0] == component]:
-            del self._answers[key]
+        for key in [key for key in self._by_key if key[0] == component]:
+            del self._by_key[key]
 
 
 def _versions(component: BoundComponent) -> tuple[int, ...] | None:
@@ -143,7 +143,7 @@ def _settings() -> tuple[object, ...]:
 
 
 class _Writer(pickle.Pickler):
-    """Pickles an answer, and takes the tensors in it to the host."""
+    """Pickles an embedding, and takes the tensors in it to the host."""
 
     def __init__(self) -> None:
         self.stream = io.BytesIO()
@@ -165,16 +165,16 @@ class _Writer(pickle.Pickler):
 
 
 class _Reader(pickle.Unpickler):
-    """The answer again, with new tensors where they were."""
+    """The embedding again, with new tensors where they were."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(io.BytesIO(answer.structure))
-        self._answer = answer
+    def __init__(self, embedding: Embedding) -> None:
+        super().__init__(io.BytesIO(embedding.structure))
+        self._embedding = embedding
         self._made: dict[int, torch.Tensor] = {}
 
     def persistent_load(self, number: Any) -> torch.Tensor:
         """The tensor of that number."""
         if number not in self._made:
-            device, tensor = self._answer.tensors[number]
+            device, tensor = self._embedding.tensors[number]
             self._made[number] = tensor.to(device, copy=True)
         return self._made[number]

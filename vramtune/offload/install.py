@@ -23,7 +23,7 @@ def install(
     """Install a plan on a pipeline: as a statement, or as a context manager that removes it at its end.
 
     `device` and `gpu_id` mean what they mean in `enable_model_cpu_offload`. `context_bytes` is what the process holds
-    on the device outside PyTorch's allocator, where that is known; `cache_embeddings` keeps what encoders answer. Raises `UsageError` for a plan that was made for
+    on the device outside PyTorch's allocator, where that is known; `cache_embeddings` keeps what encoders return. Raises `UsageError` for a plan that was made for
     another pipeline and for pipelines that something else places, `NoAcceleratorError` where there is no GPU; the
     pipeline is then as it was.
     """
