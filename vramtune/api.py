@@ -80,7 +80,7 @@ def autotune(
         cache_embeddings: Whether to keep what text and image encoders return, up to 512 MiB on the host, until `remove()`: a
             prompt that comes again does not run them again. Exact: known by all inputs of the encoder's call. Encoders that
             are edited start anew, and those with adapters are not kept; a write into `parameter.data` is not noticed.
-        progress: Whether a bar and one line on standard error say what is done.
+        progress: Whether bars and one line on standard error say what is done. It may be interrupted at any time.
 
     Returns:
         The handle: what was predicted, what calls take, `remove()`. Use the pipeline as before.
@@ -116,7 +116,12 @@ def autotune(
     )
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(
-        pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu), cache_embeddings=cache_embeddings
+        pipe,
+        chosen,
+        device=target,
+        context_bytes=_known_context_bytes(gpu),
+        cache_embeddings=cache_embeddings,
+        progress=progress,
     )
     runtime.on_measured = partial(_remember_call, target, chosen, gpu.times_predicted)
     logger.log(logging.INFO if progress else logging.DEBUG, "%s", said)
@@ -306,6 +311,7 @@ def install(
     device: "torch.device | str | None" = None,
     gpu_id: int | None = None,
     cache_embeddings: bool = False,
+    progress: bool = True,
 ) -> Tuned:
     """Install a plan on a pipeline, until `remove()` or the end of a `with` block.
 
@@ -318,6 +324,7 @@ def install(
         device: As in `enable_model_cpu_offload`.
         gpu_id: As in `enable_model_cpu_offload`.
         cache_embeddings: As in `autotune`.
+        progress: Whether a bar on standard error says how much is page-locked, where that takes over a second.
 
     Returns:
         The handle that `autotune` returns too.
@@ -341,7 +348,13 @@ def install(
         expect(Profile, profile)
         context_bytes = _known_context_bytes(profile.device)
     runtime = install_plan(
-        pipe, plan, device=device, gpu_id=gpu_id, context_bytes=context_bytes, cache_embeddings=cache_embeddings
+        pipe,
+        plan,
+        device=device,
+        gpu_id=gpu_id,
+        context_bytes=context_bytes,
+        cache_embeddings=cache_embeddings,
+        progress=progress,
     )
     return Tuned(runtime, profile)
 

@@ -48,6 +48,8 @@ class Conductor:
         """Whether weights got back once what they had given up."""
         self._resident_limit_bytes = self.plan.budget_bytes
         """Bytes that resident groups may have; fewer where out of memory taught that what no plan knows needs them."""
+        self.on_locked: Callable[[int], object] = lambda num_bytes: None
+        """Told of the bytes of each group that was page-locked."""
         self.is_watched = True
         """Whether someone may edit weights between two calls of components, as callbacks do: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter, self.plan.staging_slot_bytes)
@@ -290,6 +292,8 @@ class Conductor:
         for group in displaced:
             if group not in resident or (group.is_settled and group.piece):
                 group.settle_on_host(self.device)
+                if not group.is_in_place:
+                    self.on_locked(group.num_bytes)
                 freed_bytes += group.num_bytes
                 if freed_bytes > TRIMMED_BYTES:  # or tuning would take the weights twice
                     give_back_freed()

@@ -27,6 +27,7 @@ from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
 from vramtune.offload.memory_limit import MemoryLimit, others_bytes
 from vramtune.offload.meter import Meter
+from vramtune.offload.pinned import locking_bar
 from vramtune.offload.pipeline_class import PipelineTakeover
 from vramtune.offload.retry import remember_draws, remember_inputs, with_room
 from vramtune.offload.settings import are_planned
@@ -40,7 +41,14 @@ class Runtime:
     """A plan at work on a pipeline, until `remove()`."""
 
     def __init__(
-        self, pipe: Any, plan: Plan, device: torch.device, context_bytes: int | None, *, cache_embeddings: bool = False
+        self,
+        pipe: Any,
+        plan: Plan,
+        device: torch.device,
+        context_bytes: int | None,
+        *,
+        cache_embeddings: bool = False,
+        progress: bool = False,
     ) -> None:
         self.device = device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
@@ -69,9 +77,13 @@ class Runtime:
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
             self._takeover.apply()
-            with_room(
-                self._put_back, lambda _: self._conductor.make_way(), device=self.device, name="taking components in"
-            )
+            with locking_bar(plan.estimate.locked_bytes, is_shown=progress) as self._conductor.on_locked:
+                with_room(
+                    self._put_back,
+                    lambda _: self._conductor.make_way(),
+                    device=self.device,
+                    name="taking components in",
+                )
             torch.accelerator.empty_cache()
             self._conductor.let_go_of_files(self._binding.placements)
             self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
