@@ -109,6 +109,29 @@ def test_more_to_stage_than_the_host_can_sets_the_pace_and_the_reason_says_so() 
     assert reason.seconds["staging"] == pytest.approx(reason.num_bytes["staged"] / 0.5e9)
 
 
+def test_where_files_are_read_at_each_visit_the_disk_sets_the_pace_and_the_plan_says_how_fast_it_is_taken_to_be() -> (
+    None
+):
+    filed = on_host(in_files(two_speeds()), staging_bytes_per_second=8e9, storage_source="given")
+    plan = choose_plan(filed, 50 * MIB, ram_bytes=60 * MIB)
+    (reason,) = (reason for reason in plan.reasons if reason.kind == "disk_bound")
+    assert reason.seconds["reading"] == pytest.approx(reason.num_bytes["read"] / 0.25e9)
+    assert (plan.storage_bytes_per_second, plan.storage_source) == (0.25e9, "given")
+    in_memory = choose_plan(on_host(filed, ram_bytes=GIB, lockable_bytes=60 * MIB), 50 * MIB)
+    assert in_memory.storage_bytes_per_second is None
+    assert not any(reason.kind == "disk_bound" for reason in in_memory.reasons)
+
+
+def test_what_lies_in_files_and_in_memory_too_is_staged_as_fast_as_page_cache_is() -> None:
+    filed = on_host(in_files(two_speeds()), ram_bytes=GIB, lockable_bytes=20 * MIB)
+    as_memory, slower = pose(filed), pose(on_host(filed, page_cache_bytes_per_second=0.1e9))
+    size = as_memory.units[0].sizes[1]
+    assert as_memory.staging_seconds(0, 1) == pytest.approx(size / 0.5e9)
+    assert slower.staging_seconds(0, 1) == pytest.approx(size / 0.1e9)
+    plain = pose(on_host(two_speeds(), page_cache_bytes_per_second=0.1e9))
+    assert plain.staging_seconds(0, 1) == pytest.approx(size / 0.5e9)
+
+
 def test_files_that_do_not_fit_the_memory_are_read_from_storage_at_each_visit() -> None:
     filed = in_files(two_speeds())
     cold = choose_plan(filed, 50 * MIB, ram_bytes=60 * MIB).estimate

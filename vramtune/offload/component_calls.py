@@ -10,6 +10,7 @@ import torch
 
 from vramtune.offload.binding import BoundComponent
 from vramtune.offload.conductor import Conductor
+from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.inputs import Brought, to_device
 from vramtune.offload.meter import Meter
@@ -22,10 +23,13 @@ from vramtune.tables import tables_kept_by
 class ComponentCalls:
     """Runs the methods of a pipeline's components, one caller at a time."""
 
-    def __init__(self, conductor: Conductor, meter: Meter, lock: threading.RLock) -> None:
+    def __init__(
+        self, conductor: Conductor, meter: Meter, lock: threading.RLock, embeddings: Embeddings | None
+    ) -> None:
         self.device = conductor.device
         self._conductor, self._meter, self._lock = conductor, meter, lock
         self._casts_not_cached = CastsNotCached()
+        self._embeddings = embeddings
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method."""
@@ -57,9 +61,17 @@ class ComponentCalls:
             is_inner = is_running(_RUN, self=self)
             if not is_inner:
                 self._casts_not_cached.restore()
+            key = None
+            if self._embeddings is not None and not is_inner:
+                key = self._embeddings.key(component, method, (args, kwargs))
+                if key is not None and (known := self._embeddings.known(component, key)) is not None:
+                    return known
             put_generators_back = remember_draws(self.device, (args, kwargs))
             # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
-            return self._conductor.run(call, is_whole=not is_pipeline_running())
+            result = self._conductor.run(call, is_whole=not is_pipeline_running())
+            if self._embeddings is not None and key is not None:
+                self._embeddings.keep(component, key, result)
+            return result
 
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""

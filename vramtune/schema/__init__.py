@@ -23,6 +23,8 @@ from vramtune.schema.machine import (
     Source,
     Spread,
     Spreads,
+    StorageRates,
+    StorageSource,
 )
 from vramtune.schema.measurement import MeasuredStage, Measurement
 from vramtune.schema.plan import (
@@ -122,6 +124,8 @@ __all__ = [
     "Spreads",
     "Stage",
     "StageEstimate",
+    "StorageRates",
+    "StorageSource",
     "SweepRow",
     "SweptStage",
     "Timeline",

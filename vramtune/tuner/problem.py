@@ -146,11 +146,15 @@ class Problem:
 
     def staging_seconds(self, u: int, group: int) -> float:
         """What the host takes to stage a group: to read it, where that is from storage, and to copy it."""
-        unit = self.units[u]
-        seconds = unit.sizes[group] / self.device.staging_bytes_per_second
-        if self.is_read_anew:
-            seconds += unit.file_bytes[group] / self.device.storage_bytes_per_second
-        return seconds
+        unit, device = self.units[u], self.device
+        cached = device.page_cache_bytes_per_second or device.staging_bytes_per_second
+        file_bytes = unit.file_bytes[group]
+        copying = (unit.sizes[group] - file_bytes) / device.staging_bytes_per_second + file_bytes / cached
+        return copying + self.reading_seconds(u, group)
+
+    def reading_seconds(self, u: int, group: int) -> float:
+        """What of that is storage's."""
+        return self.units[u].file_bytes[group] / self.device.storage_bytes_per_second if self.is_read_anew else 0.0
 
     @property
     def staging_slot_bytes(self) -> int:

@@ -109,15 +109,34 @@ def staged_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Res
 
 def staging_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     """What the host takes to stage `staged_bytes`."""
-    total = 0.0
+    return sum(
+        times * problem.staging_seconds(unit, group) for unit, group, times in _staged(problem, stage, residency)
+    )
+
+
+def reading_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
+    """What of that is to read files from storage."""
+    return sum(
+        times * problem.reading_seconds(unit, group) for unit, group, times in _staged(problem, stage, residency)
+    )
+
+
+def read_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
+    """What of `staged_bytes` is read from storage."""
+    if not problem.is_read_anew:
+        return 0
+    staged = _staged(problem, stage, residency)
+    return round(sum(times * problem.units[unit].file_bytes[group] for unit, group, times in staged))
+
+
+def _staged(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> Iterator[tuple[int, int, float]]:
+    """The groups that are staged in a stage, by unit, and how often."""
     for unit, r in residency.items():
         streamed = stage.streamed_bytes[unit]
         for group in r.staged(r.present, len(problem.units[unit].sizes)):
             if size := problem.units[unit].sizes[group]:
                 visits = (streamed[group] - streamed[group + 1]) / size
-                times = 1 if group < r.kept else stage.num_iterations * visits
-                total += times * problem.staging_seconds(unit, group)
-    return total
+                yield unit, group, 1 if group < r.kept else stage.num_iterations * visits
 
 
 def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
