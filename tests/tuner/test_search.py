@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.profiles import GIB, MIB, activity, component, device, profile, profiles, stage, weights
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import Component, Plan, Profile, Reason, Variant, WeightGroup
-from vramtune.tuner.linear_program import SLACK_FRACTION, bound_seconds, solve
+from vramtune.tuner.bound import bound_seconds, lower_hull
+from vramtune.tuner.linear_program import SLACK_FRACTION, solve
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, pose
 from vramtune.tuner.schedule import stage_seconds
@@ -178,12 +179,23 @@ class TestBound:
         assert found.bound_seconds == bound_seconds(problem, budget)
 
     def test_by_hand_beside_an_excluded_component(self) -> None:
-        """80 MiB excluded, 10 MiB of root: of 40 MiB that are visited twice a step, 20 find room."""
+        """80 MiB excluded, 10 MiB of root: of 40 MiB that are visited twice a step, 40 / 3 find room, beside 2 / 3 of a slot."""
         text, model = component("text", [80 * MIB]), component("model", [10 * MIB] * 4, root_bytes=10 * MIB)
         twice = activity(model, [0.0] * 8, layers=[*range(4)] * 2)
         stages = [stage("text", 1, activity(text, [0.1])), stage("model", 5, twice)]
         problem = pose(profile(device(), [text, model], stages, excluded=("text",)))
-        assert bound_seconds(problem, 110 * MIB) == pytest.approx(0.1 + 5 * 2 * 20 * MIB / 1e9)
+        assert bound_seconds(problem, 110 * MIB) == pytest.approx(0.1 + 5 * 2 * (80 / 3) * MIB / 1e9, rel=1e-5)
+
+    def test_by_hand_where_two_models_find_no_room_beside_each_other(self) -> None:
+        """r MiB of each stay, beside a slot of 5 MiB for the share 1 - r / 50 of the other: 2 r + 5 - r / 10 = 70."""
+        one, other = component("one", [5 * MIB] * 10), component("other", [5 * MIB] * 10)
+        stages = [stage(c.name, 1, activity(c, [0.001] * 10)) for c in (one, other)]
+        problem = pose(profile(device(), [one, other], stages))
+        assert bound_seconds(problem, 100 * MIB) == pytest.approx(2 * 0.01)
+        assert bound_seconds(problem, 70 * MIB) == pytest.approx(2 * (50 - 65 / 1.9) * MIB / 1e9, rel=1e-5)
+
+    def test_the_lower_hull_has_no_corner_above_another_line(self) -> None:
+        assert lower_hull([(0, 10), (1, 10), (2, 4), (3, 4), (4, 0)]) == [(0, 10), (2, 4), (4, 0)]
 
 
 class TestExclusion:

@@ -1,4 +1,4 @@
-"""The plan as a small program over bytes on the GPU per unit and stage, and its bound.
+"""The plan as a small program over bytes on the GPU per unit and stage.
 
 For unit c and stage s: `x` bytes kept, `r` those kept in every stage, `y` of `x` those there when the stage
 begins, `z` whether anything is streamed, `f` and `t` seconds of the first and of each further iteration. U is a
@@ -25,7 +25,7 @@ z should be 0 or 1; see `solve`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -48,56 +48,22 @@ def solve(problem: Problem, budget_bytes: int, num_slots: int, *, is_lean: bool 
     First with z between 0 and 1; then with z rounded up, which the polish may undo. (Branching on z brings nothing
     that the polish does not find, and HiGHS prints to stdout while it branches.)
     """
-    relaxed = _Rows(problem)
+    relaxed = Rows(problem)
     _add_constraints(relaxed, problem, budget_bytes, num_slots)
     lean = [_hosted(relaxed)] if is_lean else []
-    found = relaxed.in_turn(*lean, _seconds(relaxed, problem), _moved(relaxed, problem))
+    found = relaxed.in_turn(*lean, call_seconds(relaxed, problem), _moved(relaxed, problem))
     if found is None:
         return None
-    rows = _Rows(problem)
+    rows = Rows(problem)
     _add_constraints(rows, problem, budget_bytes, num_slots)
     rows.fix({variable: math.ceil(found[variable] - TOLERANCE) for variable in rows.streams.values()})
-    solution = rows.in_turn(*lean, _seconds(rows, problem), _moved(rows, problem), _held(rows, problem))
+    solution = rows.in_turn(*lean, call_seconds(rows, problem), _moved(rows, problem), _held(rows, problem))
     if solution is None:
         return None
     return [[float(solution[x]) * rows.bytes_scale for x in kept] for kept in rows.kept]
 
 
-def bound_seconds(problem: Problem, budget_bytes: int) -> float:
-    """Seconds per call that no plan within the budget can beat, call after call, under the model.
-
-    Slots cost nothing, everything kept is there when its stage begins, idle weights take no room unless they are
-    excluded from offload: then each stage is a fractional knapsack that keeps the bytes visited most often, and
-    lasts `num_iterations x max(compute, copies of the rest, staging of what of it cannot be page-locked)`.
-    """
-    return sum(_bound_of(problem, stage, budget_bytes) for stage in problem.stages)
-
-
-def _bound_of(problem: Problem, stage: StageProblem, budget_bytes: int) -> float:
-    # what no plan can do without: the roots of active units, excluded units whole
-    given = [max(unit.least_idle, int(u in stage.active)) for u, unit in enumerate(problem.units)]
-    room = budget_bytes - stage.overhead_bytes
-    room -= sum(unit.prefix[count] for unit, count in zip(problem.units, given, strict=True))
-    visits: dict[tuple[int, int], int] = {}
-    for u, group, *_ in stage.visits:
-        if group >= given[u]:
-            visits[u, group] = visits.get((u, group), 0) + 1
-    copied = staged = 0.0
-    paces = [problem.staging_seconds(u, g) / size for u, g in visits if (size := problem.units[u].sizes[g])]
-    lockable = math.inf if problem.lockable_bytes is None else problem.lockable_bytes
-    for (u, group), count in sorted(visits.items(), key=lambda item: -item[1]):
-        size = problem.units[u].sizes[group]
-        absent = max(0, size - max(0, room))
-        room -= size
-        copied += count * absent
-        staged += count * max(0, absent - max(0, lockable))
-        lockable -= absent
-    copy_seconds = copied / problem.copy_bytes_per_second
-    staging_seconds = staged * min(paces, default=0.0)
-    return stage.num_iterations * max(stage.compute_seconds, copy_seconds, staging_seconds)
-
-
-class _Rows:
+class Rows:
     """Variables and constraint rows; bytes and seconds are scaled to about 1."""
 
     def __init__(self, problem: Problem) -> None:
@@ -128,11 +94,13 @@ class _Rows:
         self.high: list[float] = []
 
     def variable(self, upper: float, *, lower: float = 0.0) -> int:
+        """One more variable; before the first row."""
         self.lower.append(lower)
         self.upper.append(upper)
         return len(self.upper) - 1
 
     def add(self, terms: Iterable[Term], *, low: float = -np.inf, high: float = np.inf) -> None:
+        """One more row."""
         row = np.zeros(len(self.upper))
         for variable, factor in terms:
             row[variable] += factor
@@ -152,7 +120,7 @@ class _Rows:
         """
         solution, slack = None, SLACK_FRACTION
         for goal in goals:
-            solution = self._minimise(goal)
+            solution = self.minimise(goal)
             if solution is None:
                 return None
             reached = float(goal @ solution)
@@ -160,7 +128,7 @@ class _Rows:
             slack = TOLERANCE
         return solution
 
-    def _minimise(self, goal: np.ndarray) -> np.ndarray | None:
+    def minimise(self, goal: np.ndarray) -> np.ndarray | None:
         """The best solution by a goal; None where there is none."""
         import highspy  # HiGHS itself (scipy's optimize, which has it inside, takes half a second); often nothing is to solve
 
@@ -183,7 +151,7 @@ class _Rows:
         return np.array(solver.getSolution().col_value) if is_solved else None
 
 
-def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots: int) -> None:
+def _add_constraints(rows: Rows, problem: Problem, budget_bytes: int, num_slots: int) -> None:
     scale = rows.bytes_scale
     if problem.ram_bytes is not None:
         in_files = [sum(unit.file_bytes) / max(unit.total_bytes, 1) for unit in problem.units]
@@ -199,37 +167,45 @@ def _add_constraints(rows: _Rows, problem: Problem, budget_bytes: int, num_slots
             (rows.streams[u, s], problem.units[u].ring_bytes(problem.units[u].least_kept, num_slots) / scale)
             for u in stage.active
         ]
-        kept = [(rows.kept[u][s], 1.0) for u in range(len(problem.units))]
-        rows.add([*kept, *slots], high=(budget_bytes - stage.overhead_bytes) / scale)
-        for u, unit in enumerate(problem.units):
-            x, y, r = rows.kept[u][s], rows.carried[u][s], rows.resident[u]
-            before = rows.kept[u][s - 1] if s else r
-            rows.add([(r, 1), (x, -1)], high=0)
-            rows.add([(y, 1), (x, -1)], high=0)
-            rows.add([(y, 1), (before, -1)], high=0)
-            if u in stage.active:
-                rows.add([(x, 1)], low=unit.prefix[unit.least_kept] / scale)
-                rows.add([(x, 1), (rows.streams[u, s], rows.sizes[u])], low=rows.sizes[u])
-            else:
-                rows.add([(x, 1), (before, -1)], high=0)
-        _add_seconds(rows, stage, s)
+        add_weights(rows, problem, s, slots, budget_bytes)
+        add_seconds(rows, stage, s, stage.num_visits)
         if rows.is_lock_limited:
             _add_staging(rows, problem, stage, s)
 
 
-def _add_seconds(rows: _Rows, stage: StageProblem, s: int) -> None:
+def add_weights(rows: Rows, problem: Problem, s: int, slots: list[Term], budget_bytes: int) -> None:
+    """What may be on the device in a stage, beside slots of those bytes: memory, carry, idle, stream."""
+    stage, scale = problem.stages[s], rows.bytes_scale
+    kept = [(rows.kept[u][s], 1.0) for u in range(len(problem.units))]
+    rows.add([*kept, *slots], high=(budget_bytes - stage.overhead_bytes) / scale)
+    for u, unit in enumerate(problem.units):
+        x, y, r = rows.kept[u][s], rows.carried[u][s], rows.resident[u]
+        before = rows.kept[u][s - 1] if s else r
+        rows.add([(r, 1), (x, -1)], high=0)
+        rows.add([(y, 1), (x, -1)], high=0)
+        rows.add([(y, 1), (before, -1)], high=0)
+        if u in stage.active:
+            rows.add([(x, 1)], low=unit.prefix[unit.least_kept] / scale)
+            rows.add([(x, 1), (rows.streams[u, s], rows.sizes[u])], low=rows.sizes[u])
+        else:
+            rows.add([(x, 1), (before, -1)], high=0)
+
+
+def add_seconds(rows: Rows, stage: StageProblem, s: int, num_visits: Sequence[float]) -> None:
+    """What a stage's first and further iterations last at the least: compute, and copies; a unit without visits has none."""
     compute = stage.compute_seconds / rows.seconds_scale
     rows.add([(rows.first[s], 1)], low=compute)
     rows.add([(rows.further[s], 1)], low=compute)
-    visited = sum(stage.num_visits[u] * rows.sizes[u] for u in stage.active)
-    streamed = [(rows.kept[u][s], stage.num_visits[u]) for u in stage.active]
-    loaded = [(rows.kept[u][s], stage.num_visits[u] - 1) for u in stage.active]
-    carried = [(rows.carried[u][s], 1.0) for u in stage.active]
-    rows.add([(rows.further[s], rows.rate), *streamed], low=visited)
-    rows.add([(rows.first[s], rows.rate), *loaded, *carried], low=visited)
+    visited = [u for u in stage.active if num_visits[u]]
+    visited_bytes = sum(num_visits[u] * rows.sizes[u] for u in visited)
+    streamed = [(rows.kept[u][s], num_visits[u]) for u in visited]
+    loaded = [(rows.kept[u][s], num_visits[u] - 1) for u in visited]
+    carried = [(rows.carried[u][s], 1.0) for u in visited]
+    rows.add([(rows.further[s], rows.rate), *streamed], low=visited_bytes)
+    rows.add([(rows.first[s], rows.rate), *loaded, *carried], low=visited_bytes)
 
 
-def _add_staging(rows: _Rows, problem: Problem, stage: StageProblem, s: int) -> None:
+def _add_staging(rows: Rows, problem: Problem, stage: StageProblem, s: int) -> None:
     again: list[Term] = []
     first: list[Term] = []
     for u in stage.active:
@@ -244,14 +220,15 @@ def _add_staging(rows: _Rows, problem: Problem, stage: StageProblem, s: int) -> 
     rows.add([(rows.first[s], 1), *first], low=0)
 
 
-def _seconds(rows: _Rows, problem: Problem) -> np.ndarray:
+def call_seconds(rows: Rows, problem: Problem) -> np.ndarray:
+    """The goal: seconds of all iterations of all stages."""
     goal = np.zeros(len(rows.upper))
     for s, stage in enumerate(problem.stages):
         goal[rows.first[s]], goal[rows.further[s]] = 1, stage.num_iterations - 1
     return goal
 
 
-def _moved(rows: _Rows, problem: Problem) -> np.ndarray:
+def _moved(rows: Rows, problem: Problem) -> np.ndarray:
     goal = np.zeros(len(rows.upper))
     for s, stage in enumerate(problem.stages):
         for u in stage.active:
@@ -260,14 +237,14 @@ def _moved(rows: _Rows, problem: Problem) -> np.ndarray:
     return goal
 
 
-def _hosted(rows: _Rows) -> np.ndarray:
+def _hosted(rows: Rows) -> np.ndarray:
     """Less what is resident: what is left on the host but for a constant."""
     goal = np.zeros(len(rows.upper))
     goal[rows.resident] = -1
     return goal
 
 
-def _held(rows: _Rows, problem: Problem) -> np.ndarray:
+def _held(rows: Rows, problem: Problem) -> np.ndarray:
     goal = np.zeros(len(rows.upper))
     for kept in rows.kept:
         goal[kept] = 1

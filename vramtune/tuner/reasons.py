@@ -1,7 +1,7 @@
 """Why a plan is as it is: findings from the problem's own numbers."""
 
 from vramtune.schema import Estimate, Reason, placement_name
-from vramtune.tuner.linear_program import bound_seconds
+from vramtune.tuner.bound import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem
 from vramtune.tuner.schedule import host_seconds, read_bytes, reading_seconds, staged_bytes, staging_seconds

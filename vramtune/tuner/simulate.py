@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from vramtune.errors import UsageError
 from vramtune.schema import Engine, Estimate, Extreme, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
+from vramtune.tuner.bound import bound_seconds
 from vramtune.tuner.extremes import ENDS, problem_at
-from vramtune.tuner.linear_program import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import planned_stages, pose
 from vramtune.tuner.schedule import Visit, moved_bytes, stage_seconds, stage_visits
