@@ -11,7 +11,8 @@ from vramtune.errors import FileError
 
 EXAMPLES = options.examples(
     "vramtune explore --out site",
-    "vramtune sweep sdxl.csv --model sdxl --quantize unet=nf4 && vramtune explore sdxl.csv --out site",
+    "vramtune sweep sdxl.csv --model sdxl --quantize unet=nf4",
+    "vramtune explore sdxl.csv --out site",
 )
 
 

@@ -434,7 +434,8 @@ class Conductor:
         self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
         tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
-        self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies, tables)
+        self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
+        self._traffic.tables = tables
 
     def _passage(self, placement: BoundPlacement, position: Position) -> Passage:
         num_bytes = placement.ring_bytes(*counts(placement, position))
