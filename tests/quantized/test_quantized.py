@@ -110,7 +110,7 @@ def devices(pipe: FluxPipeline) -> set[str]:
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
-@pytest.mark.parametrize("kind", EACH_KIND)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS])
 @pytest.mark.parametrize("size", ["small", pytest.param("large", marks=pytest.mark.slow)])
 def test_a_quantized_pipeline_gives_the_same_bits_within_its_budget_and_comes_back(
     sim: ModuleType, no_garbage: None, size: Size, kind: str, fraction: float
