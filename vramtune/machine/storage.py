@@ -70,7 +70,7 @@ def measure_storage(file: Path) -> StorageRates | None:
             read_bytes, seconds = _copied(file, num_bytes, ENOUGH_SECONDS)
             cold.append(seconds / read_bytes)
             warm.append(_copied(file, read_bytes)[1] / read_bytes)
-    except OSError as error:  # removed meanwhile
+    except (OSError, RuntimeError) as error:  # removed meanwhile; RuntimeError: PyTorch cannot map it
         logger.debug("%s cannot be read: %s", file, error)
         return None
     cold_seconds, warm_seconds = median(cold), min(warm)
