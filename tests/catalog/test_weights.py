@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests import tiny_pipelines
 from tests.catalog import one_file
@@ -187,6 +187,14 @@ def test_a_single_file_that_is_cut_off_is_refused(single_file: tuple[Any, Path, 
     os.truncate(cut, file.stat().st_size - 1)
     with pytest.raises(FileError, match="cut off or was changed"):
         load_mapped(diffusers.StableDiffusionPipeline, cut, config=config)
+
+
+def test_a_single_file_that_lacks_weights_is_refused(single_file: tuple[Any, Path, Path], tmp_path: Path) -> None:
+    _, file, config = single_file
+    lacking = {name: weight for name, weight in load_file(file).items() if name != "model.diffusion_model.out.2.bias"}
+    save_file(lacking, tmp_path / "lacking.safetensors")
+    with pytest.raises(FileError, match=r"lacking\.safetensors' lacks weights of its model"):
+        load_mapped(diffusers.StableDiffusionPipeline, tmp_path / "lacking.safetensors", config=config)
 
 
 def test_what_goes_with_a_folder_or_a_file_only_is_refused_with_the_other(

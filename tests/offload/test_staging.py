@@ -224,3 +224,18 @@ def test_page_locking_that_is_interrupted_leaves_the_pipeline_as_it_was_and_noth
     assert (state_of(pipe), type(pipe)) == (before, kind)
     with install(pipe, plan, device="sim"):
         assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), on_cpu("flux"))
+
+
+def test_a_pipeline_that_is_dropped_gives_back_what_was_locked_and_its_thread_ends(sim: ModuleType) -> None:
+    gc.collect()
+    plan, locked_bytes, threads = locked_plan("flux", 0.2), sim.pinned_memory_allocated(), threading.active_count()
+    pipe = tiny_pipelines.build("flux")
+    install(pipe, plan, device="sim")
+    tiny_pipelines.run(pipe, "flux")
+    assert sim.pinned_memory_allocated() > locked_bytes
+    (reader,) = (thread for thread in threading.enumerate() if thread.name.startswith("vramtune-staging"))
+    del pipe
+    gc.collect()
+    reader.join(timeout=10)
+    assert sim.pinned_memory_allocated() == locked_bytes
+    assert threading.active_count() == threads

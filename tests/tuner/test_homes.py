@@ -11,6 +11,7 @@ from vramtune.errors import BudgetError
 from vramtune.schema import Component, Profile
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import pose
+from vramtune.tuner.schedule import stage_seconds
 from vramtune.tuner.search import choose_plan, leanest
 from vramtune.tuner.simulate import recall
 
@@ -122,14 +123,28 @@ def test_where_files_are_read_at_each_visit_the_disk_sets_the_pace_and_the_plan_
     assert not any(reason.kind == "disk_bound" for reason in in_memory.reasons)
 
 
-def test_what_lies_in_files_and_in_memory_too_is_staged_as_fast_as_page_cache_is() -> None:
+def test_what_lies_in_files_and_in_memory_too_is_mapped_in_once_a_stage_as_fast_as_page_cache_is() -> None:
     filed = on_host(in_files(two_speeds()), ram_bytes=GIB, lockable_bytes=20 * MIB)
-    as_memory, slower = pose(filed), pose(on_host(filed, page_cache_bytes_per_second=0.1e9))
-    size = as_memory.units[0].sizes[1]
-    assert as_memory.staging_seconds(0, 1) == pytest.approx(size / 0.5e9)
-    assert slower.staging_seconds(0, 1) == pytest.approx(size / 0.1e9)
-    plain = pose(on_host(two_speeds(), page_cache_bytes_per_second=0.1e9))
-    assert plain.staging_seconds(0, 1) == pytest.approx(size / 0.5e9)
+    slower = pose(on_host(filed, page_cache_bytes_per_second=0.1e9))
+    size = slower.units[0].sizes[1]
+    assert pose(filed).staging_seconds(0, 1, is_first=True) == pytest.approx(size / 0.5e9)
+    assert slower.staging_seconds(0, 1, is_first=True) == pytest.approx(size / 0.1e9)
+    assert slower.staging_seconds(0, 1) == pytest.approx(size / 0.5e9)
+    in_memory = pose(on_host(two_speeds(), page_cache_bytes_per_second=0.1e9))
+    assert in_memory.staging_seconds(0, 1, is_first=True) == pytest.approx(size / 0.5e9)
+    from_storage = replace(slower, ram_bytes=20 * MIB, device=replace(slower.device, ram_bytes=None))
+    assert from_storage.staging_seconds(0, 1) == pytest.approx(size / 0.1e9 + size / 0.25e9)
+
+
+def test_a_stage_of_many_iterations_waits_for_page_cache_in_the_first_one() -> None:
+    filed = on_host(in_files(two_speeds()), ram_bytes=GIB, lockable_bytes=20 * MIB)
+    plan = choose_plan(filed, 50 * MIB)
+    slower = recall(on_host(filed, page_cache_bytes_per_second=0.1e9), plan)
+    often = plan.placements[1]
+    more_seconds = often.staged_bytes / 0.1e9 - often.staged_bytes / 0.5e9
+    found = [stage_seconds(c.problem, c.problem.stages[1], c.residencies(1)) for c in (recall(filed, plan), slower)]
+    assert often.staged_bytes > 0
+    assert 0.5 * more_seconds < found[1] - found[0] < 1.01 * more_seconds
 
 
 def test_files_that_do_not_fit_the_memory_are_read_from_storage_at_each_visit() -> None:

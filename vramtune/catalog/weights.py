@@ -154,6 +154,10 @@ def _loaded(place: Path, load: Callable[..., Any], *args: Any, **kwargs: Any) ->
         except VramtuneError:
             raise
         except Exception as error:  # what a file of something else leads to
+            if "meta tensor" in str(error):  # `from_single_file` leaves weights that it does not find without values
+                raise FileError(
+                    f"{str(place)!r} lacks weights of its model: it is damaged, or of another one."
+                ) from error
             raise UsageError(f"Cannot load {str(place)!r}: {str(error) or type(error).__name__}.") from error
 
 

@@ -1,7 +1,7 @@
 """How fast this machine reads weight files: from storage, and from what the system keeps of them in memory (page cache).
 
-Timed as weights are staged: a mapped file is copied into memory, and page faults read it. Once for each file system, in a
-few tenths of a second, and remembered.
+Timed as weights are staged: a mapped file is copied into memory, and page faults read it. Once for each file system, in about
+a second, and remembered.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
@@ -24,10 +25,12 @@ from vramtune.units import MIB
 
 LEAST_BYTES = 32 * MIB
 """Of less nothing can be told."""
-MOST_BYTES = 256 * MIB
+MOST_BYTES = 128 * MIB
 PIECE_BYTES = 16 * MIB
-ENOUGH_SECONDS = 0.4
-"""Of reading from storage; a slow drive gets through less."""
+NUM_ROUNDS = 3
+"""Of reading from storage, and then from page cache: other programs use both."""
+ENOUGH_SECONDS = 0.15
+"""Of a round's reading from storage; a slow drive gets through less."""
 MOST_CACHED_FRACTION = 0.05
 """Where more of a file stays in memory although the system was told to let it go, storage is not what is timed."""
 HIDDEN_FRACTION = 0.1
@@ -58,18 +61,24 @@ def measure_storage(file: Path) -> StorageRates | None:
     """The same, measured in any case. The system's cache lets go of the beginning of the file, and it is read."""
     try:
         num_bytes = min(file.stat().st_size // PIECE_BYTES * PIECE_BYTES, MOST_BYTES)
-        if num_bytes < LEAST_BYTES or not _let_go(file, num_bytes):
+        if num_bytes < LEAST_BYTES:
             return None
-        read_bytes, cold_seconds = _copied(file, num_bytes, ENOUGH_SECONDS)
-        _, warm_seconds = _copied(file, read_bytes)
-    except OSError as error:  # removed meanwhile
+        cold, warm = list[float](), list[float]()  # seconds for a byte
+        for _ in range(NUM_ROUNDS):
+            if not _let_go(file, num_bytes):
+                return None
+            read_bytes, seconds = _copied(file, num_bytes, ENOUGH_SECONDS)
+            cold.append(seconds / read_bytes)
+            warm.append(_copied(file, read_bytes)[1] / read_bytes)
+    except (OSError, RuntimeError) as error:  # removed meanwhile; RuntimeError: PyTorch cannot map it
         logger.debug("%s cannot be read: %s", file, error)
         return None
+    cold_seconds, warm_seconds = median(cold), min(warm)
     storage_seconds = max(cold_seconds - warm_seconds, HIDDEN_FRACTION * cold_seconds)
     rates = StorageRates(
         measured_on=date.today().isoformat(),
-        storage_bytes_per_second=read_bytes / storage_seconds,
-        page_cache_bytes_per_second=read_bytes / warm_seconds,
+        storage_bytes_per_second=1 / storage_seconds,
+        page_cache_bytes_per_second=1 / warm_seconds,
     )
     logger.debug("measured the file system of %s: %s", file, rates)
     return rates

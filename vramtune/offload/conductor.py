@@ -31,7 +31,7 @@ from vramtune.units import MIB
 
 logger = logging.getLogger(__name__)
 
-TRIMMED_BYTES = 128 * MIB
+TRIMMED_BYTES = 32 * MIB
 """After so many bytes have moved to page-locked memory, what they took before is given back to the system."""
 
 FIRST_CUT_FRACTION = 1 / 8

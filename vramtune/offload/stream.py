@@ -53,14 +53,16 @@ class Lane:
 
         Memory that was just allocated may have belonged to a tensor whose kernels are still running.
         """
-        current = torch.accelerator.current_stream(self.device)
-        if current == self._copies:  # an interrupted copy left it so
-            torch.accelerator.set_stream(self._compute)
-        else:
-            self._compute = current
+        self._leave_copies()
+        self._compute = torch.accelerator.current_stream(self.device)
         self._copies.wait_stream(self._compute)
         if self._staging is not None:
             self._staging.stream.wait_stream(self._compute)
+
+    def _leave_copies(self) -> None:
+        """Make the compute stream the current one again where an interrupted copy left its own."""
+        if torch.accelerator.current_stream(self.device) == self._copies:
+            torch.accelerator.set_stream(self._compute)
 
     def precede_compute(self) -> None:
         """Hold back later computation until all copies so far are done; needed before their memory is freed."""
@@ -78,6 +80,7 @@ class Lane:
 
     def end(self) -> None:
         """Give the slots back through which weights were staged, once all copies are done."""
+        self._leave_copies()
         self.finish()
         if self._staging is not None:
             self._staging.end()

@@ -144,11 +144,15 @@ class Problem:
         cache_bytes = self.ram_bytes if self.device.ram_bytes is None else self.device.ram_bytes
         return cache_bytes is not None and sum(sum(unit.file_bytes) for unit in self.units) > cache_bytes
 
-    def staging_seconds(self, u: int, group: int) -> float:
-        """What the host takes to stage a group: to read it, where that is from storage, and to copy it."""
-        unit, device = self.units[u], self.device
-        cached = device.page_cache_bytes_per_second or device.staging_bytes_per_second
-        file_bytes = unit.file_bytes[group]
+    def staging_seconds(self, u: int, group: int, *, is_first: bool = False) -> float:
+        """What the host takes to stage a group: to read it, where that is from storage, and to copy it.
+
+        `is_first`: for the first time in a stage. What lies in page cache is mapped in then, and let go after the stage.
+        """
+        unit, device, file_bytes = self.units[u], self.device, self.units[u].file_bytes[group]
+        cached = device.staging_bytes_per_second
+        if is_first or self.is_read_anew:
+            cached = device.page_cache_bytes_per_second or cached
         copying = (unit.sizes[group] - file_bytes) / device.staging_bytes_per_second + file_bytes / cached
         return copying + self.reading_seconds(u, group)
 

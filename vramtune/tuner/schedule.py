@@ -110,7 +110,8 @@ def staged_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Res
 def staging_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     """What the host takes to stage `staged_bytes`."""
     return sum(
-        times * problem.staging_seconds(unit, group) for unit, group, times in _staged(problem, stage, residency)
+        problem.staging_seconds(unit, group, is_first=True) + (times - 1) * problem.staging_seconds(unit, group)
+        for unit, group, times in _staged(problem, stage, residency)
     )
 
 
@@ -136,7 +137,8 @@ def _staged(problem: Problem, stage: StageProblem, residency: dict[int, Residenc
         for group in r.staged(r.present, len(problem.units[unit].sizes)):
             if size := problem.units[unit].sizes[group]:
                 visits = (streamed[group] - streamed[group + 1]) / size
-                yield unit, group, 1 if group < r.kept else stage.num_iterations * visits
+                if times := 1 if group < r.kept else stage.num_iterations * visits:
+                    yield unit, group, times
 
 
 def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
@@ -159,6 +161,7 @@ def _iterations(
         unit: {g for g in range(r.present, r.kept) if problem.units[unit].sizes[g]} for unit, r in residency.items()
     }
     staged_groups = {unit: {*r.staged(r.present, len(problem.units[unit].sizes))} for unit, r in residency.items()}
+    mapped: set[tuple[int, int]] = set()  # groups that were staged in this stage before
     staging = _Staging(problem) if any(staged_groups.values()) else None
     most_ahead_bytes = max((size for _, _, size, *_ in steps), default=0)
     copy_clock = clock = asked = 0.0  # when the host asked for the last copy
@@ -186,7 +189,8 @@ def _iterations(
                         asked = begun
                     is_staged = group in staged_groups[unit]
                 if staging is not None and is_staged:
-                    seconds = problem.staging_seconds(unit, group)
+                    seconds = problem.staging_seconds(unit, group, is_first=(unit, group) not in mapped)
+                    mapped.add((unit, group))
                     copy_start, staged, ready = staging.copy(size, seconds, asked, copy_start)
                     copy_clock = ready
                     if staged > issued:
