@@ -84,7 +84,7 @@ nullcuda: $(NULLCUDA)/.ready  ## PyTorch's real CUDA code without a GPU (tests/n
 	$(ON_NULLCUDA) tests/nullcuda
 	$(ON_NULLCUDA) tests/test_on_gpu.py
 
-race: $(RIVALS)/.ready  ## vramtune and its rivals on the simulated card, hours; goes on where it was cut; then docs/race.md.
+race: $(RIVALS)/.ready $(QUANTIZED)/.ready  ## vramtune and its rivals on the simulated card, hours; goes on where it was cut; then docs/race.md.
 	$(NULLCUDA)/bin/python -m benchmarks.race --jobs 2
 	$(NULLCUDA)/bin/python -m benchmarks.race.page
 

@@ -32,10 +32,10 @@ from benchmarks.results_file import environment, result_path, table, write_resul
 from tests.nullcuda.card import card
 from tests.nullcuda.values import BY_VALUE, Call, Values, alias
 from vramtune import api, catalog
+from vramtune.caching_allocator import reserved_peak_bytes
 from vramtune.contract import CALL, call_parameters, entries, modules_of
 from vramtune.layout import rounded_bytes
 from vramtune.offload.computed import hook_computed, unhook_computed
-from vramtune.pricing.allocator import reserved_peak_bytes
 from vramtune.profiler import record
 from vramtune.profiler.execution import ComponentMethod, Execution
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,8 @@ from benchmarks.race.pipelines import Built, denoiser, models, weight_bytes
 LONGEST_REASON = 200
 
 Task = dict[str, Any]
-"""`pipeline`, `contestant`, `knob`, `activation_bytes`, and the environment of the run's process: `settings`."""
+"""`pipeline`, `contestant`, `knob`, `activation_bytes`, the environment of the run's process (`settings`), and `folder`, which
+is empty and gone after the run."""
 
 
 class Card(Protocol):
@@ -60,13 +62,16 @@ def race(task: Task, row: dict[str, Any], card: Card, build: Callable[[], Built]
         context_bytes=card.context_bytes,
         activation_bytes=task["activation_bytes"],
         knob=task["knob"],
+        folder=Path(task["folder"]),
     )
     row["step"] = "set-up"
     installed, row["setup_seconds"] = timed(card, lambda: INSTALLS[task["contestant"]](start))
     row["setup_counters"] = card.counters()
 
+    caller = installed if contestant.is_pipeline else pipe
+
     def call() -> None:
-        pipe(**call_kwargs, generator=torch.Generator("cpu").manual_seed(0))
+        caller(**call_kwargs, generator=torch.Generator("cpu").manual_seed(0))
 
     row["step"] = "first call"
     _, row["first_seconds"] = timed(card, call)
@@ -75,7 +80,7 @@ def race(task: Task, row: dict[str, Any], card: Card, build: Callable[[], Built]
     for _ in range(contestant.num_warm_calls - 1):
         call()
     if task["contestant"] == "resident":
-        row["denoiser_activation_bytes"] = activation_bytes(getattr(pipe, denoiser(pipe)), call, row["weights"])
+        row.update(of_the_denoiser(getattr(pipe, denoiser(pipe)), call, row["weights"], card))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()
     _, row["seconds"] = timed(card, call)
@@ -99,15 +104,34 @@ def timed(card: Card, work: Callable[[], Any]) -> tuple[Any, float]:
     return result, card.host_seconds() - began
 
 
-def activation_bytes(module: torch.nn.Module, call: Callable[[], None], weights: dict[str, int]) -> int:
-    """Allocated at most while a model runs, beyond all weights."""
-    peaks = []
-    before = module.register_forward_pre_hook(lambda *_: torch.cuda.reset_peak_memory_stats())
-    after = module.register_forward_hook(lambda *_: peaks.append(torch.cuda.max_memory_allocated()))
+def of_the_denoiser(
+    module: torch.nn.Module, call: Callable[[], None], weights: dict[str, int], card: Card
+) -> dict[str, float]:
+    """What it allocates at most beyond all weights, and what kernels take before its first step and after its last one."""
+    peaks: list[int] = []
+    moments = [kernel_seconds(card)]
+
+    def begin(*_: Any) -> None:
+        torch.cuda.reset_peak_memory_stats()
+        moments.append(kernel_seconds(card))
+
+    def end(*_: Any) -> None:
+        peaks.append(torch.cuda.max_memory_allocated())
+        moments.append(kernel_seconds(card))
+
+    hooks = module.register_forward_pre_hook(begin), module.register_forward_hook(end)
     call()
-    before.remove()
-    after.remove()
-    return max(peaks) - sum(weights.values())
+    for hook in hooks:
+        hook.remove()
+    return {
+        "denoiser_activation_bytes": max(peaks) - sum(weights.values()),
+        "kernel_seconds_around_denoiser": moments[1] - moments[0] + kernel_seconds(card) - moments[-1],
+    }
+
+
+def kernel_seconds(card: Card) -> float:
+    """What kernels have taken by now, where the card knows."""
+    return card.counters().get("kernel_seconds", 0.0)
 
 
 def predicted(tuned: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ with all weights on the card: more than its text gives it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -37,6 +38,8 @@ class Start:
     """What the call took beyond the weights with all of them on the card."""
     knob: str
     """One of the contestant's settings; empty where it has none."""
+    folder: Path
+    """Empty, and gone after the run."""
 
     @property
     def room_bytes(self) -> int:
@@ -174,6 +177,25 @@ def dynamic_offloader(start: Start) -> Installed:
     return enable_pipeline_offload(start.pipe, preset=start.knob, environ=settings)
 
 
+def aircanvas(start: Start) -> Installed:
+    """From a folder, as it must; nothing compressed, and no embeddings kept from call to call, which would leave encoders out.
+
+    Its disk is the host's memory here. Tokenizers have no files.
+    """
+    from aircanvas import AirPipeline
+
+    tokenizers = {name: part for name, part in start.pipe.components.items() if name.startswith("tokenizer")}
+    start.pipe.save_pretrained(start.folder / "pipeline")
+    return AirPipeline.from_pretrained(
+        str(start.folder / "pipeline"),
+        compression=None,
+        cache_embeddings=False,
+        shard_cache=start.folder / "shards",
+        vram_budget=start.cap_bytes,
+        **tokenizers,
+    )
+
+
 INSTALLS: dict[str, Callable[[Start], Installed]] = {
     "vramtune": vramtune,
     "vramtune-told": vramtune_told,
@@ -188,5 +210,6 @@ INSTALLS: dict[str, Callable[[Start], Installed]] = {
     "mmgp": mmgp,
     "flextensor": flextensor,
     "dynamic-offloader": dynamic_offloader,
+    "aircanvas": aircanvas,
 }
 """By the names of `names.py`."""

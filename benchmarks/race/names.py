@@ -5,6 +5,7 @@ from dataclasses import dataclass
 PIPELINES = {
     "flux": "like FLUX.1, 512 x 512",
     "flux-awkward": "like FLUX.1, 512 x 512, with groups just above multiples of 2 MiB",
+    "flux-nf4": "like FLUX.1, 512 x 512, transformer and T5 in bitsandbytes' nf4",
     "sdxl": "like SDXL, 1024 x 1024",
     "wan": "like Wan 2.1 14B, 33 frames of 416 x 240",
 }
@@ -21,6 +22,8 @@ class Contestant:
     """The settings that are tried, a process each; the fastest that runs counts."""
     num_warm_calls: int = 1
     """Calls after which it is as fast as it gets."""
+    is_pipeline: bool = False
+    """Whether what it makes is called in the pipeline's place."""
 
 
 CONTESTANTS = {
@@ -46,6 +49,7 @@ CONTESTANTS = {
         knobs=("warm_process", "as it comes"),
         num_warm_calls=2,
     ),
+    "aircanvas": Contestant(title="AirCanvas", package="aircanvas", is_pipeline=True),
 }
 """By the name that the command line takes."""
 OURS = ("vramtune", "vramtune-told")

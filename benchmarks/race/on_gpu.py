@@ -178,9 +178,9 @@ def raced(model: str, options: argparse.Namespace, context_bytes: int, known: li
         def on_card(task: Task) -> dict[str, Any]:
             torch.set_num_threads(os.cpu_count() or 1)
             cap_bytes = run.cap_bytes or torch.cuda.get_device_properties(0).total_memory
-            with tempfile.TemporaryDirectory() as cache:
+            with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
                 os.environ["VRAMTUNE_CACHE"] = cache  # what earlier calls took must not correct the predictions
-                return outcome(task, CappedCard(cap_bytes, context_bytes), lambda: (pipe, kwargs))
+                return outcome(task | {"folder": folder}, CappedCard(cap_bytes, context_bytes), lambda: (pipe, kwargs))
 
         task = {"contestant": run.contestant, "knob": run.knob, "activation_bytes": activation_bytes}
         run.found.update(forked(on_card, task, patience_seconds=PATIENCE_SECONDS))

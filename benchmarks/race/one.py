@@ -37,8 +37,8 @@ def run(task: calls.Task) -> dict[str, Any]:
     os.environ.update(task["settings"])
     null_card = NullCard()
     assert null_card.cap_bytes == int(task["settings"]["NULLCUDA_TOTAL_BYTES"])
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         os.environ["VRAMTUNE_CACHE"] = cache  # another card's rates are not this one's
         replace_time()
         with ValuesOfSmall(MOST_ELEMENTS), Cost():
-            return calls.outcome(task, null_card, lambda: build(task["pipeline"]))
+            return calls.outcome(task | {"folder": folder}, null_card, lambda: build(task["pipeline"]))

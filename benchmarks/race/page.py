@@ -60,7 +60,8 @@ def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, l
         "",
         "## Who is fastest",
         "",
-        "Seconds of a steady call. *x bound*: by the kernels alone, or by the copies of what no room is left for alone.",
+        "Seconds of a steady call. *x bound*: by the kernels alone, by the copies of what no room is left for, or by those of the",
+        "denoiser with the kernels before and after it, whichever is longest.",
         "",
         *table(
             ["pipeline, cap, link", "vramtune, s", "x bound", "fastest other, s", "x bound", "which", "vramtune by it"],
@@ -252,7 +253,7 @@ def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) 
                 [gigabytes for gigabytes, _ in points],
                 [height for _, height in points],
                 label=about.title,
-                marker="os^vD<>ph*Xd"[number],
+                marker="os^vD<>ph*XdP"[number],
                 color="black" if is_ours else f"C{number - 1}" if number <= 10 else "gray",
                 linewidth=2.5 if is_ours else 1.2,
                 zorder=3 if is_ours else 2,

@@ -1,6 +1,8 @@
 """The pipelines of the race: real classes at true proportions and a smaller width, with weights that nobody wrote."""
 
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +17,6 @@ from diffusers import (
     FluxTransformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
-    UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -32,10 +33,16 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from vramtune.plain_tensors import plain_tensors
+
 DTYPE = torch.bfloat16
 NUM_STEPS = 8
 VOCABULARY = 4096
 PROMPT = "a red fox in the snow"
+QUANTIZED = Path(__file__).parents[2] / ".venv-quantized"
+"""Where `make quantized` unpacks bitsandbytes."""
+BLOCK_SIZE = 64
+"""Weights of bitsandbytes' four bits that share a statistic."""
 
 Built = tuple[DiffusionPipeline, dict[str, Any]]
 """A pipeline on the host, and what it is called with."""
@@ -76,6 +83,14 @@ def flux(num_heads: int) -> Built:
     return with_tokens(pipe), {"height": 512, "width": 512, "max_sequence_length": 256}
 
 
+def flux_in_nf4() -> Built:
+    """The same with its transformer and its T5 as bitsandbytes loads them in four bits."""
+    pipe, call_kwargs = flux(num_heads=18)
+    in_nf4(pipe.transformer)
+    in_nf4(pipe.text_encoder_2)
+    return pipe, call_kwargs
+
+
 def sdxl() -> Built:
     """Like SDXL, at 60% of its width: a U-Net most of whose weights are in the middle, 1024 x 1024 pixels."""
     unet = UNet2DConditionModel
@@ -112,9 +127,9 @@ def wan() -> Built:
     """Like Wan 2.1 14B: thirty equal blocks, UMT5 at 40% of their size, 33 frames of 416 x 240 pixels."""
     transformer, vae = WanTransformer3DModel, AutoencoderKLWan
     pipe = WanPipeline(
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
-        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0
+        ),  # UniPC solves equations, for which the null card has no kernels
         vae=unwritten(lambda: vae(base_dim=48, z_dim=16)),
         text_encoder=t5(UMT5EncoderModel, UMT5Config),
         tokenizer=None,
@@ -137,6 +152,7 @@ def wan() -> Built:
 PIPELINES: dict[str, Callable[[], Built]] = {
     "flux": lambda: flux(num_heads=18),
     "flux-awkward": lambda: flux(num_heads=16),
+    "flux-nf4": flux_in_nf4,
     "sdxl": sdxl,
     "wan": wan,
 }
@@ -162,8 +178,15 @@ def models(pipe: Any) -> dict[str, nn.Module]:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Bytes of parameters, those that are shared once."""
-    return sum(parameter.nbytes for parameter in {id(p): p for p in module.parameters()}.values())
+    """Bytes of parameters, those that are shared once, with the statistics of quantized ones."""
+    plain = (
+        plain
+        for part in module.modules()
+        for p in part._parameters.values()
+        if p is not None
+        for plain in plain_tensors(p, part)
+    )
+    return sum(tensor.nbytes for tensor in {id(each.tensor): each.tensor for each in plain}.values())
 
 
 def unwritten(make: Callable[[], nn.Module]) -> nn.Module:
@@ -177,6 +200,39 @@ def unwritten(make: Callable[[], nn.Module]) -> nn.Module:
         if path.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
     return module
+
+
+def in_nf4(module: nn.Module) -> None:
+    """Put bitsandbytes' layers in the place of a module's linear ones, over memory that nobody has written to."""
+    for path, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear):
+            module.set_submodule(path, four_bit(layer))
+
+
+def four_bit(layer: nn.Linear) -> nn.Module:
+    """bitsandbytes' layer of the same shape, with the defaults of `BitsAndBytesConfig` and its 4-bit type nf4."""
+    if (
+        str(QUANTIZED) not in sys.path
+    ):  # not before: whoever finds it imports it, and it asks for the card, which no fork could use
+        sys.path.append(str(QUANTIZED))
+    from bitsandbytes.functional import QuantState, get_4bit_type
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    options: dict[str, Any] = {"compress_statistics": False, "quant_type": "nf4"}
+    made = Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=DTYPE, device="meta", **options)
+    numel = layer.weight.numel()
+    state = QuantState(
+        absmax=torch.empty(-(-numel // BLOCK_SIZE)),
+        shape=layer.weight.shape,
+        code=get_4bit_type("nf4", device="cpu"),
+        blocksize=BLOCK_SIZE,
+        quant_type="nf4",
+        dtype=DTYPE,
+    )
+    packed = torch.empty((numel + 1) // 2, 1, dtype=torch.uint8)
+    made.weight = Params4bit(packed, requires_grad=False, quant_state=state, bnb_quantized=True, module=made, **options)
+    made.bias = layer.bias
+    return made.eval()
 
 
 def clip(kind: Callable[[CLIPTextConfig], nn.Module], *, width: int, num_layers: int) -> nn.Module:

@@ -60,10 +60,11 @@ def report(rows: list[Row]) -> list[str]:
         *WHAT_THE_CLOCK_CANNOT_SAY,
         "",
         "Seconds are a steady call's, of the best of a contestant's settings. *x resident*: by the same call with all weights on",
-        "a card that has room. *x bound*: by the kernels alone, or the copies of what no room is left for alone, whichever is",
-        "longer. Device peak: the process's, its context with it; reserved: without it. Copies: both ways, on the card left out.",
-        "Retries: of PyTorch's allocator, which gave memory back and asked again. *vramtune, told ...* is patched for the sake of",
-        "the predictions below: this card's cuDNN makes no copies of a convolution's images, GPUs' does.",
+        "a card that has room. *x bound*: by the kernels alone, by the copies of what no room is left for, or by those of the",
+        "denoiser with the kernels before and after it, whichever is longest. Device peak: the process's, its context with it;",
+        "reserved: without it. Copies: both ways, on the card left out. Retries: of PyTorch's allocator, which gave memory back",
+        "and asked again. *vramtune, told ...* is patched for the sake of the predictions below: this card's cuDNN makes no copies",
+        "of a convolution's images, GPUs' does.",
         "",
         not_tried(rows),
         *(line for place, group in groupby(chosen, key=place_of) for line in section(place, list(group), known)),
@@ -190,14 +191,15 @@ def predictions(rows: list[Row]) -> Iterator[str]:
 
 
 def predicted_modes(rows: list[Row]) -> Iterator[str]:
-    """diffusers' modes as `compare` predicts them, beside what was counted."""
+    """diffusers' modes as `compare` predicts them, beside what was counted: PyTorch keeps what the cap leaves room for."""
     header = [
         "pipeline, link, cap",
         "mode",
         "seconds",
         "predicted",
         "peak, MB",
-        "predicted",
+        "needed, predicted",
+        "at the most",
         "off",
         "fits",
         "predicted",
@@ -210,6 +212,7 @@ def predicted_modes(rows: list[Row]) -> Iterator[str]:
             if run is None:
                 continue
             peak = 0 if run.reason else peak_bytes(run)
+            most = min(mode["high"]["peak_bytes"], run.cap_bytes)
             lines.append(
                 [
                     f"{row.key.pipeline}, {row.key.link}, {row.key.percent}%",
@@ -219,7 +222,8 @@ def predicted_modes(rows: list[Row]) -> Iterator[str]:
                     f"{mode['seconds']:.4f}",
                     f"{peak / 1e6:.1f}" if peak else "",
                     f"{mode['peak_bytes'] / 1e6:.1f}",
-                    f"{mode['peak_bytes'] / peak - 1:+.1%}" if peak else "",
+                    f"{most / 1e6:.1f}",
+                    f"{most / peak - 1:+.1%}" if peak else "",
                     "no" if run.reason else "yes",
                     {True: "yes", False: "no", None: "unknown"}[mode["fits"]],
                 ]

@@ -110,7 +110,8 @@ class Base:
         """No contestant can be faster: its kernels alone, or the copies of what no room is left for alone.
 
         A fractional knapsack: the denoiser's weights come once a step and are kept first, beside its activations; what
-        no room is left for of the other models comes once a call.
+        no room is left for of the other models comes once a call. At most
+        that room is full of them when the first step begins, so that all it lacks is copied between the first and the last step.
         """
         denoiser = max(self.weights, key=self.weights.__getitem__)
         others_bytes = sum(self.weights.values()) - self.weights[denoiser]
@@ -119,7 +120,9 @@ class Base:
         left_bytes = max(0, room_bytes - self.weights[denoiser])
         moved_bytes = NUM_STEPS * lacking_bytes + max(0, others_bytes - left_bytes)
         kernel_seconds = float(self.row.found["counters"]["kernel_seconds"])
-        return max(kernel_seconds, moved_bytes / LINKS[row.key.link])
+        rate = LINKS[row.key.link]
+        around_seconds = float(self.row.found.get("kernel_seconds_around_denoiser", 0.0))
+        return max(kernel_seconds, moved_bytes / rate, around_seconds + NUM_STEPS * lacking_bytes / rate)
 
 
 def bases(rows: Iterable[Row]) -> dict[tuple[str, str], Base]:

@@ -25,6 +25,8 @@ NUM_MIB = (0, 33, 50, 101, 160, 222, 270, 1000)
 """Budgets, above the smallest that works."""
 WIDTH = 2901
 """Of matrices of 32.1 MiB: each by itself would take 34 of the driver."""
+MOST_MALLOCS = 5
+"""Of `cudaMalloc`, in a steady call whose activations are small."""
 MOST_OVER_BYTES = 2 * MIB
 """How far a prediction may be above what is taken: a segment of small tensors, which stages and pipeline may share."""
 
@@ -104,6 +106,7 @@ def test_groups_just_above_whole_segments_take_what_the_plan_says(num_mib: int) 
             assert torch.equal(pipe(), wanted)
             taken_bytes = counters().used_peak_bytes
             assert 0 <= plan.estimate.peak_bytes - taken_bytes <= MOST_OVER_BYTES
+        assert counters().num_mallocs <= MOST_MALLOCS
         measured = runtime.measured
         assert measured is not None
         assert measured.num_out_of_memory == 0

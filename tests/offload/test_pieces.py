@@ -3,11 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from vramtune.caching_allocator import reserved_peak_bytes
 from vramtune.layout import LEAST_PIECE_BYTES, asked_bytes, kept_bytes, piece_ends, taken_bytes
 from vramtune.offload.binding import BoundComponent, BoundPlacement
 from vramtune.offload.groups import Group
 from vramtune.offload.pieces import flats, new_piece, pieces
-from vramtune.pricing.allocator import reserved_peak_bytes
 from vramtune.schema import Placement, WeightGroup
 from vramtune.units import MIB
 

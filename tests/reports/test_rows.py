@@ -137,17 +137,23 @@ def test_point_stands_beside_the_fastest_stock_mode_that_fits_it():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "bound", "compute", "limit"),
+    ("seconds", "num_iterations", "slot_bytes", "limit"),
     [
-        (10.0, 10.0, 10.0, "compute"),
-        (10.04, 10.0, 10.0, "compute"),
-        (11.0, 10.0, 10.0, "loads"),
-        (11.0, 10.9, 10.0, "copy rate"),
+        (10.0, 50, GIB, "compute"),
+        (10.04, 50, GIB, "compute"),
+        (11.0, 50, 0, "loads"),
+        (11.0, 1, GIB, "loads"),
+        (11.0, 50, GIB, "copy rate"),
     ],
 )
-def test_points_limit_follows_from_its_own_compute_seconds(seconds, bound, compute, limit):
-    given_point = point(GIB, seconds, bound=bound, compute=compute, permissions=("vae_tiling",))
-    (row,) = point_rows(plan_results.frontier(examples.sdxl_plan(), given_point))
+def test_points_limit_follows_from_the_stage_that_waits_longest(seconds, num_iterations, slot_bytes, limit):
+    given = point(GIB, seconds, compute=10.0, permissions=("vae_tiling",))
+    stages = tuple(
+        dataclasses.replace(stage, num_iterations=num_iterations, slot_bytes=slot_bytes)
+        for stage in given.estimate.stages
+    )
+    given = dataclasses.replace(given, estimate=dataclasses.replace(given.estimate, stages=stages))
+    (row,) = point_rows(plan_results.frontier(examples.sdxl_plan(), given))
     assert (row.limit, row.permissions) == (limit, "vae_tiling")
 
 

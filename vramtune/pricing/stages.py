@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
+from vramtune.caching_allocator import least_limit_bytes, reserved_peak_bytes
 from vramtune.layout import workspace_block_bytes
-from vramtune.pricing.allocator import least_limit_bytes, reserved_peak_bytes
 from vramtune.pricing.roofline import host_seconds, work_seconds
 from vramtune.schema import (
     CERTAIN,
@@ -121,7 +121,8 @@ class Estimator:
         if self._device.kernels != "cuda":
             return activity
         taken_bytes = self._device.workspace_bytes
-        return replace(activity, activation_bytes=least_bytes(self._trace.calls[call], taken_bytes))
+        least = least_bytes(self._trace.calls[call], taken_bytes)
+        return replace(activity, activation_bytes=least, cached_bytes=max(activity.activation_bytes - least, 0))
 
 
 def peak_bytes(call: TracedCall, workspace_bytes: int) -> int:

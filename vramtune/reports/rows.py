@@ -25,9 +25,8 @@ from vramtune.schema import (
 )
 
 Limit = Literal["compute", "loads", "copy rate"]
-"""What sets a plan's pace. `compute`: copies are hidden, or there are none. `loads`: stages wait for what they load
-before they run; more room would carry it over. `copy rate`: more is streamed than can be copied meanwhile, in any plan
-of that budget."""
+"""What sets a plan's pace. `compute`: copies are hidden, or there are none. Otherwise it is of the stage that waits longest.
+`loads`: it waits for what it loads once; more room would carry it over. `copy rate`: it streams in each iteration."""
 HIDDEN_FRACTION = 0.005
 """Share of a call's seconds: a plan that waits no longer for copies is limited by compute, as its reasons say."""
 
@@ -288,10 +287,10 @@ def _point_row(point: FrontierPoint, stock: tuple[ModeEstimate, ...]) -> PointRo
 
 
 def _limit(estimate: Estimate) -> Limit:
-    hidden = estimate.compute_seconds + HIDDEN_FRACTION * estimate.seconds
-    if estimate.seconds < hidden:
+    if estimate.seconds < estimate.compute_seconds + HIDDEN_FRACTION * estimate.seconds:
         return "compute"
-    return "loads" if estimate.bound_seconds < hidden else "copy rate"
+    longest = max(estimate.stages, key=lambda stage: stage.exposed_copy_seconds)
+    return "copy rate" if longest.slot_bytes and longest.num_iterations > 1 else "loads"
 
 
 def gpu_rows(ranking: Ranking) -> tuple[GpuRow, ...]:

@@ -23,6 +23,7 @@ class ModeEstimate:
     fits: bool | None
     """Whether the peak is within the budget; None where no budget was given."""
     peak_bytes: int
+    """What it gets through in: with more, PyTorch's allocator keeps more than it needs."""
     seconds: float
     compute_seconds: float
     moved_bytes: int
@@ -32,7 +33,7 @@ class ModeEstimate:
     low: Extreme
     """If everything is as fast and small as is likely."""
     high: Extreme
-    """If everything is as slow and large as is likely."""
+    """If everything is as slow and large as is likely, with all that PyTorch's allocator keeps where it has room."""
     is_narrow: bool = False
     """Whether it fits, and would not if everything were as large as is likely."""
 

@@ -163,6 +163,9 @@ class Activity:
     """One call, in execution order."""
     activation_bytes: Bytes
     """Highest *reserved* bytes of one call (no weights): allocated, after the caching allocator's rounding."""
+    cached_bytes: Bytes = 0
+    """What the allocator reserves beyond that where it may: of a call that is not repeated, whose activations are those of the
+    lowest limit that it gets through."""
     gpu_fraction: Share = 1.0
     """Of its seconds, how many the GPU computes; 1 unless it waits for the host..."""
     host_fraction: Share = 0.0

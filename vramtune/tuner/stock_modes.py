@@ -3,8 +3,8 @@
 Costs are read from diffusers 0.42 (`DiffusionPipeline.enable_model_cpu_offload` and `.enable_sequential_cpu_offload`,
 `hooks/group_offloading.py`: `ModuleGroup`, `GroupOffloadingHook`, `LazyPrefetchGroupOffloadingHook`) and accelerate 1.15
 (`hooks.py`: `CpuOffload`, `AlignDevicesHook`). Everything stock that is not streamed copies tensor by tensor from or to
-ordinary memory and blocks the host, so that it adds to the compute seconds. What a mode leaves out here (hook overhead
-on the host, fragmentation by weights that come and go) would make it slower or larger, never faster or smaller.
+ordinary memory and blocks the host, so that it adds to the compute seconds. What is left out here (hook overhead on the
+host) would make a mode slower, never faster.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from vramtune.schema import (
 )
 from vramtune.tuner.budget import Budget
 from vramtune.tuner.extremes import ENDS, profile_at
+from vramtune.tuner.passing import Sizes, all_tensors, passing_bytes, staying_bytes, tensor_bytes
 from vramtune.tuner.search import choose_plan
 
 SEQUENTIAL_OPERATIONS = 20
@@ -36,6 +37,8 @@ SEQUENTIAL_OPERATIONS = 20
 GROUP_OPERATIONS = 1.5
 """The same in group offload with a stream (`benchmarks/host_overhead.py`: 21 to 32 microseconds on a host that takes
 some 20 for an operation)."""
+BLOCK_STREAM, LEAF_STREAM = "group offload, block, stream", "group offload, leaf, stream"
+OF_A_STREAM = (BLOCK_STREAM, LEAF_STREAM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class _Chunk:
     activation_bytes: int
     after_seconds: float = 0.0
     after_activation_bytes: int = 0
+    tensors: Sizes = ()
+    """Bytes of each of its weights' tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +97,15 @@ def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[Mode
             moved_bytes=cost.moved_bytes,
             moved_back_bytes=cost.moved_back_bytes,
             low=_extreme(low[mode]),
-            high=_extreme(high[mode]),
+            high=_extreme(high[mode], _cached_bytes(profile, mode)),
             is_narrow=budget_bytes is not None and cost.peak_bytes <= budget_bytes < high[mode].peak_bytes,
         )
         for mode, cost in _costs(profile).items()
     )
 
 
-def _extreme(cost: _Cost) -> Extreme:
-    return Extreme(seconds=cost.seconds, peak_bytes=cost.peak_bytes)
+def _extreme(cost: _Cost, cached_bytes: int = 0) -> Extreme:
+    return Extreme(seconds=cost.seconds, peak_bytes=cost.peak_bytes + cached_bytes)
 
 
 def _costs(profile: Profile) -> dict[str, _Cost]:
@@ -110,15 +115,36 @@ def _costs(profile: Profile) -> dict[str, _Cost]:
     costs = {
         "all resident": _resident(profile),
         **({"model offload": _model_offload(profile)} if profile.offload_sequence else {}),
-        "group offload, block, stream": _stateless(profile, _block_stream),
+        BLOCK_STREAM: _stateless(profile, _block_stream),
         "group offload, block": _stateless(profile, _block),
-        "group offload, leaf, stream": _stateless(profile, _leaf_stream),
+        LEAF_STREAM: _stateless(profile, _leaf_stream),
         "group offload, leaf": _stateless(profile, _leaf),
         "sequential offload": _stateless(profile, _sequential, held_bytes=buffer_bytes),
     }
     fixed_bytes = profile.device.context_bytes + profile.device.workspace_bytes
     fixed_bytes += sum(component.computed_bytes for component in profile.components)
     return {mode: replace(cost, peak_bytes=cost.peak_bytes + fixed_bytes) for mode, cost in costs.items()}
+
+
+def _cached_bytes(profile: Profile, mode: str) -> int:
+    """What PyTorch's allocator keeps, where it has room, beyond what a mode gets through in."""
+    if not profile.device.takes_segments:
+        return 0
+    activities = [activity for stage in profile.stages for activity in stage.activities]
+    cached = max(a.activation_bytes + a.cached_bytes for a in activities) - max(a.activation_bytes for a in activities)
+    if mode == "model offload":  # weights come to lie in segments in which activations were
+        return cached + max((stage.activation_bytes for stage in profile.stages[:-1]), default=0)
+    if mode in OF_A_STREAM:
+        own = dict.fromkeys((component.name for component in profile.components), 0)
+        for activity in activities:
+            component = profile.component(activity.component)
+            if mode == LEAF_STREAM:
+                chunks = _layer_chunks(component, activity, _all_weights)
+            else:
+                chunks = _block_chunks(component, activity.segments)
+            own[component.name] = max(own[component.name], _stream_bytes(chunks, is_ahead=True))
+        return cached + sum(own.values()) - max(own.values())  # each component has a stream
+    return cached
 
 
 def compare_modes(profile: Profile, asked_bytes: int, *, allow: tuple[str, ...] = ()) -> Comparison:
@@ -159,7 +185,7 @@ def _compute_seconds(profile: Profile) -> float:
 
 def _resident(profile: Profile) -> _Cost:
     """`pipe.to("cuda")`: every weight, used or not, stays."""
-    weights = sum(component.weights.allocated_bytes for component in profile.components)
+    weights = sum(_staying_bytes(profile.device, component) for component in profile.components)
     peak = weights + max(stage.activation_bytes + stage.pipeline_bytes for stage in profile.stages)
     return _Cost(_compute_seconds(profile), peak)
 
@@ -198,9 +224,19 @@ def _offloaded_iteration(profile: Profile, stage: Stage, previous: dict[str, str
         if name not in present:
             present.add(name)
             cost += _in(device, profile.component(name).weights)
-        held = sum(profile.component(c).weights.allocated_bytes for c in present)
+        held = sum(_staying_bytes(device, profile.component(c)) for c in present)
         cost += _Cost(peak_bytes=held + activity.activation_bytes + stage.pipeline_bytes)
     return cost
+
+
+def _staying_bytes(device: Device, component: Component) -> int:
+    """What all weights of a component take of the device; those that the call does not use as if they were one piece."""
+    num_bytes = component.weights.allocated_bytes
+    if not device.takes_segments:
+        return num_bytes
+    used = [layer.weights for layer in component.layers]
+    unused_bytes = num_bytes - sum(weights.allocated_bytes for weights in used)
+    return staying_bytes(all_tensors(used)) + max(unused_bytes, 0)
 
 
 def _in(device: Device, weights: Weights) -> _Cost:
@@ -244,7 +280,7 @@ def _sequential(device: Device, component: Component, activity: Activity) -> _Co
     seconds = _compute(chunks) + sum(_pageable_in(device, chunk.weights) for chunk in chunks)
     num_tensors = sum(chunk.weights.num_tensors for chunk in chunks)
     seconds += SEQUENTIAL_OPERATIONS * device.operation_seconds * num_tensors
-    return _Cost(seconds, _peak(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
+    return _Cost(seconds, _peak(device, activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
 
 
 def _leaf(device: Device, component: Component, activity: Activity) -> _Cost:
@@ -255,7 +291,7 @@ def _leaf(device: Device, component: Component, activity: Activity) -> _Cost:
 def _there_and_back(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Cost:
     copies = sum(_pageable_in(device, chunk.weights) + _readback(device, chunk.weights) for chunk in chunks)
     copied = sum(chunk.weights.num_bytes for chunk in chunks)
-    return _Cost(copies + _compute(chunks), _peak(activity, chunks), copied, copied)
+    return _Cost(copies + _compute(chunks), _peak(device, activity, chunks), copied, copied)
 
 
 def _leaf_stream(device: Device, component: Component, activity: Activity) -> _Cost:
@@ -264,7 +300,7 @@ def _leaf_stream(device: Device, component: Component, activity: Activity) -> _C
     if activity.method == "forward":
         return _prefetched(device, activity, chunks)
     seconds = _compute(chunks) + sum(_pinned_in(device, chunk.weights) for chunk in chunks)
-    return _Cost(seconds, _peak(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
+    return _Cost(seconds, _peak(device, activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
 
 
 def _block(device: Device, component: Component, activity: Activity) -> _Cost:
@@ -290,7 +326,10 @@ def _in_shells(device: Device, component: Component, activity: Activity, blocks_
         cost = blocks_cost(device, activity, _block_chunks(component, tuple(run)))
         total += cost
         total += _in(device, root)
-        total += replace(_out(device, root), peak_bytes=cost.peak_bytes + root.allocated_bytes)
+        root_bytes = root.allocated_bytes
+        if device.takes_segments:
+            root_bytes = staying_bytes(all_tensors(each for layer in loose for each in (layer.weights, layer.buffers)))
+        total += replace(_out(device, root), peak_bytes=cost.peak_bytes + root_bytes)
     return total
 
 
@@ -307,7 +346,7 @@ def _prefetched(device: Device, activity: Activity, chunks: list[_Chunk]) -> _Co
         computed = max(computed, host) + chunk.seconds
         host = computed if moves else host
         computed += chunk.after_seconds
-    return _Cost(computed, _peak(activity, _with_next(chunks)), sum(weights.num_bytes for weights in moving))
+    return _Cost(computed, _peak(device, activity, chunks, is_ahead=True), sum(weights.num_bytes for weights in moving))
 
 
 def _with_next(chunks: list[_Chunk]) -> list[_Chunk]:
@@ -334,8 +373,16 @@ def _all_weights(layer: Layer) -> Weights:
 
 def _layer_chunks(component: Component, activity: Activity, weights_of: Callable[[Layer], Weights]) -> list[_Chunk]:
     weights = list(map(weights_of, component.layers))
+    tensors = list(map(tensor_bytes, weights))
     return [
-        _Chunk(weights[s.layer], s.layer_seconds, s.layer_activation_bytes, s.after_seconds, s.after_activation_bytes)
+        _Chunk(
+            weights[s.layer],
+            s.layer_seconds,
+            s.layer_activation_bytes,
+            s.after_seconds,
+            s.after_activation_bytes,
+            tensors[s.layer],
+        )
         for s in activity.segments
     ]
 
@@ -343,19 +390,32 @@ def _layer_chunks(component: Component, activity: Activity, weights_of: Callable
 def _block_chunks(component: Component, segments: tuple[Segment, ...]) -> list[_Chunk]:
     """Visits of blocks in execution order; stretches outside of blocks carry no weights."""
     chunks = []
-    weights: dict[str | None, Weights] = {}
+    layers: dict[str | None, list[Weights]] = {}
     for layer in component.layers:
         if layer.block:
-            weights[layer.block] = weights.get(layer.block, Weights()) + layer.weights
+            layers.setdefault(layer.block, []).append(layer.weights)
     for block, run in groupby(segments, key=lambda s: component.layers[s.layer].block):
-        stretch = list(run)
+        stretch, weights = list(run), layers.get(block, [])
         peak = max(segment.activation_bytes for segment in stretch)
-        chunks.append(_Chunk(weights.get(block, Weights()), sum(s.seconds for s in stretch), peak))
+        seconds = sum(s.seconds for s in stretch)
+        chunks.append(_Chunk(sum(weights, Weights()), seconds, peak, tensors=all_tensors(weights)))
     return chunks
 
 
-def _peak(activity: Activity, chunks: list[_Chunk]) -> int:
-    """Weights and activations at the worst moment, with what the allocator reserves beyond."""
+def _peak(device: Device, activity: Activity, chunks: list[_Chunk], *, is_ahead: bool = False) -> int:
+    """Weights and activations at the worst moment; `is_ahead` where a chunk's weights come before those of the last go.
+
+    PyTorch's CUDA allocator keeps segments until memory runs out, so that of each both take the most that they ever do.
+    """
+    if device.takes_segments:
+        return activity.activation_bytes + _stream_bytes(chunks, is_ahead=is_ahead)
     beyond = activity.activation_bytes - max((s.activation_bytes for s in activity.segments), default=0)
+    if is_ahead:
+        chunks = _with_next(chunks)
     moments = (max(c.weights.allocated_bytes + c.activation_bytes, c.after_activation_bytes) for c in chunks)
     return beyond + max(moments, default=0)  # a call may use no layer
+
+
+def _stream_bytes(chunks: list[_Chunk], *, is_ahead: bool) -> int:
+    """What the weights of one call take in segments that have nothing else."""
+    return passing_bytes(tuple(chunk.tensors for chunk in chunks if chunk.tensors), is_ahead=is_ahead)

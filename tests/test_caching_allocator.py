@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vramtune.caching_allocator import Allocator, least_limit_bytes, reserved_peak_bytes
 from vramtune.layout import rounded_bytes
-from vramtune.pricing.allocator import Allocator, least_limit_bytes, reserved_peak_bytes
 from vramtune.units import MIB
 
 SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 2 * MIB), st.integers(1, 64 * MIB))
