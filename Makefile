@@ -10,7 +10,7 @@ QUANTIZED := .venv-quantized
 ON_NULLCUDA = $(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
 	--numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: setup demo check fmt test proofs classes quantized browser soak bench traces pictures notebooks gpu nullcuda race
+.PHONY: setup demo check fmt test proofs classes quantized quantized-large browser soak bench traces pictures notebooks gpu nullcuda race
 
 setup: $(READY)
 
@@ -51,7 +51,10 @@ classes: setup  ## A tiny pipeline of each family: predicted, tuned, streamed, g
 	$(BIN)/pytest -m classes --numprocesses=logical --maxprocesses=4 --dist=loadgroup tests/classes
 
 quantized: $(QUANTIZED)/.ready  ## Each library's and kind's quantized weights under a plan; the libraries are unpacked apart.
-	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m "quantized and not gpu" --numprocesses=logical --maxprocesses=4 --dist=worksteal tests/quantized
+	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m "quantized and not gpu and not slow" --numprocesses=logical --maxprocesses=4 --dist=worksteal tests/quantized
+
+quantized-large: $(QUANTIZED)/.ready  ## The same with 50 to 190 MiB of weights; minutes.
+	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m "quantized and not gpu and slow" --numprocesses=logical --maxprocesses=4 --dist=loadgroup tests/quantized
 
 $(QUANTIZED)/.ready: tests/quantized/requirements.txt $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(QUANTIZED) --requirement tests/quantized/requirements.txt

@@ -46,7 +46,10 @@ are those that the simulated accelerator counts, within 1%. *Resident*, *offload
 all weights between calls, that brings each component for its stages only, that copies most groups at every visit,
 the output has the bits of the same pipeline resident there, the peak is within the budget, and nothing is copied back.
 *LoRA on top*: the last of these with an adapter loaded on top of the quantized transformer, and *compiled*: after its
-`compile_repeated_blocks` with the `eager` backend; "without a plan neither" where the resident pipeline cannot do it. Every kind's kernels there are the CPU's.
+`compile_repeated_blocks` with the `eager` backend, which runs a block's code as one and keeps some values to its end: for two
+kinds that is more than the 5% that this plan has to spare. On a card PyTorch's allocator is held to the budget, and fewer weights
+are kept (or there is too little for any). "Without a plan neither": the resident pipeline
+cannot do it. Every kind's kernels there are the CPU's.
 """
 
 

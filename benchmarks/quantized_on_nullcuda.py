@@ -30,7 +30,7 @@ from benchmarks.memory_on_nullcuda import COPY_LIMIT_BYTES
 from benchmarks.results_file import environment, table, write_result
 from tests.nullcuda.card import card
 from vramtune import api, catalog
-from vramtune.catalog.quantize import FourBitLinear
+from vramtune.catalog.described_layers import FourBitLinear
 from vramtune.contract import modules_of
 from vramtune.errors import BudgetError
 from vramtune.profiler import tapes

@@ -79,3 +79,48 @@ def test_a_mapped_tensor_is_in_its_file_and_others_are_in_none(tmp_path: Path) -
 
 def test_without_linux_nothing_is_known_to_be_mapped(system: Write) -> None:
     assert MappedFiles().file_of(torch.zeros(100)) is None
+
+
+def resident_bytes(file: Path) -> int:
+    """What of a file this process has mapped and in memory."""
+    found, is_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            is_file = words[-1] == str(file)
+        elif is_file and words[0] == "Rss:":
+            found += 1024 * int(words[1])
+    return found
+
+
+def test_what_was_read_of_a_file_is_let_go_and_what_was_written_stays(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(8 * MIB))
+    storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=8 * MIB)
+    mapped = torch.empty(0, dtype=torch.uint8).set_(storage)
+    first, middle, last = mapped[: 2 * MIB], mapped[2 * MIB + 100 : 6 * MIB], mapped[6 * MIB :]
+    assert mapped.sum() == 0
+    middle[MIB] = 7
+    assert mapped.sum() == 7  # a write into a huge page unmaps the rest of it
+    assert resident_bytes(file) == 8 * MIB
+    MappedFiles().let_go([first, torch.zeros(3)])
+    assert resident_bytes(file) == 6 * MIB
+    MappedFiles().let_go([middle, last])
+    assert resident_bytes(file) < MIB // 10
+    assert (middle[MIB], mapped.sum()) == (7, 7)
+    MappedFiles().let_go([mapped])
+    assert mapped.sum() == 7
+    assert file.read_bytes() == bytes(8 * MIB)
+
+
+def test_where_it_is_not_told_which_pages_were_written_nothing_is_let_go(tmp_path: Path, system: Write) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(MIB))
+    mapped = torch.from_file(str(file), shared=False, size=MIB, dtype=torch.uint8)
+    maps = Path("/proc/self/maps").read_text()
+    mapped.fill_(3)
+    system("proc/self/maps", maps)
+    files = MappedFiles()
+    assert files.file_of(mapped) == file
+    files.let_go([mapped])
+    assert mapped.sum() == 3 * MIB

@@ -2,6 +2,9 @@
 
 import gc
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,6 +93,27 @@ def test_an_edit_of_a_weight_in_a_file_counts_and_the_file_stays_as_it_is(
     assert {file: file.read_bytes() for file in before} == before
 
 
+def test_what_was_read_of_files_is_let_go_after_its_stage(
+    sim: ModuleType, no_garbage: None, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = list[set[str]]()
+    monkeypatch.setattr(MappedFiles, "let_go", lambda self, views: let_go.append(names_of(self, views)))
+    pipe, tuned = load(saved, ram_gb=100_000 / GIB)
+    with tuned:
+        assert set().union(*let_go) >= {"text_encoder_2", "transformer"}
+        let_go.clear()
+        seen = list[int]()
+        tiny_pipelines.run(pipe, "flux", callback_on_step_end=lambda *args: seen.append(len(let_go)) or {})
+    stages = [name for name in ("text_encoder", "text_encoder_2", "transformer", "vae") if {name} in let_go]
+    assert let_go == [{name} for name in stages], "each once, in order"
+    assert set(seen) == {stages.index("transformer")}, "not while it runs"
+
+
+def names_of(mapped: MappedFiles, views: list[torch.Tensor]) -> set[str]:
+    files = {mapped.file_of(view) for view in views}
+    return {file.parent.name for file in files if file is not None}
+
+
 def test_without_a_dtype_each_component_has_that_of_its_files(
     sim: ModuleType, no_garbage: None, tmp_path: Path
 ) -> None:
@@ -141,3 +165,49 @@ def test_a_file_that_is_changed_under_way_stops_the_next_call_and_one_that_is_re
         with pytest.raises(FileError, match="was changed since it was loaded"):
             tiny_pipelines.run(pipe, "flux")
         gc.collect()
+
+
+KILLED = """
+import os, signal, sys
+import diffusers
+from tests import tiny_pipelines
+from tests.simgpu import load
+load()
+import vramtune
+from vramtune.offload import staging
+
+fill, fills = staging.fill, 0
+
+def killed(flat, part):
+    global fills
+    fills += 1
+    if fills > 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fill(flat, part)
+
+staging.fill = killed
+steps = {"num_inference_steps": 2, "output_type": "pt"} | tiny_pipelines.CALL["flux"]
+pipe, tuned = vramtune.load(
+    diffusers.FluxPipeline, sys.argv[1], float(sys.argv[2]), ram_gb=float(sys.argv[3]), device="sim", call_kwargs=steps
+)
+tiny_pipelines.run(pipe, "flux")
+"""
+
+
+@pytest.mark.slow
+def test_after_a_kill_while_files_are_read_they_are_as_they_were_and_the_next_start_runs(
+    sim: ModuleType, no_garbage: None, folder: Path
+) -> None:
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
+    ram_gb = 300_000 / GIB
+    pipe, tuned = load(folder, ram_gb=ram_gb)
+    with tuned:
+        want = tiny_pipelines.run(pipe, "flux").cpu()
+    vram_gb = tuned.plan.asked_bytes / GIB
+    command = [sys.executable, "-c", KILLED, str(folder), str(vram_gb), str(ram_gb)]
+    killed = subprocess.run(command, cwd=Path(__file__).parent.parent, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.rglob("*") if f.is_file()} == before
+    pipe, tuned = load(folder, ram_gb=ram_gb)
+    with tuned:
+        assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), want)

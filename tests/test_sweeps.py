@@ -1,5 +1,6 @@
 """Many answers in one file: each that of a plan by itself, whoever computes it, and however often it was cut."""
 
+import os
 from functools import partial
 
 import pandas
@@ -8,8 +9,8 @@ import pytest
 import vramtune
 from tests.cli.cli_runner import refused, run
 from vramtune import sweeps
-from vramtune.errors import UsageError
-from vramtune.machine.gpus import gpu_names
+from vramtune.errors import FileError, UsageError
+from vramtune.machine.gpus import find_gpu, gpu_names
 from vramtune.schema import Plan
 
 SWEEP = partial(
@@ -94,10 +95,98 @@ def test_a_dask_cluster_writes_the_same_file(whole, tmp_path):
     assert (tmp_path / "sweep.csv").read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of what Ray imports and leaves open
+def test_a_ray_cluster_writes_the_same_file(whole, tmp_path, monkeypatch):
+    ray, joblib = pytest.importorskip("ray"), pytest.importorskip("joblib")
+    from ray.util.joblib import register_ray
+
+    original = sweeps.planned_rows
+
+    def signed(*arguments):
+        (tmp_path / f"by_{os.getpid()}").touch()
+        return original(*arguments)
+
+    monkeypatch.setattr(sweeps, "planned_rows", signed)
+    register_ray()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with joblib.parallel_config("ray", n_jobs=2):  # left out, Ray's is one, in this process
+            SWEEP(tmp_path / "sweep.csv")
+    finally:
+        ray.shutdown()
+    workers = {path.name for path in tmp_path.glob("by_*")}
+    assert workers - {f"by_{os.getpid()}"} == workers != set()
+    assert (tmp_path / "sweep.csv").read_bytes() == whole.read_bytes()
+
+
 def test_parquet_holds_the_same_rows(whole, tmp_path):
     pytest.importorskip("pyarrow")
     SWEEP(tmp_path / "sweep.parquet")
     assert pandas.read_parquet(tmp_path / "sweep.parquet").to_csv(index=False) == whole.read_text()
+    assert sweeps.read_sweep(tmp_path / "sweep.parquet") == sweeps.read_sweep(whole)
+
+
+def test_a_file_is_read_as_it_was_written(whole, tmp_path):
+    rows = sweeps.read_sweep(whole)
+    sweeps._write(tmp_path / "again.csv", rows)
+    assert (tmp_path / "again.csv").read_bytes() == whole.read_bytes()
+    plan = next(row for row in rows if row.fits)
+    assert sum(stage.seconds for stage in plan.swept_stages) == pytest.approx(plan.seconds, rel=1e-3)
+    assert max(stage.peak_bytes for stage in plan.swept_stages) == plan.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "No columns"),
+        ("a,b\n1,2\n", "missing required field `model`"),
+        ("model,gpu\n", "no rows"),
+        ("model,gpu\nsd15,RTX 4060\n", "without its GPU, budget or verdict"),
+        ("model,gpu,asked_bytes,limit_bytes,fits\nsd15,RTX 4060,8,8,True\n", "without its seconds, peak or stages"),
+        (
+            "model,gpu,asked_bytes,limit_bytes,fits,seconds,peak_bytes,stages\nsd15,RTX 4060,8,8,True,1,8,[1]\n",
+            "Expected `object`, got `int`",
+        ),
+        ("model,gpu,asked_bytes\nsd15,RTX 4060,much\n", "much"),
+        ("\0\1\2", ""),
+    ],
+)
+def test_what_is_no_sweep_is_said(tmp_path, content, said):
+    (tmp_path / "s.csv").write_text(content)
+    with pytest.raises(FileError, match=r"Expected a sweep in .*as `vramtune sweep` writes it") as caught:
+        vramtune.explore(tmp_path / "s.csv", tmp_path / "site")
+    assert said in str(caught.value)
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_page_of_a_sweep_has_its_file_beside_it(whole, tmp_path):
+    page = vramtune.explore(whole, tmp_path / "site" / "deep")
+    assert page == tmp_path / "site" / "deep" / "index.html"
+    assert (page.parent / "sweep.csv").read_bytes() == whole.read_bytes()
+    assert '<a href="sweep.csv">' in page.read_text()
+
+
+def test_the_command_explores_a_file(whole, tmp_path):
+    result = run("explore", whole, "--out", tmp_path / "site")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'site' / 'index.html'} (predicted).\n")
+
+
+def test_without_a_file_all_models_are_swept_beside_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("vramtune.catalog.names", lambda: ["sd15"])
+    monkeypatch.setattr("vramtune.machine.gpus.gpus", lambda: [find_gpu("4060"), find_gpu("4090")])
+    assert run("explore", "--out", tmp_path / "site").exit_code == 0
+    rows = sweeps.read_sweep(tmp_path / "site" / "sweep.csv")
+    assert {(row.model, row.gpu) for row in rows} == {("sd15", "RTX 4060"), ("sd15", "RTX 4090")}
+    assert (tmp_path / "site" / "index.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_said(whole, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("explore", whole, "--out", tmp_path / "file")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Cannot write the folder" in result.stderr
+    assert run("explore", "--out", tmp_path / "file").exit_code == 2
 
 
 def test_without_its_library_parquet_is_refused_before_anything_is_planned(tmp_path, monkeypatch):

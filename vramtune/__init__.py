@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vramtune.api import autotune, compare, frontier, install, load, plan, profile, report, timeline, trace
-    from vramtune.choosing import price, sweep, which
+    from vramtune.choosing import explore, price, sweep, which
     from vramtune.errors import (
         BudgetError,
         FileError,
@@ -37,7 +37,7 @@ _HOMES = {
         "timeline",
         "trace",
     ),
-    "vramtune.choosing": ("price", "sweep", "which"),
+    "vramtune.choosing": ("explore", "price", "sweep", "which"),
     "vramtune.tuned": ("Tuned",),
     "vramtune.tuner.offload_strategy": ("OffloadStrategy",),
     "vramtune.schema": (
@@ -85,6 +85,7 @@ __all__ = [
     "__version__",
     "autotune",
     "compare",
+    "explore",
     "frontier",
     "install",
     "load",

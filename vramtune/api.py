@@ -4,6 +4,7 @@ Those that take a pipeline need torch and diffusers, and import them when called
 """
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -52,6 +53,7 @@ def autotune(
     device: "torch.device | str | None" = None,
     gpu_id: int | None = None,
     allow: str | Sequence[str] = (),
+    cache_embeddings: bool = False,
     progress: bool = True,
 ) -> Tuned:
     """Make a pipeline fit a VRAM budget, as fast as it can be: profile it, plan, install the plan.
@@ -75,7 +77,10 @@ def autotune(
         allow: Names of permissions to change the output; nothing changes it otherwise. "vae_tiling": the VAE works tile
             by tile. "fp8_weights": denoisers' weights are stored in float8, and `remove()` gives them back as they were,
             for which the host keeps both.
-        progress: Whether a bar and one line on standard error say what is done.
+        cache_embeddings: Whether to keep what text and image encoders return, up to 512 MiB on the host, until `remove()`: a
+            prompt that comes again does not run them again. Exact: known by all inputs of the encoder's call. Encoders that
+            are edited start anew, and those with adapters are not kept; a write into `parameter.data` is not noticed.
+        progress: Whether bars and one line on standard error say what is done. It may be interrupted at any time.
 
     Returns:
         The handle: what was predicted, what calls take, `remove()`. Use the pipeline as before.
@@ -101,7 +106,7 @@ def autotune(
     expect_pipeline(pipe)
     refuse_tuned(pipe)
     refuse_placed(pipe)
-    gpu = _with_own_ram(measured_gpu(target, own_bytes=_held_bytes(pipe)), pipe)
+    gpu = _on_this_host(measured_gpu(target, own_bytes=_held_bytes(pipe)), pipe)
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, permission_names(allow))
@@ -110,7 +115,14 @@ def autotune(
         costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=permission_names(allow), margin_fraction=MARGIN_FRACTION
     )
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
-    runtime = install_plan(pipe, chosen, device=target, context_bytes=_known_context_bytes(gpu))
+    runtime = install_plan(
+        pipe,
+        chosen,
+        device=target,
+        context_bytes=_known_context_bytes(gpu),
+        cache_embeddings=cache_embeddings,
+        progress=progress,
+    )
     runtime.on_measured = partial(_remember_call, target, chosen, gpu.times_predicted)
     logger.log(logging.INFO if progress else logging.DEBUG, "%s", said)
     return Tuned(runtime, costs)
@@ -118,46 +130,64 @@ def autotune(
 
 def load(
     pipeline_class: Any,
-    folder: str | Path,
+    source: str | Path,
     vram_gb: float | None = None,
     *,
     ram_gb: float | None = None,
-    torch_dtype: "torch.dtype | dict[str, torch.dtype] | None" = None,
+    torch_dtype: "torch.dtype | Mapping[str, torch.dtype] | None" = None,
     variant: str | None = None,
+    files: Mapping[str, str | Path] | None = None,
+    cast_folder: str | Path | None = None,
+    config: str | Path | None = None,
     **options: Any,
 ) -> tuple[Any, Tuned]:
     """Load a pipeline whose weights stay in their files, and tune it: it may be larger than the host's memory.
 
-    The files are mapped, and read when weights are used; they are never written to. What is copied to the GPU most often
-    is page-locked, as far as `ram_gb` allows.
+    The files are mapped, and read when weights are used; they are never written to, and nothing is downloaded. What is
+    copied to the GPU most often is page-locked, as far as `ram_gb` allows.
 
     Args:
         pipeline_class: Such as `diffusers.FluxPipeline`, or `diffusers.DiffusionPipeline`, which reads the class.
-        folder: A local folder with safetensors files, one or several for each component.
+        source: A local folder with safetensors files, one or several for each component; a Hub id whose files are in the
+            Hub's cache; or one safetensors file with all components, as `from_single_file` reads it.
         vram_gb: As in `autotune`.
         ram_gb: As in `autotune`; weights that stay in files do not count.
         torch_dtype: As in `from_pretrained`. Left out, each component has the dtype of its files; components of another
             dtype are cast as they are read, into memory.
         variant: As in `from_pretrained`.
+        files: Components whose weights are in a safetensors or GGUF file of their own, and not in the folder:
+            `{"transformer": "flux1-dev-Q4_K_S.gguf"}`. Of GGUF, `torch_dtype` is what layers compute in, bfloat16 if left out.
+        cast_folder: A folder for components that `torch_dtype` casts: each is written there once, as it is cast, and stays in
+            files then; later starts find it. Changed files are cast anew, and nothing in it is deleted.
+        config: Of a single file, where its configurations are (a folder, or a Hub id in the cache), if diffusers does not know.
         options: What else `autotune` takes.
 
     Returns:
         The pipeline, and the handle that `autotune` returns.
 
     Raises:
-        FileError: A file of weights is missing, or not whole.
-        UsageError: There is no such folder, or it is not a pipeline's; and as `autotune`.
+        FileError: A file of weights is missing, or not whole; or one cannot be written to `cast_folder`.
+        UsageError: There is no such source, or it is not a pipeline's; and as `autotune`.
         BudgetError: As `autotune`.
 
     Example:
         >>> pipe, tuned = vramtune.load(diffusers.FluxPipeline, "flux.1-dev", vram_gb=8, ram_gb=16)
     """
+    expect_pipelines("To load a pipeline")
     from vramtune.catalog.weights import load_mapped
 
     if vram_gb is not None:  # before anything takes time
         budget_bytes(vram_gb)
     ram_bytes(ram_gb)
-    pipe = load_mapped(pipeline_class, folder, torch_dtype=torch_dtype, variant=variant)
+    pipe = load_mapped(
+        pipeline_class,
+        source,
+        torch_dtype=torch_dtype,
+        variant=variant,
+        files=files,
+        cast_folder=cast_folder,
+        config=config,
+    )
     return pipe, autotune(pipe, vram_gb, ram_gb=ram_gb, **options)
 
 
@@ -280,6 +310,8 @@ def install(
     profile: Profile | None = None,
     device: "torch.device | str | None" = None,
     gpu_id: int | None = None,
+    cache_embeddings: bool = False,
+    progress: bool = True,
 ) -> Tuned:
     """Install a plan on a pipeline, until `remove()` or the end of a `with` block.
 
@@ -291,6 +323,8 @@ def install(
         profile: What the plan was made from. Needed for the handle's `compare` and `report`.
         device: As in `enable_model_cpu_offload`.
         gpu_id: As in `enable_model_cpu_offload`.
+        cache_embeddings: As in `autotune`.
+        progress: Whether a bar on standard error says how much is page-locked, where that takes over a second.
 
     Returns:
         The handle that `autotune` returns too.
@@ -313,7 +347,15 @@ def install(
     if profile is not None:
         expect(Profile, profile)
         context_bytes = _known_context_bytes(profile.device)
-    runtime = install_plan(pipe, plan, device=device, gpu_id=gpu_id, context_bytes=context_bytes)
+    runtime = install_plan(
+        pipe,
+        plan,
+        device=device,
+        gpu_id=gpu_id,
+        context_bytes=context_bytes,
+        cache_embeddings=cache_embeddings,
+        progress=progress,
+    )
     return Tuned(runtime, profile)
 
 
@@ -409,7 +451,7 @@ def _device_of(gpu: str | Device | None, pipe: "Pipeline") -> Device:
     if gpu is None:
         from vramtune.machine.live import this_gpu
 
-        return _with_own_ram(this_gpu(own_bytes=_held_bytes(pipe)), pipe)
+        return _on_this_host(this_gpu(own_bytes=_held_bytes(pipe)), pipe)
     from vramtune.machine.gpus import find_gpu
 
     return find_gpu(gpu)
@@ -420,15 +462,29 @@ def _held_bytes(pipe: "Pipeline") -> int:
     return sum(tensor.nbytes for tensor in _weights(pipe) if tensor.device.type not in ("cpu", "meta"))
 
 
-def _with_own_ram(gpu: Device, pipe: "Pipeline") -> Device:
-    """The device with the host memory that a pipeline's weights take already beside what is free."""
-    if gpu.ram_bytes is None:
-        return gpu
+def _on_this_host(gpu: Device, pipe: "Pipeline") -> Device:
+    """The device with what of the host's memory a pipeline's weights take already beside what is free, and how fast their
+    files are read."""
+    from vramtune.machine.storage import storage_rates
     from vramtune.mapped_files import MappedFiles
 
-    mapped = MappedFiles()  # what is read of a file counts as free
-    own = (tensor for tensor in _weights(pipe) if tensor.device.type == "cpu" and mapped.file_of(tensor) is None)
-    return replace(gpu, ram_bytes=gpu.ram_bytes + sum(tensor.nbytes for tensor in own))
+    mapped, own_bytes, file_bytes = MappedFiles(), 0, Counter[Path]()
+    for tensor in _weights(pipe):
+        if (file := mapped.file_of(tensor)) is not None:  # what is read of a file counts as free
+            file_bytes[file] += tensor.nbytes
+        elif tensor.device.type == "cpu":
+            own_bytes += tensor.nbytes
+    if gpu.ram_bytes is not None:
+        gpu = replace(gpu, ram_bytes=gpu.ram_bytes + own_bytes)
+    rates = storage_rates(file_bytes.most_common(1)[0][0]) if file_bytes else None
+    if rates is None:
+        return gpu
+    return replace(
+        gpu,
+        storage_bytes_per_second=rates.storage_bytes_per_second,
+        page_cache_bytes_per_second=rates.page_cache_bytes_per_second,
+        storage_source="measured",
+    )
 
 
 def _weights(pipe: "Pipeline") -> "set[torch.Tensor]":

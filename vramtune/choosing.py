@@ -136,6 +136,29 @@ def sweep(
     )
 
 
+def explore(sweep: str | Path, folder: str | Path) -> Path:
+    """Write one HTML page on which people choose model, GPU, budget and quantization, over a sweep. All predicted.
+
+    The page needs no server and fetches nothing; the sweep's file is put beside it.
+
+    Args:
+        sweep: A file that `sweep` wrote.
+        folder: Where to; it is made where there is none.
+
+    Returns:
+        The page: `index.html` in the folder.
+
+    Raises:
+        FileError: The file is no sweep, or the page cannot be written.
+
+    Example:
+        >>> vramtune.explore("sweep.csv", "site")
+    """
+    from vramtune.sweeps import explore as write
+
+    return write(sweep, folder)
+
+
 def _time_limit(seconds: object) -> float | None:
     """What a call may take; a `UsageError` for what is no time."""
     if seconds is None or (isinstance(seconds, int | float) and 0 < seconds < float("inf")):

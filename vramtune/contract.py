@@ -4,6 +4,7 @@ Read from diffusers 0.42 and accelerate 1.15. When a release changes one of thes
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from transformers import PreTrainedModel
 from transformers.utils import import_utils as transformers_utils
 
 from vramtune.compiled import uncompiled
@@ -130,6 +132,20 @@ def store_as_before(layer: Any) -> None:
         del own["forward"]
     if not registry.hooks:
         del layer._diffusers_hook
+
+
+def is_encoder(component: nn.Module) -> bool:
+    """Whether a component is a model of transformers': text and image encoders, which a prompt or an image goes through."""
+    return isinstance(uncompiled(component), PreTrainedModel)
+
+
+def has_adapters(component: nn.Module) -> bool:
+    """Whether PEFT's layers are in a component: LoRA, whose strength is a plain number of the layer.
+
+    `BaseTunerLayer` in `peft/tuners/tuners_utils.py`; nobody has one who has not imported it.
+    """
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    return tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in component.modules())
 
 
 def may_upcast(component: nn.Module) -> bool:

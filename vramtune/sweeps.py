@@ -18,9 +18,10 @@ import msgspec
 from vramtune import predict
 from vramtune.catalog.kept import own_code
 from vramtune.errors import FileError, TraceError, UsageError
-from vramtune.reports.frames import rows_frame
+from vramtune.reports.explorer import write_explorer
+from vramtune.reports.frames import column_dtypes, rows_frame
 from vramtune.reports.rows import plan_role
-from vramtune.schema import Device, Profile, Role, Trace, checked_path, read_file, write_file
+from vramtune.schema import Device, Profile, SweepRow, Trace, checked_path, read_file, stages_text, write_file
 from vramtune.tuner.ranking import fastest_in_each
 
 COLUMNS = ("height", "width", "frames", "steps")
@@ -28,44 +29,6 @@ COLUMNS = ("height", "width", "frames", "steps")
 FORMATS = ("csv", "parquet")
 PER_TASK = 4
 """GPUs that one task plans for: enough that a task outweighs its way there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepRow:
-    """One call of a model on one GPU in one budget, predicted. What is None was not asked, or nothing fits."""
-
-    model: str
-    pipeline_class: str = ""
-    height: int | None = None
-    width: int | None = None
-    frames: int | None = None
-    steps: int | None = None
-    """None of these four is the pipeline's own."""
-    quantization: str = ""
-    """`transformer=nf4`, several separated by commas."""
-    gpu: str = ""
-    gpu_bytes: int | None = None
-    """Its nominal memory."""
-    asked_bytes: int | None = None
-    """The budget."""
-    limit_bytes: int | None = None
-    """What is planned for: the budget, or what is usable on the GPU if that is less."""
-    fits: bool | None = None
-    is_narrow: bool | None = None
-    role: Role | None = None
-    """What is done with weights at the most: `resident`, `offloaded`, `streamed`."""
-    permissions: str = ""
-    """Those that the plan uses."""
-    peak_bytes: int | None = None
-    seconds: float | None = None
-    low_seconds: float | None = None
-    high_seconds: float | None = None
-    bound_seconds: float | None = None
-    moved_bytes: int | None = None
-    least_bytes: int | None = None
-    """The smallest budget for which there is a plan on this GPU."""
-    error: str = ""
-    """Why the call could not be followed: then nothing else is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +85,36 @@ def sweep(
     _write(path, rows)
     shutil.rmtree(folder, ignore_errors=True)
     return len(rows)
+
+
+def read_sweep(path: str | Path) -> list[SweepRow]:
+    """The rows of a sweep's file; a `FileError` says what else the file is."""
+    import pandas
+
+    file = checked_path(path)
+    _check_format(file)
+    content = io.BytesIO(read_file(file))
+    try:
+        dtypes = column_dtypes(SweepRow)
+        frame = pandas.read_parquet(content) if _is_parquet(file) else pandas.read_csv(content, dtype=dtypes)
+        facts = [{name: each for name, each in row.items() if pandas.notna(each)} for row in frame.to_dict("records")]
+        rows = msgspec.convert(facts, list[SweepRow], strict=False)
+        if not rows:
+            raise ValueError("it has no rows")
+        for row in rows:
+            row.check()
+    except (ValueError, OSError) as error:  # what pandas, pyarrow and msgspec raise is one of these
+        raise FileError(f"Expected a sweep in {str(file)!r}, as `vramtune sweep` writes it: {error}.") from error
+    return rows
+
+
+def explore(path: str | Path, folder: str | Path) -> Path:
+    """Write the page of a sweep's file into a folder, the file beside it; returns the page's path."""
+    file, place = checked_path(path), checked_path(folder)
+    page = write_explorer(place, read_sweep(file), data=file.name)
+    if (place / file.name).resolve() != file.resolve():
+        write_file(place / file.name, read_file(file))
+    return page
 
 
 def _rows_of(
@@ -205,7 +198,12 @@ def _planned(profile: Profile, budgets: Sequence[int], allow: tuple[str, ...], r
             high_seconds=estimate.high.seconds,
             bound_seconds=estimate.bound_seconds,
             moved_bytes=estimate.moved_bytes,
+            stages=stages_text(estimate.stages),
         )
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 def _check_format(path: Path) -> None:
@@ -222,8 +220,8 @@ def _check_format(path: Path) -> None:
 def _write(path: Path, rows: Sequence[SweepRow]) -> None:
     frame = rows_frame(SweepRow, rows)
     content = io.BytesIO()
-    if path.suffix.lower() == ".csv":
-        frame.to_csv(content, index=False)
-    else:
+    if _is_parquet(path):
         frame.to_parquet(content, index=False)
+    else:
+        frame.to_csv(content, index=False)
     write_file(path, content.getvalue())

@@ -37,6 +37,11 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes} B"
 
 
+def format_rate(bytes_per_second: float) -> str:
+    """Bytes a second for people, as data sheets count them: `"26.3 GB/s"`."""
+    return f"{bytes_per_second / 1e9:.3g} GB/s"
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds for people: `"1 h 29 min"`, `"2 min 05 s"`, `"12.3 s"`, `"45 ms"`, `"80 µs"`, `"0 s"`.
 

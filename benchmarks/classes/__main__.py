@@ -20,7 +20,7 @@ EXAMPLES = """examples:
 
 Some classes need packages that vramtune does not. To have all of them, in a folder for --site:
   pip install --no-deps --target ../site torchvision sentencepiece protobuf ftfy wcwidth beautifulsoup4 soupsieve peft \\
-      parameterized torchsde trampoline requests-mock
+      parameterized torchsde trampoline requests-mock opencv-python-headless
 """
 
 

@@ -23,7 +23,11 @@ WIDTH, TOKENS = 256, 4
 BITS = {
     "nf4": 4.5,  # 4 bits, and a float32 for 64
     "fp4": 4.5,
-    "int8": 8 + 32 / WIDTH,  # a float32 for a row
+    "int8": 8,
+    "torchao-int8": 8,
+    "torchao-float8": 8,
+    "quanto-int8": 8,
+    "quanto-float8": 8,
     "fp8": 8,
     "gguf-q8_0": 8.5,
     "gguf-q6_k": 6.5625,
@@ -39,6 +43,8 @@ BITS = {
     "gguf-q3_k_s": 3.4375,
     "gguf-q2_k": 2.625,
 }
+BITS_A_ROW = {"int8": 32, "torchao-int8": 40, "torchao-float8": 32, "quanto-int8": 16, "quanto-float8": 16}
+"""Of scales, and of torchao's zero points."""
 MLP = "transformer_blocks.0.ff.net.2"
 TO_Q = "transformer_blocks.0.attn.to_q"
 
@@ -85,7 +91,7 @@ def layer_bytes(pipe: FluxPipeline, path: str) -> int:
 def test_a_quantized_layer_takes_its_bits(way: str) -> None:
     pipe = quantized(transformer=way)
     rows, columns = WIDTH, 4 * WIDTH
-    bits = 8 + 32 / columns if way == "int8" else BITS[way]
+    bits = BITS[way] + BITS_A_ROW.get(way, 0) / columns
     bias_bytes = rows * (1 if way == "fp8" else 2)
     table_bytes = 16 * 4 if way in ("nf4", "fp4") else 0
     assert layer_bytes(pipe, MLP) == rows * columns * bits / 8 + bias_bytes + table_bytes
@@ -112,13 +118,21 @@ def test_rows_of_no_whole_blocks_stay_as_they_are() -> None:
     assert pipe.transformer.transformer_blocks[0].attn.to_q is narrow
 
 
+def test_what_reads_a_wrapped_weight_sees_the_dtype_that_it_had() -> None:
+    for way in ("torchao-int8", "torchao-float8", "quanto-int8", "quanto-float8"):
+        layer = quantized(transformer=way).transformer.get_submodule(MLP)
+        assert (layer.weight.dtype, layer.weight.shape) == (torch.bfloat16, (WIDTH, 4 * WIDTH))
+
+
 def test_transformers_leaves_what_it_keeps_in_float32() -> None:
     pipe = quantized(text_encoder_2="int8")
     assert type(pipe.text_encoder_2.encoder.block[0].layer[1].DenseReluDense.wo) is nn.Linear
     assert type(pipe.text_encoder_2.encoder.block[0].layer[0].SelfAttention.q) is not nn.Linear
 
 
-@pytest.mark.parametrize("way", ["nf4", "int8", "fp8", "gguf-q4_k_s"])
+@pytest.mark.parametrize(
+    "way", ["nf4", "int8", "torchao-int8", "torchao-float8", "quanto-int8", "quanto-float8", "fp8", "gguf-q4_k_s"]
+)
 def test_what_a_layer_makes_of_its_weight_is_counted_and_takes_time(way: str) -> None:
     plain, other = (mlp_segment(pipe) for pipe in (pipeline(), quantized(transformer=way)))
     assert other.layer_activation_bytes > plain.layer_activation_bytes
@@ -139,7 +153,7 @@ def mlp_segment(pipe: FluxPipeline) -> Segment:
         ({"unet": "nf4"}, UnknownNameError, r"Unknown component 'unet'. Known names: text_encoder, text_encoder_2, transf"),
         ({"scheduler": "nf4"}, UnknownNameError, r"Unknown component 'scheduler'"),
         ({"text_encoder_2": "gguf-q4_0"}, UsageError, r"'text_encoder_2' is a T5EncoderModel of transformers, which reads a GGUF"),
-        ({"text_encoder": "fp8"}, UsageError, r"text_encoder=fp8: .* does not cast layers.*nf4, fp4 and int8"),
+        ({"text_encoder": "fp8"}, UsageError, r"text_encoder=fp8: .* does not cast layers.*nf4, fp4, int8, torchao-int8"),
         ({"vae": "gguf-q8_0"}, UsageError, r"vae=gguf-q8_0: no layer of 'vae' would be quantized"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import vramtune
 from tests.cli.cli_runner import run
 from vramtune import catalog
 
-COMMANDS = ("plan", "compare", "frontier", "profile", "which", "sweep", "doctor", "models", "gpus")
+COMMANDS = ("plan", "compare", "frontier", "profile", "which", "sweep", "explore", "doctor", "models", "gpus")
 HEAVY = {"torch", "diffusers", "scipy", "numpy", "matplotlib", "pandas", "msgspec", "rich", "pynvml"}
 
 

@@ -73,6 +73,24 @@ def test_a_plan_says_what_it_takes_of_the_host_and_of_what(plan):
     assert estimate["estimate"]["locked_bytes"] > 0
 
 
+def test_a_plan_of_files_that_do_not_fit_says_how_fast_they_are_taken_to_be_read():
+    flux = ("plan", "flux.1-dev", "--gpu", "4060", "--vram-gb", 8, "--ram-gb", 8)
+    assumed, given = (
+        json.loads(run(*flux, *rate, "--json").stdout)["plan"] for rate in ((), ("--storage-gb-per-s", 1))
+    )
+    assert (assumed["storage_bytes_per_second"], assumed["storage_source"]) == (3e9, "assumed")
+    assert (given["storage_bytes_per_second"], given["storage_source"]) == (1e9, "given")
+    assert given["estimate"]["seconds"] > assumed["estimate"]["seconds"]
+    words = " ".join(run(*flux, "--storage-gb-per-s", 1).stdout.split())
+    assert "more in files, read at 1 GB/s (given)" in words
+    assert "waits longest for its files" in words
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "much", "nan", "1e9"])
+def test_a_rate_that_no_drive_has_is_refused(plan, given):
+    refused(run(*plan, "--storage-gb-per-s", given), "--storage-gb-per-s", "GB/s")
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "much", "nan"])
 def test_a_ram_budget_that_is_none_is_refused(plan, given):
     refused(run(*plan, "--ram-gb", given), "--ram-gb", "GiB")

@@ -308,6 +308,33 @@ def test_a_pipeline_cast_to_another_dtype_gives_the_untuned_output(
     assert {p.device.type for m in modules_of(pipe).values() for p in m.parameters()} == {"cpu"}
 
 
+def has_names_of_its_own(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """Its text encoder's `to` is as `StableUnCLIPImageNormalizer`'s: other names, new parameters."""
+
+    def to(
+        self: nn.Module, torch_device: torch.device | None = None, torch_dtype: torch.dtype | None = None
+    ) -> nn.Module:
+        for module in self.modules():
+            for name, weight in [*module._parameters.items()]:
+                if weight is not None:
+                    setattr(module, name, nn.Parameter(weight.to(torch_device).to(torch_dtype), requires_grad=False))
+        return self
+
+    pipe.text_encoder.__class__ = type("OwnTo", (type(pipe.text_encoder),), {"to": to})
+    return pipe
+
+
+def test_a_component_whose_cast_has_names_of_its_own_is_cast(sim: ModuleType) -> None:
+    expected = untuned("flux", lambda pipe: has_names_of_its_own(pipe).to(torch.bfloat16))
+    pipe = has_names_of_its_own(tiny_pipelines.build("flux"))
+    with install(pipe, planned("flux"), device="sim"):
+        output(pipe, "flux")
+        pipe.to(torch.bfloat16)
+        assert torch.equal(output(pipe, "flux"), expected)
+    assert {p.dtype for p in pipe.text_encoder.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in pipe.text_encoder.parameters()} == {"cpu"}
+
+
 def test_a_component_cast_down_and_up_again_computes_with_rounded_weights(sim: ModuleType) -> None:
     def cast(pipe: DiffusionPipeline) -> None:
         pipe.transformer.to(torch.bfloat16)

@@ -84,6 +84,7 @@ def test_after_an_interrupted_call_the_next_is_right_or_the_pipeline_as_it_was(
     sim: ModuleType, pipe: Any, expected: dict[str, torch.Tensor], then: str
 ) -> None:
     state, weights, held = state_of(pipe), values(pipe), held_bytes()
+    stream = torch.accelerator.current_stream()
     runtime = installed(pipe)
     if then == "call":
         output(pipe, NAME)  # so that the points are those of a call after another
@@ -97,6 +98,7 @@ def test_after_an_interrupted_call_the_next_is_right_or_the_pipeline_as_it_was(
         else:
             runtime.remove()
         assert torch.is_autocast_cache_enabled(), point
+        assert torch.accelerator.current_stream() == stream, point
         if then == "remove":
             assert state_of(pipe) == state, point
             assert same(values(pipe), weights), point

@@ -1,6 +1,7 @@
 """Weights that may not be page-locked: staged, in the time that was planned, with the same bits, within the limit."""
 
 import gc
+import io
 import threading
 from dataclasses import replace
 from types import ModuleType
@@ -10,13 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm.auto import tqdm
 
 from tests import tiny_pipelines
+from tests.offload.state import state_of
 from tests.offload.test_contract import counted, on_cpu, predicted_modes, stock
 from tests.offload.tuned_pipelines import profiled, weight_bytes
 from tests.simgpu.staging import stage_in_virtual_time
 from vramtune.offload.groups import Group, HeldTensor
 from vramtune.offload.install import install
+from vramtune.offload.pinned import pinned_buffer
 from vramtune.offload.staging import cut, fill
 from vramtune.plain_tensors import PlainTensor
 from vramtune.schema import Plan, Profile
@@ -168,3 +172,70 @@ def test_the_parts_of_a_group_are_its_bytes_as_they_lie_on_the_device(shapes, sl
     for extent, tensor in zip(group.extents, tensors, strict=True):
         found = flat[extent.offset : extent.offset + extent.num_bytes].view(extent.dtype)
         assert torch.equal(found.as_strided(extent.shape, extent.stride), tensor)
+
+
+def test_page_locking_says_how_far_it_is_from_a_second_on(
+    sim: ModuleType, no_garbage: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bar(tqdm):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options, file=io.StringIO())
+            bars.append(options)
+
+        def update(self, num_bytes: float | None = 1) -> bool | None:
+            updates.append(num_bytes or 0)
+            return super().update(num_bytes)
+
+    bars, updates = list[dict[str, Any]](), list[float]()
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    plan, pipe = locked_plan("flux", 0.4), tiny_pipelines.build("flux")
+    with install(pipe, plan, device="sim", progress=True):
+        (bar,) = bars
+        assert (bar["total"], bar["delay"], bar["disable"]) == (plan.estimate.locked_bytes, 1, False)
+        assert len(updates) > 5
+        locked_bytes = sum(placement.locked_bytes for placement in plan.placements)
+        assert locked_bytes * 0.9 < sum(updates) <= plan.estimate.locked_bytes
+        tiny_pipelines.run(pipe, "flux")
+    with install(pipe, plan, device="sim"):
+        assert [bar["disable"] for bar in bars] == [False, True]
+
+
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_page_locking_that_is_interrupted_leaves_the_pipeline_as_it_was_and_nothing_locked(
+    sim: ModuleType, no_garbage: None, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    plan, pipe = locked_plan("flux", 0.6), tiny_pipelines.build("flux")
+    before, kind, locked_bytes = state_of(pipe), type(pipe), sim.pinned_memory_allocated()
+    calls = 0
+
+    def interrupted(num_bytes: int, device: torch.device) -> torch.Tensor | None:
+        nonlocal calls
+        calls += 1
+        if calls > at:
+            raise KeyboardInterrupt
+        return pinned_buffer(num_bytes, device)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vramtune.offload.groups.pinned_buffer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            install(pipe, plan, device="sim", progress=True)
+    gc.collect()
+    assert sim.pinned_memory_allocated() == locked_bytes
+    assert (state_of(pipe), type(pipe)) == (before, kind)
+    with install(pipe, plan, device="sim"):
+        assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), on_cpu("flux"))
+
+
+def test_a_pipeline_that_is_dropped_gives_back_what_was_locked_and_its_thread_ends(sim: ModuleType) -> None:
+    gc.collect()
+    plan, locked_bytes, threads = locked_plan("flux", 0.2), sim.pinned_memory_allocated(), threading.active_count()
+    pipe = tiny_pipelines.build("flux")
+    install(pipe, plan, device="sim")
+    tiny_pipelines.run(pipe, "flux")
+    assert sim.pinned_memory_allocated() > locked_bytes
+    (reader,) = (thread for thread in threading.enumerate() if thread.name.startswith("vramtune-staging"))
+    del pipe
+    gc.collect()
+    reader.join(timeout=10)
+    assert sim.pinned_memory_allocated() == locked_bytes
+    assert threading.active_count() == threads

@@ -14,9 +14,14 @@ from diffusers import (
     FluxTransformer2DModel,
     GGUFQuantizationConfig,
     PipelineQuantizationConfig,
+    QuantoConfig,
+    TorchAoConfig,
 )
 from torch import nn
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import BitsAndBytesConfig as TransformersBitsAndBytesConfig
+from transformers import QuantoConfig as TransformersQuantoConfig
+from transformers import TorchAoConfig as TransformersTorchAoConfig
 
 from tests.offload.state import output
 from tests.quantized import pipelines as quantized_pipelines
@@ -37,6 +42,16 @@ BITSANDBYTES: dict[str, dict[str, Any]] = {
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": torch.bfloat16},
     "int8": {"load_in_8bit": True},
 }
+OTHERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "torchao-int8": lambda: (TorchAoConfig(Int8WeightOnlyConfig()), TransformersTorchAoConfig(Int8WeightOnlyConfig())),
+    "torchao-float8": lambda: (
+        TorchAoConfig(Float8WeightOnlyConfig()),
+        TransformersTorchAoConfig(Float8WeightOnlyConfig()),
+    ),
+    "quanto-int8": lambda: (QuantoConfig(weights_dtype="int8"), TransformersQuantoConfig(weights="int8")),
+    "quanto-float8": lambda: (QuantoConfig(weights_dtype="float8"), TransformersQuantoConfig(weights="float8")),
+}
+"""diffusers' configuration and transformers'."""
 
 
 def costs(pipe: FluxPipeline) -> Profile:
@@ -68,6 +83,17 @@ def test_bitsandbytes_is_described(without_gpu: None, folder: Path, way: str) ->
     )
     pipe = FluxPipeline.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
     assert type(pipe.transformer.x_embedder) is not nn.Linear
+    assert_alike(described(folder, transformer=way, text_encoder_2=way), costs(pipe))
+
+
+@pytest.mark.filterwarnings("ignore:`Quanto(Config|Quantizer)` is deprecated:FutureWarning")
+@pytest.mark.parametrize("way", OTHERS)
+def test_torchao_and_quanto_are_described(without_gpu: None, folder: Path, way: str) -> None:
+    ours, theirs = OTHERS[way]()
+    config = PipelineQuantizationConfig(quant_mapping={"transformer": ours, "text_encoder_2": theirs})
+    pipe = FluxPipeline.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
+    assert any(type(weight) is not nn.Parameter for weight in pipe.transformer.parameters())
+    assert any(type(weight) is not nn.Parameter for weight in pipe.text_encoder_2.parameters())
     assert_alike(described(folder, transformer=way, text_encoder_2=way), costs(pipe))
 
 
@@ -152,6 +178,6 @@ def test_sizes_of_gguf_blocks_are_the_packages() -> None:
 
 
 def test_every_way_is_compared_here() -> None:
-    compared = {*BITSANDBYTES, "fp8", *(way.name for way in QUANTIZATIONS if way.gguf_type)}
+    compared = {*BITSANDBYTES, *OTHERS, "fp8", *(way.name for way in QUANTIZATIONS if way.gguf_type)}
     assert compared == set(catalog.quantization_names())
     assert find_quantizations({"transformer": "NF4"})["transformer"].name == "nf4"

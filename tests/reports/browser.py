@@ -60,11 +60,11 @@ class Page:
             self.events.append(self._read())
 
     def evaluate(self, expression: str) -> object:
-        """What a JavaScript expression gives on the page."""
+        """What a JavaScript expression gives on the page; None for `undefined`."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['text']}")
-        return answer["result"]["value"]
+        return answer["result"].get("value")
 
     def requests(self) -> list[str]:
         """Everything that was asked for since the page was opened."""

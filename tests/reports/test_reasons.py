@@ -61,6 +61,16 @@ SENTENCES = (
         "500 ms of compute, and it loses 600 ms.",
     ),
     (
+        Reason(
+            kind="disk_bound",
+            stage="unet",
+            num_bytes={"read": 9 * GIB},
+            seconds={"reading": 3.0, "compute": 0.5, "exposed": 2.6},
+        ),
+        "Stage 'unet' waits longest for its files, which do not fit the host's memory: 9.00 GiB are read in 3.00 s beside "
+        "500 ms of compute, and it loses 2.60 s.",
+    ),
+    (
         Reason(kind="peak", stage="vae.decode", num_bytes={"weights": 2 * GIB, "others": 6 * GIB, "free": 32 * MIB}),
         "The peak is in stage 'vae.decode': 2.00 GiB of weights and slots, 6.00 GiB of activations, pipeline tensors, "
         "workspaces and context; 32 MiB stay free.",

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.simgpu import load
+from vramtune.layout import round_up
+from vramtune.mapped_files import MappedFiles
 from vramtune.offload import staging
 
 
@@ -47,14 +49,19 @@ class VirtualReader(Executor):
         return future
 
 
-def stage_in_virtual_time(monkeypatch: pytest.MonkeyPatch, bytes_per_second: float) -> None:
-    """Let the second thread be a virtual one that copies so fast from ordinary into pinned memory."""
+def stage_in_virtual_time(
+    monkeypatch: pytest.MonkeyPatch, bytes_per_second: float, *, disk_bytes_per_second: float = float("inf")
+) -> None:
+    """Let the second thread be a virtual one that copies so fast from ordinary into pinned memory, and what lies in files from
+    a virtual disk first, each time: each tensor with the room that it takes in a copy, as plans count."""
     fill = staging.fill
 
     def timed(flat: Any, part: staging.Part) -> None:
         fill(flat, part)
-        sim = load()
-        sim.set_host_clock(sim.host_clock() + round(1e12 * part.num_bytes / bytes_per_second))
+        sim, mapped = load(), MappedFiles()
+        read_bytes = sum(round_up(source.nbytes) for _, source in part.pieces if mapped.file_of(source) is not None)
+        seconds = part.num_bytes / bytes_per_second + read_bytes / disk_bytes_per_second
+        sim.set_host_clock(sim.host_clock() + round(1e12 * seconds))
 
     monkeypatch.setattr(staging, "ThreadPoolExecutor", VirtualReader)
     monkeypatch.setattr(staging, "fill", timed)

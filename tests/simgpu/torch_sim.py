@@ -37,7 +37,7 @@ class Rates:
       `mm`, `bmm`, `addmm`, `baddbmm` of (m, k) and (k, n): 2 m n k per matrix; `mv`, `dot`: 2 m k; `convolution`:
       2 x elements of the output x weights / output channels, transposed: 2 x elements of the input x weights /
       input channels; attention with queries (b, h, q, d), keys (b, h, k, d), values (b, h, k, v):
-      2 b h q k (d + v), causal or not; everything else 0.
+      2 b h q k (d + v), causal or not; bitsandbytes' product of int8, at twice the rate, m n k; everything else 0.
     * bytes: every tensor argument once, every result once, one that is changed in place both times; of an
       expanded tensor the bytes it has, not those it shows. `embedding`, `index`, `index_select` and `gather` read
       only as much as they write: their results twice and nothing else.

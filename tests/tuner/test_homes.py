@@ -11,6 +11,7 @@ from vramtune.errors import BudgetError
 from vramtune.schema import Component, Profile
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import pose
+from vramtune.tuner.schedule import stage_seconds
 from vramtune.tuner.search import choose_plan, leanest
 from vramtune.tuner.simulate import recall
 
@@ -107,6 +108,43 @@ def test_more_to_stage_than_the_host_can_sets_the_pace_and_the_reason_says_so() 
     assert reason.stage == "often"
     assert plan.estimate.seconds > choose_plan(two_speeds(), 50 * MIB).estimate.seconds
     assert reason.seconds["staging"] == pytest.approx(reason.num_bytes["staged"] / 0.5e9)
+
+
+def test_where_files_are_read_at_each_visit_the_disk_sets_the_pace_and_the_plan_says_how_fast_it_is_taken_to_be() -> (
+    None
+):
+    filed = on_host(in_files(two_speeds()), staging_bytes_per_second=8e9, storage_source="given")
+    plan = choose_plan(filed, 50 * MIB, ram_bytes=60 * MIB)
+    (reason,) = (reason for reason in plan.reasons if reason.kind == "disk_bound")
+    assert reason.seconds["reading"] == pytest.approx(reason.num_bytes["read"] / 0.25e9)
+    assert (plan.storage_bytes_per_second, plan.storage_source) == (0.25e9, "given")
+    in_memory = choose_plan(on_host(filed, ram_bytes=GIB, lockable_bytes=60 * MIB), 50 * MIB)
+    assert in_memory.storage_bytes_per_second is None
+    assert not any(reason.kind == "disk_bound" for reason in in_memory.reasons)
+
+
+def test_what_lies_in_files_and_in_memory_too_is_mapped_in_once_a_stage_as_fast_as_page_cache_is() -> None:
+    filed = on_host(in_files(two_speeds()), ram_bytes=GIB, lockable_bytes=20 * MIB)
+    slower = pose(on_host(filed, page_cache_bytes_per_second=0.1e9))
+    size = slower.units[0].sizes[1]
+    assert pose(filed).staging_seconds(0, 1, is_first=True) == pytest.approx(size / 0.5e9)
+    assert slower.staging_seconds(0, 1, is_first=True) == pytest.approx(size / 0.1e9)
+    assert slower.staging_seconds(0, 1) == pytest.approx(size / 0.5e9)
+    in_memory = pose(on_host(two_speeds(), page_cache_bytes_per_second=0.1e9))
+    assert in_memory.staging_seconds(0, 1, is_first=True) == pytest.approx(size / 0.5e9)
+    from_storage = replace(slower, ram_bytes=20 * MIB, device=replace(slower.device, ram_bytes=None))
+    assert from_storage.staging_seconds(0, 1) == pytest.approx(size / 0.1e9 + size / 0.25e9)
+
+
+def test_a_stage_of_many_iterations_waits_for_page_cache_in_the_first_one() -> None:
+    filed = on_host(in_files(two_speeds()), ram_bytes=GIB, lockable_bytes=20 * MIB)
+    plan = choose_plan(filed, 50 * MIB)
+    slower = recall(on_host(filed, page_cache_bytes_per_second=0.1e9), plan)
+    often = plan.placements[1]
+    more_seconds = often.staged_bytes / 0.1e9 - often.staged_bytes / 0.5e9
+    found = [stage_seconds(c.problem, c.problem.stages[1], c.residencies(1)) for c in (recall(filed, plan), slower)]
+    assert often.staged_bytes > 0
+    assert 0.5 * more_seconds < found[1] - found[0] < 1.01 * more_seconds
 
 
 def test_files_that_do_not_fit_the_memory_are_read_from_storage_at_each_visit() -> None:

@@ -23,14 +23,14 @@ def cast(module: torch.nn.Module, *, dtype: torch.dtype) -> None:
     Buffers that weight files do not hold keep their dtype, and so do modules that the class keeps in float32.
     Parameters stay the same objects, so that tied ones stay tied.
     """
-    in_float32 = _kept_in_float32(module, dtype=dtype)
+    in_float32 = kept_in_float32(module, dtype=dtype)
     for path, tensor in module.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.float32 if in_float32 & set(path.split(".")) else dtype)
 
 
-def _kept_in_float32(module: Any, *, dtype: torch.dtype) -> set[str]:
-    """Names in paths of weights that stay in float32.
+def kept_in_float32(module: Any, *, dtype: torch.dtype) -> set[str]:
+    """Names in paths of weights of a module, or of a class of modules, that stay in float32.
 
     `_keep_in_fp32_modules` applies to float16 only in `transformers/modeling_utils.py` (whose `..._strict` applies to
     any dtype), and to any dtype in `diffusers/models/modeling_utils.py`.
@@ -54,12 +54,13 @@ def stored_dtypes(file_names: Iterable[str], *, counts_of: Callable[[str], Count
         if file.endswith(".safetensors"):
             variants[component][re.sub(r"-\d+-of-\d+", "", file)].append(name)
     return {
-        component: _majority(sum(map(counts_of, files[min(files, key=len)]), Counter()))
+        component: majority(sum(map(counts_of, files[min(files, key=len)]), Counter()))
         for component, files in variants.items()
     }
 
 
-def _majority(counts: Counter[str]) -> torch.dtype:
+def majority(counts: Counter[str]) -> torch.dtype:
+    """The floating dtype of most numbers, of how many there are of each safetensors dtype; float32 where there are none."""
     floating = Counter({name: number for name, number in counts.items() if name in TORCH_DTYPES})
     return TORCH_DTYPES[floating.most_common(1)[0][0]] if floating else torch.float32
 

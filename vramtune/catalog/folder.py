@@ -41,7 +41,7 @@ def build(folder: Path, *, dtypes: Mapping[str, torch.dtype]) -> diffusers.Diffu
     the values of its output. `_optional_components` is in `diffusers/pipelines/pipeline_utils.py`.
     """
     index = read_index(folder)
-    pipeline_class = _find_class("pipeline", library="diffusers", class_name=index["_class_name"])
+    pipeline_class = find_class("pipeline", library="diffusers", class_name=index["_class_name"])
     accepted = inspect.signature(pipeline_class).parameters
     try:
         arguments: dict[str, Any] = dict.fromkeys(pipeline_class._optional_components)
@@ -68,7 +68,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} is not a folder written by a pipeline's `save_pretrained`: it has no {INDEX} "
             f"(found: {content}). Give the folder that holds that file."
         )
-    index = _read_json(file)
+    index = read_json(file)
     if not isinstance(index.get("_class_name"), str):
         raise FileError(
             f"{str(file)!r} is damaged or belongs to a custom pipeline: it does not name a class of diffusers."
@@ -76,7 +76,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; raises a `FileError` for a file that is too large, or holds anything else."""
     try:
         content = json.loads(read_file(file, max_bytes=MAX_CONFIG_BYTES))
     except FileError:
@@ -92,7 +93,7 @@ def _component(folder: Path, library: str | None, class_name: str | None, *, dty
     """The component that `model_index.json` names: None, an empty module, a tokenizer, a scheduler, ..."""
     if library is None or class_name is None or folder.name == "safety_checker":
         return None
-    cls = _find_class(folder.name, library=library, class_name=class_name)
+    cls = find_class(folder.name, library=library, class_name=class_name)
     if not folder.is_dir():
         raise UsageError(f"The component {folder.name!r} is missing: there is no folder {str(folder)!r}.")
     if issubclass(cls, torch.nn.Module):
@@ -100,7 +101,7 @@ def _component(folder: Path, library: str | None, class_name: str | None, *, dty
     return cls.from_pretrained(folder, local_files_only=True)
 
 
-def _find_class(name: str, *, library: str, class_name: str) -> Any:
+def find_class(name: str, *, library: str, class_name: str) -> Any:
     """A class of diffusers, transformers, or one of diffusers' own pipeline modules."""
     libraries = {"diffusers": diffusers, "transformers": transformers}
     module = libraries.get(library) or getattr(diffusers.pipelines, library, None)
@@ -117,7 +118,7 @@ def _empty_module(folder: Path, *, cls: Any, dtype: torch.dtype) -> torch.nn.Mod
     """The component of that class, in eval mode, its parameters on the meta device."""
     if not (folder / CONFIG).exists():
         raise UsageError(f"The component {folder.name!r} has no {CONFIG} in {str(folder)!r}.")
-    written = _read_json(folder / CONFIG)
+    written = read_json(folder / CONFIG)
     check_config(written, component=folder.name)
     if "quantization_config" in written:
         raise UsageError(

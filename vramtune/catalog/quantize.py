@@ -1,7 +1,7 @@
 """A pipeline without weights, as it would be had a library quantized components of it when it was loaded.
 
-Nobody needs these libraries to ask how much memory their weights take. bitsandbytes' layers are described here: what they
-store, and which kernels they run; GGUF's and float8's are diffusers' own. `tests/quantized/test_described.py` holds what
+Nobody needs these libraries to ask how much memory their weights take. Their layers are described (`described_layers.py`);
+GGUF's and float8's are diffusers' own. `tests/quantized/test_described.py` holds what
 is predicted for each against what is predicted for the library's own.
 """
 
@@ -21,8 +21,10 @@ from torch import nn
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from vramtune.catalog.described_layers import LAYERS
 from vramtune.catalog.quantizations import Quantization, find_quantizations
 from vramtune.errors import UnknownNameError, UsageError
+from vramtune.tables import let_keep_tables
 
 
 def quantize_components(pipe: Any, quantize: Mapping[str, str]) -> None:
@@ -44,7 +46,7 @@ def _quantize(name: str, component: nn.Module, way: Quantization) -> None:
         why = "reads a GGUF file into 16-bit weights" if way.gguf_type is not None else "does not cast layers"
         raise UsageError(
             f"{name}={way.name}: {name!r} is a {type(component).__name__} of transformers, which {why}. For it there "
-            "are nf4, fp4 and int8."
+            f"are {', '.join(LAYERS)}."
         )
     if way.name == "fp8":
         component.enable_layerwise_casting(  # type: ignore[operator]
@@ -55,122 +57,39 @@ def _quantize(name: str, component: nn.Module, way: Quantization) -> None:
         layers = list(_in_gguf_file(component))
         make = _gguf_layers(way)
     else:
-        layers = list(_of_bitsandbytes(component, is_of_diffusers=is_of_diffusers))
-        make = EightBitLinear.of if way.name == "int8" else FourBitLinear.of
+        layers = list(_quantized_linears(component, way, is_of_diffusers=is_of_diffusers))
+        make = LAYERS[way.name].of
     made = {path: (layer, make(path, layer)) for path, layer in layers}
     if all(new is old for old, new in made.values()):
         raise UsageError(f"{name}={way.name}: no layer of {name!r} would be quantized by it. Leave it out.")
-    for path, (_, new) in made.items():
+    for path, (old, new) in made.items():
         component.set_submodule(path, new)
+        if is_of_diffusers:  # which casts the scales of activations too
+            for buffer in new.buffers():
+                buffer.data = buffer.to(old.weight.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------
-# bitsandbytes
+def _quantized_linears(component: Any, way: Quantization, *, is_of_diffusers: bool) -> Iterator[tuple[str, nn.Linear]]:
+    """The layers that a library takes, by path: all linear ones but those that it is told to leave as they are.
 
-
-def _of_bitsandbytes(component: Any, *, is_of_diffusers: bool) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that it takes, by path: all linear ones but those that each library leaves as they are.
-
-    `_replace_with_bnb_linear` in `diffusers/quantizers/bitsandbytes/utils.py`, `get_modules_to_not_convert` in
+    `_replace_with_bnb_linear` in `diffusers/quantizers/bitsandbytes/utils.py`, `check_if_quantized_param` in
+    `diffusers/quantizers/torchao/torchao_quantizer.py`, `_replace_with_quanto_layers` in
+    `diffusers/quantizers/quanto/utils.py`, which looks at the last name only; `get_modules_to_not_convert` in
     `transformers/quantizers/base.py`.
     """
     kept = list(component._keep_in_fp32_modules or ())
     if not is_of_diffusers:
         kept += get_keys_to_not_convert(component)
     for path, layer in list(component.named_modules()):
-        if is_of_diffusers:
-            is_kept = path.rpartition(".")[2] in kept or any(f"{key}." in path or key == path for key in kept)
+        if not is_of_diffusers:
+            asked = f"{path}.weight" if way.name.startswith("torchao-") else path  # by which less is kept
+            is_kept = not should_convert_module(asked, kept)
         else:
-            is_kept = not should_convert_module(path, kept)
+            is_kept = path.rpartition(".")[2] in kept
+            if not way.name.startswith("quanto-"):
+                is_kept |= any(f"{key}." in path or key == path for key in kept)
         if type(layer) is nn.Linear and not is_kept:
             yield path, layer
-
-
-class _Linear(nn.Linear):
-    """A layer whose weight is several plain tensors, which have names as parameters here."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        with torch.device("meta"):
-            super().__init__(layer.in_features, layer.out_features, bias=False)
-        self.bias = layer.bias
-        self.compute_dtype = layer.weight.dtype
-
-    def hold(self, name: str, *shape: int, dtype: torch.dtype) -> None:
-        """Have a tensor among the parameters."""
-        setattr(self, name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
-
-
-class FourBitLinear(_Linear):
-    """`Linear4bit` in `bitsandbytes/nn/modules.py`, with the defaults of `BitsAndBytesConfig`: statistics in float32."""
-
-    BLOCK_SIZE = 64
-    TABLE_SIZE = 16
-
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "FourBitLinear":
-        """Of a linear layer."""
-        made, numel = cls(layer), layer.weight.numel()
-        made.hold("weight", (numel + 1) // 2, 1, dtype=torch.uint8)
-        made.hold("absmax", -(-numel // cls.BLOCK_SIZE), dtype=torch.float32)
-        made.hold("code", cls.TABLE_SIZE, dtype=torch.float32)
-        return made
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`gemm_4bit` in `bitsandbytes/backends/default/ops.py`."""
-        shape = [self.out_features, self.in_features]
-        weight = torch.ops.vramtune.dequantize_4bit(self.weight, self.absmax, shape, self.compute_dtype)
-        out: torch.Tensor = nn.functional.linear(x.to(self.compute_dtype), weight, self.bias)
-        return out.to(x.dtype)
-
-
-class EightBitLinear(_Linear):
-    """`Linear8bitLt` in `bitsandbytes/nn/modules.py`; no column of its input has outliers, as is the rule."""
-
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "EightBitLinear":
-        """Of a linear layer."""
-        made = cls(layer)
-        made.hold("weight", *layer.weight.shape, dtype=torch.int8)
-        made.hold("SCB", layer.out_features, dtype=torch.float32)
-        return made
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`MatMul8bitLt` in `bitsandbytes/autograd/_functions.py`."""
-        shape = (*x.shape[:-1], self.out_features)
-        if x.ndim == 3:
-            x = x.reshape(-1, x.shape[-1])
-        rows, row_stats = torch.ops.vramtune.int8_vectorwise_quant(x.to(torch.float16))
-        product = torch._int_mm(rows, self.weight.t())
-        out: torch.Tensor = torch.ops.vramtune.int8_mm_dequant(product, row_stats, self.SCB, x.dtype, self.bias)
-        return out.reshape(shape) if len(shape) == 3 else out
-
-
-def _define(schema: str, result: Callable[..., Any]) -> None:
-    """Tell PyTorch of a kernel of bitsandbytes' what its results look like."""
-    name = f"vramtune::{schema.partition('(')[0]}"
-    torch.library.define(name, schema[schema.index("(") :])
-    torch.library.register_fake(name, result)
-
-
-_define(
-    "dequantize_4bit(Tensor weight, Tensor absmax, int[] shape, ScalarType dtype) -> Tensor",
-    lambda weight, absmax, shape, dtype: torch.empty(shape, dtype=dtype, device=weight.device),
-)
-_define(
-    "int8_vectorwise_quant(Tensor x) -> (Tensor, Tensor)",
-    lambda x: (torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)),
-)
-torch.library.impl("vramtune::int8_vectorwise_quant", "CPU", lambda x: _int8_rows(x))
-_define(
-    "int8_mm_dequant(Tensor x, Tensor row_stats, Tensor col_stats, ScalarType dtype, Tensor? bias) -> Tensor",
-    lambda x, row_stats, col_stats, dtype, bias: torch.empty_like(x, dtype=dtype),
-)
-
-
-def _int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The one that has no weight among its arguments, so that its values may be known while a call is followed."""
-    largest = x.abs().amax(dim=-1).float()
-    return torch.round(x * (127.0 / largest.unsqueeze(-1))).to(torch.int8), largest
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -246,6 +165,7 @@ def _gguf_utils() -> ModuleType:
         spec.loader.exec_module(module)
     finally:
         del sys.modules["gguf"]
+    let_keep_tables(module)
     return module
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vramtune import __version__
-from vramtune.cli import compare, doctor, frontier, gpus, models, output, plan, profile, sweep, which
+from vramtune.cli import compare, doctor, explore, frontier, gpus, models, output, plan, profile, sweep, which
 from vramtune.cli.options import examples, with_settings
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ for module, command in (
     (profile, profile.profile),
     (which, which.which),
     (sweep, sweep.sweep),
+    (explore, explore.explore),
     (doctor, doctor.doctor),
     (models, models.models),
     (gpus, gpus.gpus),

@@ -73,6 +73,14 @@ RamGb = Annotated[
         help="What the weights may take of the host's memory. Left out: what is free here; with --gpu, no limit.",
     ),
 ]
+StorageRate = Annotated[
+    str | None,
+    typer.Option(
+        "--storage-gb-per-s",
+        metavar="GB/S",
+        help="How fast weights are read from files that do not fit the host's memory: an NVMe drive 2 to 10. Left out: 3, assumed.",
+    ),
+]
 Gpu = Annotated[
     str | None,
     typer.Option(
@@ -89,7 +97,7 @@ Quantize = Annotated[
         metavar="COMPONENT=HOW",
         autocompletion=_quantized,
         help="As if these were quantized when they are loaded: transformer=nf4,text_encoder_2=int8. How: nf4, fp4, int8, "
-        "fp8, gguf-q8_0, gguf-q4_k_s, ... May be repeated.",
+        "fp8, torchao-int8, quanto-float8, gguf-q4_k_s, ... May be repeated.",
     ),
 ]
 Allow = Annotated[
@@ -102,6 +110,10 @@ Allow = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+MOST_STORAGE_GB_PER_S = 1e4
+"""More is a slip: no memory is as fast."""
 
 
 def plot_option(what: str) -> Any:
@@ -117,6 +129,16 @@ def budget(vram_gb: str) -> int:
 def ram(ram_gb: str | None) -> int | None:
     """The same of the host's memory, where it was given."""
     return None if ram_gb is None else ram_bytes(_number_typed(ram_gb), name="--ram-gb")
+
+
+def storage_rate(gigabytes: str | None) -> float | None:
+    """Bytes a second of what was typed in GB/s, where it was given; a `UsageError` for what is no rate."""
+    if gigabytes is None:
+        return None
+    rate = _number_typed(gigabytes)
+    if not isinstance(rate, float) or not 0 < rate <= MOST_STORAGE_GB_PER_S:
+        raise UsageError(f"--storage-gb-per-s takes a number of GB/s above 0, such as 5; got {gigabytes!r}.")
+    return rate * 1e9
 
 
 def _number_typed(text: str) -> object:

@@ -24,6 +24,7 @@ def plan(
     vram_gb: options.VramGb,
     settings: options.Settings,
     ram_gb: options.RamGb = None,
+    storage_rate: options.StorageRate = None,
     gpu: options.Gpu = None,
     quantize: options.Quantize = None,
     allow: options.Allow = None,
@@ -48,6 +49,7 @@ def plan(
     """
     with output.exit_codes():
         budget_bytes, ram_bytes = options.budget(vram_gb), options.ram(ram_gb)
+        storage_bytes_per_second = options.storage_rate(storage_rate)
         permissions, quantized = tuple(allow or ()), options.quantized(quantize)
         files.check_plot(plot)
         files.check_path(save, option="--save", formats=files.JSON)
@@ -64,6 +66,8 @@ def plan(
                 allow=permissions,
                 show=show,
             )
+            if storage_bytes_per_second is not None:
+                profile = inputs.with_storage(profile, storage_bytes_per_second)
             show("Planning")
             made = inputs.plan_or_error(profile, budget_bytes, permissions, ram_bytes=ram_bytes)
             if not isinstance(made, BudgetError):

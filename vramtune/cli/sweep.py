@@ -58,7 +58,7 @@ def sweep(
     Exit codes: 0 done, 2 wrong usage. A model whose call cannot be followed has a row with the error.
     """
     with output.exit_codes():
-        budgets = [budget_bytes(_number(each), name="--vram-gb") for each in vram_gb.split(",")]
+        asked = budgets(vram_gb)
         files.check_path(out, option="FILE", formats=("csv", "parquet"))
         with output.progress() as show:
             show("Starting")
@@ -70,7 +70,7 @@ def sweep(
             settings = [_size(each) for each in size or ()] or [{}]
             num_rows = sweeps.sweep(
                 model or catalog.names(),
-                budgets=budgets,
+                budgets=asked,
                 devices=[find_gpu(each) for each in gpu] if gpu else gpus(),
                 settings=[each | ({"steps": steps} if steps is not None else {}) for each in settings],
                 quantizations=[{}, *(options.quantized([each]) for each in quantize or ())],
@@ -81,6 +81,11 @@ def sweep(
                 show=lambda doing, done, total: show(f"{done} of {total}: {doing}"),
             )
         typer.echo(f"{num_rows} rows (predicted) in {out}.")
+
+
+def budgets(vram_gb: str) -> list[int]:
+    """Bytes of several budgets, as they are typed."""
+    return [budget_bytes(_number(each), name="--vram-gb") for each in vram_gb.split(",")]
 
 
 def _number(text: str) -> object:

@@ -19,6 +19,7 @@ from vramtune.errors import FileError
 from vramtune.machine import nvml
 from vramtune.paths import cache_folder
 from vramtune.schema import Device, Remembered, Spread
+from vramtune.schema.files import Saved
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ def remember(device: "torch.device", facts: Device) -> None:
         return
     before = recall(device)
     calls = before.times_predicted if before is not None else {}
-    _keep(known, Remembered(measured_on=date.today().isoformat(), facts=facts, times_predicted=calls))
+    keep(known.path, Remembered(measured_on=date.today().isoformat(), facts=facts, times_predicted=calls))
 
 
 def remember_call(device: "torch.device", call: str, times_predicted: float) -> None:
@@ -96,12 +97,12 @@ def remember_call(device: "torch.device", call: str, times_predicted: float) -> 
         return
     others = {name: times for name, times in before.times_predicted.items() if name != call}
     calls = dict([*others.items(), (call, times_predicted)][-MOST_CALLS:])
-    _keep(known, replace(before, times_predicted=calls))
+    keep(known.path, replace(before, times_predicted=calls))
 
 
 def forget() -> int:
-    """Delete all files; their number. Raises a `FileError` for one that cannot be deleted."""
-    files = sorted(cache_folder().glob("gpu-*.json"))
+    """Delete all files, those of storage's rates too; their number. Raises a `FileError` for one that cannot be deleted."""
+    files = sorted(file for kind in ("gpu", "storage") for file in cache_folder().glob(f"{kind}-*.json"))
     for file in files:
         try:
             file.unlink(missing_ok=True)
@@ -122,9 +123,10 @@ def corrected(facts: Device, times_predicted: Mapping[str, float]) -> Device:
     return replace(facts, times_predicted=usual, spreads=replace(facts.spreads, gpu=gpu))
 
 
-def _keep(known: Identity, noun: Remembered) -> None:
+def keep(path: Path, noun: Saved) -> None:
+    """Write what was measured, if that can be done."""
     try:
-        known.path.parent.mkdir(parents=True, exist_ok=True)
-        noun.save(known.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noun.save(path)
     except (OSError, FileError) as error:  # a home that cannot be written to costs half a second, the next time
         logger.debug("not remembered: %s", error)

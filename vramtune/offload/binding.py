@@ -111,6 +111,8 @@ class BoundComponent:
     """Whether all of it was put in, and nothing taken off since by us."""
     is_collected: bool = False
     """Whether the groups hold the tensors that the modules had when we last looked."""
+    num_edits: int = 0
+    """How often we found that someone had made a weight point elsewhere, or exchanged one."""
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Modules by path, as they were when the tensors were collected."""
     structure: Structure | None = None

@@ -10,21 +10,26 @@ import torch
 
 from vramtune.offload.binding import BoundComponent
 from vramtune.offload.conductor import Conductor
+from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.inputs import Brought, to_device
 from vramtune.offload.meter import Meter
 from vramtune.offload.retry import remember_draws, with_room
 from vramtune.offload.stack import is_pipeline_running, is_running
 from vramtune.schema import call_name
+from vramtune.tables import tables_kept_by
 
 
 class ComponentCalls:
     """Runs the methods of a pipeline's components, one caller at a time."""
 
-    def __init__(self, conductor: Conductor, meter: Meter, lock: threading.RLock) -> None:
+    def __init__(
+        self, conductor: Conductor, meter: Meter, lock: threading.RLock, embeddings: Embeddings | None
+    ) -> None:
         self.device = conductor.device
         self._conductor, self._meter, self._lock = conductor, meter, lock
         self._casts_not_cached = CastsNotCached()
+        self._embeddings = embeddings
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method."""
@@ -34,7 +39,8 @@ class ComponentCalls:
             (args_there, kwargs_there), brought = self._to_device(component, (args, kwargs))
             self._conductor.enter(component, method)
             self._conductor.inputs[component] = brought
-            return original(*args_there, **kwargs_there)
+            with tables_kept_by(self._conductor):
+                return original(*args_there, **kwargs_there)
 
         def make_room(asked_bytes: int | None) -> bool:
             self._meter.ran_out_of_memory()
@@ -55,9 +61,17 @@ class ComponentCalls:
             is_inner = is_running(_RUN, self=self)
             if not is_inner:
                 self._casts_not_cached.restore()
+            key = None
+            if self._embeddings is not None and not is_inner:
+                key = self._embeddings.key(component, method, (args, kwargs))
+                if key is not None and (known := self._embeddings.known(component, key)) is not None:
+                    return known
             put_generators_back = remember_draws(self.device, (args, kwargs))
             # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
-            return self._conductor.run(call, is_whole=not is_pipeline_running())
+            result = self._conductor.run(call, is_whole=not is_pipeline_running())
+            if self._embeddings is not None and key is not None:
+                self._embeddings.keep(component, key, result)
+            return result
 
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""

@@ -5,13 +5,14 @@ does not know (another method, weights that it found unused) is loaded whole for
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from vramtune.host_memory import give_back_freed
 from vramtune.layout import round_up, segment_bytes
+from vramtune.mapped_files import MappedFiles
 from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement
 from vramtune.offload.casts import hook_casts
 from vramtune.offload.fit import fit, fit_residents, held_bytes, planned_bytes, resident_bytes
@@ -25,11 +26,12 @@ from vramtune.offload.position import Position, counts
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
 from vramtune.schema import Plan, call_name
+from vramtune.tables import Recipe, Tables
 from vramtune.units import MIB
 
 logger = logging.getLogger(__name__)
 
-TRIMMED_BYTES = 128 * MIB
+TRIMMED_BYTES = 32 * MIB
 """After so many bytes have moved to page-locked memory, what they took before is given back to the system."""
 
 FIRST_CUT_FRACTION = 1 / 8
@@ -47,6 +49,8 @@ class Conductor:
         """Whether weights got back once what they had given up."""
         self._resident_limit_bytes = self.plan.budget_bytes
         """Bytes that resident groups may have; fewer where out of memory taught that what no plan knows needs them."""
+        self.on_locked: Callable[[int], object] = lambda num_bytes: None
+        """Told of the bytes of each group that was page-locked."""
         self.is_watched = True
         """Whether someone may edit weights between two calls of components, as callbacks do: no copy is in flight then."""
         self._meter, self._lane = meter, Lane(device, meter, self.plan.staging_slot_bytes)
@@ -58,6 +62,8 @@ class Conductor:
         self._copies: dict[Group, Copy] = {}
         self._adopted: set[BoundComponent] = set()
         """Components that were adopted and not released since."""
+        self._recipes: dict[Position, tuple[Recipe, ...]] = {}
+        """Of the tables that a position's last stage made."""
         self._is_clean = True
         """Whether the last call ended as calls do."""
 
@@ -73,6 +79,11 @@ class Conductor:
     def inputs(self) -> dict[BoundComponent, list[Brought]]:
         """What of the last inputs of each component is known again, until the stage ends."""
         return {} if self._traffic is None else self._traffic.inputs
+
+    @property
+    def tables(self) -> Tables:
+        """Tables that layers make on the device, until the stage ends."""
+        return Tables() if self._traffic is None else self._traffic.tables
 
     def run(self, call: Callable[[], Any], *, is_whole: bool = True) -> Any:
         """Run a call; at its end, however it comes, all but the resident groups are freed, unless it is not a whole one.
@@ -253,6 +264,7 @@ class Conductor:
     def refresh(self, component: BoundComponent) -> None:
         """Take over what was edited in a component since we last looked."""
         if not component.is_collected or any(group.is_replaced for group in component.groups):
+            component.num_edits += 1
             for group in component.groups:
                 self._drop(group)
             component.collect()
@@ -262,6 +274,7 @@ class Conductor:
                 group.note_writes()
         edited_groups = [group for group in component.groups if group.is_edited]
         if edited_groups:
+            component.num_edits += 1
             hook_casts(component.module)  # one that began to cast its weights has edited them
             self._lane.finish()  # masters are about to be written
             for group in edited_groups:
@@ -287,6 +300,8 @@ class Conductor:
         for group in displaced:
             if group not in resident or (group.is_settled and group.piece):
                 group.settle_on_host(self.device)
+                if not group.is_in_place:
+                    self.on_locked(group.num_bytes)
                 freed_bytes += group.num_bytes
                 if freed_bytes > TRIMMED_BYTES:  # or tuning would take the weights twice
                     give_back_freed()
@@ -313,6 +328,7 @@ class Conductor:
             self.refresh(component)
         for group in component.groups:
             if group.master_views and any(not h.tensor.is_cpu for h in edited(group.held)):
+                component.num_edits += 1
                 group.settle_on_host(self.device)
 
     def _refit(self) -> None:
@@ -417,7 +433,9 @@ class Conductor:
                 self._copies.update(allocate(sharing, self.device))
         self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
+        tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
         self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
+        self._traffic.tables = tables
 
     def _passage(self, placement: BoundPlacement, position: Position) -> Passage:
         num_bytes = placement.ring_bytes(*counts(placement, position))
@@ -439,8 +457,17 @@ class Conductor:
         """Let go of the slots, once the device has done with them."""
         if self._traffic is not None:
             self._traffic.close(self._passages.values())
+            if self._position is not None and (recipes := self._traffic.tables.recipes):
+                self._recipes[self._position] = recipes
         self._lane.precede_compute()
+        self.let_go_of_files(self._passages)
         self._traffic, self._passages = None, {}
+
+    def let_go_of_files(self, placements: Iterable[BoundPlacement]) -> None:
+        """Take what was read of files out of the process: an encoder's, after its stage."""
+        groups = (group for placement in placements for group in placement.groups if group.is_in_place)
+        if views := [view for group in groups for view in group.master_views]:
+            MappedFiles().let_go(views)
 
     def _evict(self, kept: set[Group]) -> None:
         """Free all copies but these, and give what was freed back to the device, so that others may have it."""

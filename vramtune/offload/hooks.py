@@ -147,11 +147,14 @@ def _casting(component: BoundComponent, original: Callable[..., Any], calls: "Co
 
     @wraps(original)
     def casting(*args: Any, **kwargs: Any) -> Any:
-        _, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        asked = {"dtype": dtype, "memory_format": memory_format}
-        if cast := {name: value for name, value in asked.items() if value is not None}:
+        asked: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
+        _, dtype, _, memory_format = asked
+        # by place, as pipelines cast: a component may have names of its own for them (StableUnCLIPImageNormalizer)
+        by_place = () if dtype is None else (None, dtype)
+        by_name = {} if memory_format is None else {"memory_format": memory_format}
+        if by_place or by_name:
             calls.prepare_cast()
-            original(**cast)
+            original(*by_place, **by_name)
             calls.finish_cast(component)
         return component.module
 

@@ -18,11 +18,13 @@ def install(
     device: torch.device | str | None = None,
     gpu_id: int | None = None,
     context_bytes: int | None = None,
+    cache_embeddings: bool = False,
+    progress: bool = False,
 ) -> Runtime:
     """Install a plan on a pipeline: as a statement, or as a context manager that removes it at its end.
 
     `device` and `gpu_id` mean what they mean in `enable_model_cpu_offload`. `context_bytes` is what the process holds
-    on the device outside PyTorch's allocator, where that is known. Raises `UsageError` for a plan that was made for
+    on the device outside PyTorch's allocator, where that is known; `cache_embeddings` keeps what encoders return, `progress` shows a bar while memory is page-locked. Raises `UsageError` for a plan that was made for
     another pipeline and for pipelines that something else places, `NoAcceleratorError` where there is no GPU; the
     pipeline is then as it was.
     """
@@ -38,4 +40,4 @@ def install(
     refuse_tuned(pipe)
     refuse_placed(pipe)
     refuse_unknown_weights(pipe)
-    return Runtime(pipe, plan, resolved, context_bytes)
+    return Runtime(pipe, plan, resolved, context_bytes, cache_embeddings=cache_embeddings, progress=progress)

@@ -5,13 +5,36 @@ import math
 import mmap
 import warnings
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from vramtune.host_memory import LOCKED_FRACTION, lockable_bytes
 
+SILENT_SECONDS = 1.0
+"""Page-locking shows how far it is from then on; 30 GiB take several seconds."""
+
 _locked: "weakref.WeakSet[torch.UntypedStorage]" = weakref.WeakSet()
+
+
+@contextmanager
+def locking_bar(num_bytes: int, *, is_shown: bool) -> Iterator[Callable[[int], object]]:
+    """A bar that says how much of so many bytes is page-locked; yields what is told of each part, which does nothing later."""
+    from tqdm.auto import tqdm  # which warns in notebooks without widgets
+
+    with tqdm(
+        desc="Page-locking",
+        total=num_bytes,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        delay=SILENT_SECONDS,
+        leave=False,
+        disable=not is_shown,
+    ) as bar:
+        yield bar.update
 
 
 def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor | None:

@@ -21,11 +21,13 @@ from vramtune.mapped_files import Snapshot, snapshots
 from vramtune.offload.binding import Binding, BoundComponent
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.conductor import Conductor
+from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.float8 import Float8Weights
 from vramtune.offload.groups import Group
 from vramtune.offload.hooks import hook_component, is_hooked, refuse_foreign_hook, unhook_component
 from vramtune.offload.memory_limit import MemoryLimit, others_bytes
 from vramtune.offload.meter import Meter
+from vramtune.offload.pinned import locking_bar
 from vramtune.offload.pipeline_class import PipelineTakeover
 from vramtune.offload.retry import remember_draws, remember_inputs, with_room
 from vramtune.offload.settings import are_planned
@@ -38,7 +40,16 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """A plan at work on a pipeline, until `remove()`."""
 
-    def __init__(self, pipe: Any, plan: Plan, device: torch.device, context_bytes: int | None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        plan: Plan,
+        device: torch.device,
+        context_bytes: int | None,
+        *,
+        cache_embeddings: bool = False,
+        progress: bool = False,
+    ) -> None:
         self.device = device
         self._pipe, self._meter = pipe, Meter(device, context_bytes)
         self._limit = MemoryLimit(device, plan.budget_bytes - (context_bytes or 0))
@@ -51,7 +62,8 @@ class Runtime:
             raise
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
-        self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock)
+        self._embeddings = Embeddings() if cache_embeddings else None
+        self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock, self._embeddings)
         self._is_removed = False
         self.on_measured: Callable[[Measurement], None] = lambda measurement: None
         """Told of each call whose settings are the plan's, but for the first, once the device has done with it."""
@@ -65,10 +77,15 @@ class Runtime:
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
             self._takeover.apply()
-            with_room(
-                self._put_back, lambda _: self._conductor.make_way(), device=self.device, name="taking components in"
-            )
+            with locking_bar(plan.estimate.locked_bytes, is_shown=progress) as self._conductor.on_locked:
+                with_room(
+                    self._put_back,
+                    lambda _: self._conductor.make_way(),
+                    device=self.device,
+                    name="taking components in",
+                )
             torch.accelerator.empty_cache()
+            self._conductor.let_go_of_files(self._binding.placements)
             self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
         except BaseException:
             self.remove()
@@ -124,6 +141,8 @@ class Runtime:
                 for computed in component.computed:
                     computed.go_home()
             self._conductor.end()
+            if self._embeddings is not None:
+                self._embeddings.clear()
             torch.accelerator.empty_cache()
             self._limit.end()
             self._takeover.undo()

@@ -21,6 +21,7 @@ from vramtune.offload.inputs import Brought
 from vramtune.offload.meter import Meter
 from vramtune.offload.pieces import flats, new_piece
 from vramtune.offload.staging import Staging
+from vramtune.tables import Tables
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,16 @@ class Lane:
 
         Memory that was just allocated may have belonged to a tensor whose kernels are still running.
         """
-        current = torch.accelerator.current_stream(self.device)
-        if current == self._copies:  # an interrupted copy left it so
-            torch.accelerator.set_stream(self._compute)
-        else:
-            self._compute = current
+        self._leave_copies()
+        self._compute = torch.accelerator.current_stream(self.device)
         self._copies.wait_stream(self._compute)
         if self._staging is not None:
             self._staging.stream.wait_stream(self._compute)
+
+    def _leave_copies(self) -> None:
+        """Make the compute stream the current one again where an interrupted copy left its own."""
+        if torch.accelerator.current_stream(self.device) == self._copies:
+            torch.accelerator.set_stream(self._compute)
 
     def precede_compute(self) -> None:
         """Hold back later computation until all copies so far are done; needed before their memory is freed."""
@@ -77,6 +80,7 @@ class Lane:
 
     def end(self) -> None:
         """Give the slots back through which weights were staged, once all copies are done."""
+        self._leave_copies()
         self.finish()
         if self._staging is not None:
             self._staging.end()
@@ -261,6 +265,8 @@ class Traffic:
     ) -> None:
         self.inputs: dict[BoundComponent, list[Brought]] = {}
         """Copies of inputs, which are known again and live as long."""
+        self.tables = Tables()
+        """Tables that layers make, likewise."""
         self._lane, self._visits, self._kept = lane, visits, kept
         streams = any(passage.ring is not None for passage, _ in visits)
         self._end = len(visits) * (num_iterations if streams else 1)

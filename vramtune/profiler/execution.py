@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from vramtune.profiler.memo import memoised_children
 from vramtune.profiler.tensor_trees import map_tensors, tensors_of, tensors_reached
 from vramtune.profiler.tracker import Entry, Usage, Weight
 from vramtune.schema import Kernels
+from vramtune.tables import Tables, tables_kept_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,6 +100,7 @@ def trace_call(
             entered.enter_context(masks_by_value(tracker.is_known))
             if kernels == "cuda":
                 entered.enter_context(CudaKernels(tracker.is_known))
+            entered.enter_context(tables_kept_by(SimpleNamespace(tables=Tables())))
             outputs = target.run(*args, **kwargs)
     except Exception as error:
         raise _trace_error(target, error, paths) from error

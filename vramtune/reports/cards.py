@@ -26,7 +26,7 @@ from vramtune.schema import (
     Timeline,
     Workload,
 )
-from vramtune.units import format_bytes, format_seconds
+from vramtune.units import format_bytes, format_rate, format_seconds
 
 LONG = 20
 """Characters of a setting that is still shown."""
@@ -306,6 +306,8 @@ def _host_fact(plan: Plan) -> Fact:
     locked = f"{format_bytes(plan.estimate.locked_bytes)} page-locked"
     if plan.estimate.file_bytes:
         locked += f", {format_bytes(plan.estimate.file_bytes)} more in files"
+    if plan.storage_bytes_per_second is not None:
+        locked += f", read at {format_rate(plan.storage_bytes_per_second)} ({plan.storage_source})"
     if limit_bytes is None:
         return _predicted("host memory", format_bytes(host_bytes), locked)
     share = host_bytes / limit_bytes if limit_bytes else None

@@ -12,7 +12,7 @@ from vramtune.reports.columns import Cell, Column, Table, Tone, cells, table_of,
 from vramtune.reports.json_output import object_json
 from vramtune.reports.terminal import STYLES, table_text
 from vramtune.schema import Accelerator, Device, Driver, Holder, Host, Machine, Package, Source
-from vramtune.units import GIB, format_bytes
+from vramtune.units import GIB, format_bytes, format_rate
 
 Status = Literal["ok", "attention", "missing"]
 """`missing` is what autotune cannot do without."""
@@ -200,13 +200,13 @@ def _rates(device: Device, listed: Device | None) -> Iterator[CheckRow]:
     pinned, usual = (device.pinned_copy_bytes_per_second, listed.pinned_copy_bytes_per_second if listed else 0.0)
     yield _noted(
         "copies, pinned",
-        _rate(pinned),
-        f"Usual for this card is {_rate(usual)}. Check that its slot has all its lanes: nvidia-smi -q, under "
+        format_rate(pinned),
+        f"Usual for this card is {format_rate(usual)}. Check that its slot has all its lanes: nvidia-smi -q, under "
         "GPU Link Info.",
         fault=pinned < USUAL_LINK_FRACTION * usual,
         source="measured",
     )
-    pageable, back = _rate(device.pageable_copy_bytes_per_second), _rate(device.readback_bytes_per_second)
+    pageable, back = format_rate(device.pageable_copy_bytes_per_second), format_rate(device.readback_bytes_per_second)
     yield _ok("copies, pageable", f"{pageable}, and back {back}", source="measured")
     yield _noted(
         "copies, overlapped",
@@ -223,11 +223,7 @@ def _rates(device: Device, listed: Device | None) -> Iterator[CheckRow]:
         fault=max(rates.values()) < USUAL_ARITHMETIC_FRACTION * peak,
         source="measured",
     )
-    yield _ok("GPU memory rate", _rate(device.memory_bytes_per_second), source="measured")
-
-
-def _rate(bytes_per_second: float) -> str:
-    return f"{bytes_per_second / 1e9:.3g} GB/s"
+    yield _ok("GPU memory rate", format_rate(device.memory_bytes_per_second), source="measured")
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -86,7 +86,12 @@ def rows_frame(kind: type, observations: Iterable[object]) -> "DataFrame":
     observations = tuple(observations)
     return pandas.DataFrame(
         {
-            name: pandas.Series([getattr(row, name) for row in observations], dtype=DTYPES.get(hint, "str"))
-            for name, hint in get_type_hints(kind).items()
+            name: pandas.Series([getattr(row, name) for row in observations], dtype=dtype)
+            for name, dtype in column_dtypes(kind).items()
         }
     )
+
+
+def column_dtypes(kind: type) -> dict[str, str]:
+    """The columns of a dataclass's rows, and their types."""
+    return {name: DTYPES.get(hint, "str") for name, hint in get_type_hints(kind).items()}

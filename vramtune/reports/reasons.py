@@ -29,6 +29,11 @@ def sentence(reason: Reason) -> str:
                 f"Stage {reason.stage!r} waits longest for weights that are not page-locked: the host takes {times['staging']} to "
                 f"stage {sizes['staged']} beside {times['compute']} of compute, and it loses {times['exposed']}."
             )
+        case "disk_bound":
+            return (
+                f"Stage {reason.stage!r} waits longest for its files, which do not fit the host's memory: {sizes['read']} are read "
+                f"in {times['reading']} beside {times['compute']} of compute, and it loses {times['exposed']}."
+            )
         case "peak":
             return (
                 f"The peak is in stage {reason.stage!r}: {sizes['weights']} of weights and slots, {sizes['others']} of "

@@ -23,6 +23,8 @@ from vramtune.schema.machine import (
     Source,
     Spread,
     Spreads,
+    StorageRates,
+    StorageSource,
 )
 from vramtune.schema.measurement import MeasuredStage, Measurement
 from vramtune.schema.plan import (
@@ -55,6 +57,7 @@ from vramtune.schema.profile import (
     call_name,
 )
 from vramtune.schema.ranking import RankedGpu, Ranking
+from vramtune.schema.sweep import SweepRow, SweptStage, stages_text
 from vramtune.schema.timeline import Engine, MemoryLevel, Span, Timeline
 from vramtune.schema.trace import (
     ALWAYS_FOLLOWED,
@@ -121,6 +124,10 @@ __all__ = [
     "Spreads",
     "Stage",
     "StageEstimate",
+    "StorageRates",
+    "StorageSource",
+    "SweepRow",
+    "SweptStage",
     "Timeline",
     "Trace",
     "TracedCall",
@@ -138,6 +145,7 @@ __all__ = [
     "from_json",
     "placement_name",
     "read_file",
+    "stages_text",
     "to_json",
     "write_file",
 ]

@@ -8,6 +8,7 @@ from vramtune.schema.files import Saved
 
 Source = Literal["predicted", "measured"]
 Kernels = Literal["cuda", "cpu"]
+StorageSource = Literal["assumed", "given", "measured"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,13 @@ class Device:
     """Device to host into ordinary memory, as `module.to("cpu")` does; blocks the host."""
     staging_bytes_per_second: PerSecond = 8e9
     """From ordinary into page-locked host memory, by one thread. The default is a usual one: 8 to 12 GB/s."""
+    page_cache_bytes_per_second: PerSecond | None = None
+    """From files that are mapped, and in page cache, into page-locked memory, by one thread. None: as from ordinary memory."""
     storage_bytes_per_second: PerSecond = 3e9
-    """From files that are mapped into page cache, one after the other. The default is a usual one, of an NVMe drive."""
+    """From storage into page cache, as files that are mapped are read: by page faults, one after the other. The default is a
+    usual one, of an NVMe drive."""
+    storage_source: StorageSource = "assumed"
+    """Where the two come from."""
     ram_bytes: Bytes | None = None
     """Host memory that weights of this process may take: what is available less a reserve. None: nobody knows, no limit."""
     lockable_bytes: Bytes | None = None
@@ -112,6 +118,18 @@ class Remembered(Saved):
     """As measured."""
     times_predicted: dict[str, Times] = field(default_factory=dict)
     """How many times what these facts say arithmetic took, by call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageRates(Saved):
+    """How fast files of one file system of this machine are read, measured."""
+
+    measured_on: str
+    """Day of the measurement: `2026-11-27`."""
+    storage_bytes_per_second: PerSecond
+    """As in `Device`."""
+    page_cache_bytes_per_second: PerSecond
+    """As in `Device`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vramtune.layout import kept_bytes, ring_bytes, staging_slot_bytes, taken_bytes
-from vramtune.schema.figures import Budget, Bytes, Count, Index, Repeats, Saving, Seconds, Total
+from vramtune.schema.figures import Budget, Bytes, Count, Index, PerSecond, Repeats, Saving, Seconds, Total
 from vramtune.schema.files import Saved
+from vramtune.schema.machine import StorageSource
 from vramtune.schema.profile import WeightGroup, Workload
 from vramtune.schema.shown import Shown
 from vramtune.units import format_bytes, format_seconds
@@ -206,6 +207,7 @@ ReasonKind = Literal[
     "copy_bound",
     "host_bound",
     "staging_bound",
+    "disk_bound",
     "peak",
     "excluded",
     "not_resident",
@@ -216,6 +218,7 @@ FIGURES: dict[ReasonKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "copy_bound": ((), ("copies", "compute", "exposed")),
     "host_bound": ((), ("host", "compute", "exposed")),
     "staging_bound": (("staged",), ("staging", "compute", "exposed")),
+    "disk_bound": (("read",), ("reading", "compute", "exposed")),
     "peak": (("weights", "others", "free"), ()),
     "excluded": (("weights",), ()),
     "not_resident": (("missing", "over_budget"), ("exposed",)),
@@ -237,6 +240,8 @@ class Reason:
       ask for, of `compute`, and those `exposed`.
     - `staging_bound`: `stage` waits longest, for weights that are not page-locked. Bytes `staged` in all its iterations;
       seconds that `staging` them takes the host, of `compute`, and those `exposed`.
+    - `disk_bound`: `stage` waits longest, for weights that are read from files at each visit, because the files do not fit
+      the host's memory. Bytes `read` in all its iterations; seconds of `reading` them, of `compute`, and those `exposed`.
     - `peak`: `stage` needs most memory. Bytes of `weights` and slots, of `others`, and those left `free`.
     - `excluded`: the pipeline excludes `component` from offload. Bytes of its `weights`.
     - `not_resident`: `component` is not always on the device, because of `stage`. Bytes `missing`, and by how many
@@ -276,6 +281,10 @@ class Plan(Saved, Shown):
     """Limit of the host memory that weights take: as asked, or what there is if that is less. None: no limit is known."""
     lockable_bytes: Bytes | None = None
     """How much of that may be page-locked; None: no limit is known."""
+    storage_bytes_per_second: PerSecond | None = None
+    """How fast files are taken to be read again at each visit; None where they fit the host's memory, or nothing stays in one."""
+    storage_source: StorageSource = "assumed"
+    """Where that rate comes from."""
     stages: tuple[PlannedStage, ...]
     placements: tuple[Placement, ...]
     permissions: tuple[str, ...]

@@ -73,6 +73,8 @@ def device_at(device: Device, end: End) -> Device:
         pinned_copy_bytes_per_second=device.pinned_copy_bytes_per_second / pinned,
         pageable_copy_bytes_per_second=device.pageable_copy_bytes_per_second / pageable,
         staging_bytes_per_second=device.staging_bytes_per_second / pageable,
+        page_cache_bytes_per_second=device.page_cache_bytes_per_second
+        and device.page_cache_bytes_per_second / pageable,
         storage_bytes_per_second=device.storage_bytes_per_second / pageable,
         readback_bytes_per_second=device.readback_bytes_per_second / pageable,
         operation_seconds=device.operation_seconds * _factor(device.spreads.host, end),

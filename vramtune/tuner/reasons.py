@@ -4,7 +4,7 @@ from vramtune.schema import Estimate, Reason, placement_name
 from vramtune.tuner.bound import bound_seconds
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem
-from vramtune.tuner.schedule import host_seconds, staged_bytes, staging_seconds
+from vramtune.tuner.schedule import host_seconds, read_bytes, reading_seconds, staged_bytes, staging_seconds
 from vramtune.units import GIB
 
 HIDDEN_FRACTION = 0.005
@@ -40,6 +40,11 @@ def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
     staged = staged_bytes(problem, problem.stages[s], residencies)
     by_staging = staging_seconds(problem, problem.stages[s], residencies)
     if by_staging > copy_seconds:
+        by_reading = reading_seconds(problem, problem.stages[s], residencies)
+        if by_reading > by_staging / 2:
+            read = read_bytes(problem, problem.stages[s], residencies)
+            seconds = {"reading": by_reading, "compute": stage.compute_seconds, "exposed": exposed[s]}
+            return Reason(kind="disk_bound", stage=stage.name, num_bytes={"read": read}, seconds=seconds)
         seconds = {"staging": by_staging, "compute": stage.compute_seconds, "exposed": exposed[s]}
         return Reason(kind="staging_bound", stage=stage.name, num_bytes={"staged": staged}, seconds=seconds)
     streams = any(residency.kept < len(problem.units[u].groups) for u, residency in residencies.items())

@@ -109,15 +109,36 @@ def staged_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Res
 
 def staging_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
     """What the host takes to stage `staged_bytes`."""
-    total = 0.0
+    return sum(
+        problem.staging_seconds(unit, group, is_first=True) + (times - 1) * problem.staging_seconds(unit, group)
+        for unit, group, times in _staged(problem, stage, residency)
+    )
+
+
+def reading_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
+    """What of that is to read files from storage."""
+    return sum(
+        times * problem.reading_seconds(unit, group) for unit, group, times in _staged(problem, stage, residency)
+    )
+
+
+def read_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
+    """What of `staged_bytes` is read from storage."""
+    if not problem.is_read_anew:
+        return 0
+    staged = _staged(problem, stage, residency)
+    return round(sum(times * problem.units[unit].file_bytes[group] for unit, group, times in staged))
+
+
+def _staged(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> Iterator[tuple[int, int, float]]:
+    """The groups that are staged in a stage, by unit, and how often."""
     for unit, r in residency.items():
         streamed = stage.streamed_bytes[unit]
         for group in r.staged(r.present, len(problem.units[unit].sizes)):
             if size := problem.units[unit].sizes[group]:
                 visits = (streamed[group] - streamed[group + 1]) / size
-                times = 1 if group < r.kept else stage.num_iterations * visits
-                total += times * problem.staging_seconds(unit, group)
-    return total
+                if times := 1 if group < r.kept else stage.num_iterations * visits:
+                    yield unit, group, times
 
 
 def moved_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> int:
@@ -140,6 +161,7 @@ def _iterations(
         unit: {g for g in range(r.present, r.kept) if problem.units[unit].sizes[g]} for unit, r in residency.items()
     }
     staged_groups = {unit: {*r.staged(r.present, len(problem.units[unit].sizes))} for unit, r in residency.items()}
+    mapped: set[tuple[int, int]] = set()  # groups that were staged in this stage before
     staging = _Staging(problem) if any(staged_groups.values()) else None
     most_ahead_bytes = max((size for _, _, size, *_ in steps), default=0)
     copy_clock = clock = asked = 0.0  # when the host asked for the last copy
@@ -167,7 +189,8 @@ def _iterations(
                         asked = begun
                     is_staged = group in staged_groups[unit]
                 if staging is not None and is_staged:
-                    seconds = problem.staging_seconds(unit, group)
+                    seconds = problem.staging_seconds(unit, group, is_first=(unit, group) not in mapped)
+                    mapped.add((unit, group))
                     copy_start, staged, ready = staging.copy(size, seconds, asked, copy_start)
                     copy_clock = ready
                     if staged > issued:

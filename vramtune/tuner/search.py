@@ -80,6 +80,8 @@ def _fastest_plan(
         budget_bytes=budget.limit_bytes,
         ram_bytes=budget.ram_bytes,
         lockable_bytes=budget.lockable_bytes,
+        storage_bytes_per_second=_storage_rate(choice),
+        storage_source=profile.device.storage_source,
         stages=planned_stages(choice.candidate.problem),
         placements=_placements(choice.candidate),
         permissions=choice.permissions,
@@ -90,6 +92,13 @@ def _fastest_plan(
         ),
         versions=profile.versions,
     )
+
+
+def _storage_rate(choice: Choice) -> float | None:
+    """How fast files are read at each visit; None where they are not."""
+    problem = choice.candidate.problem
+    is_read = bool(choice.estimate.file_bytes) and problem.is_read_anew
+    return problem.device.storage_bytes_per_second if is_read else None
 
 
 def check(device: Device, asked_bytes: int, allow: Sequence[str]) -> None:

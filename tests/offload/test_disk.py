@@ -1,0 +1,107 @@
+"""Weights in files on a virtual disk, with less of the host's memory than they take: bits, budgets and the time planned."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny_pipelines
+from tests.offload.test_contract import counted, on_cpu, predicted_modes, stock
+from tests.offload.test_staging import plan_for
+from tests.offload.tuned_pipelines import profiled, weight_bytes
+from tests.simgpu.staging import stage_in_virtual_time
+from vramtune.catalog.weights import load_mapped
+from vramtune.offload.install import install
+from vramtune.profiler.on_disk import with_files
+from vramtune.schema import Measurement, Plan, Profile
+from vramtune.tuner.schedule import staging_seconds
+from vramtune.tuner.simulate import recall
+
+TOLERANCE = 0.03
+RAM_FRACTIONS = (1.0, 0.6, 0.4, 0.2)
+"""Of the weights, what there is of the host's memory."""
+LEAST_GROUPS, MOST_TIMES_LEAST = 16, 1.10
+"""A component of so many groups takes at most so many times what its slowest engine takes alone."""
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @functools.cache
+    def saved(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        tiny_pipelines.build(name).save_pretrained(folder)
+        return folder
+
+    return saved
+
+
+def from_files(name: str, folder: Path) -> Any:
+    return load_mapped(type(tiny_pipelines.build(name)), folder)
+
+
+def on_host(profile: Profile, ram_bytes: int, *, staging_ratio: float, disk_ratio: float) -> Profile:
+    """The profile for a host with so much memory, which stages and reads so many times as fast as the link copies."""
+    copied = profile.device.pinned_copy_bytes_per_second
+    device = replace(
+        profile.device,
+        ram_bytes=ram_bytes,
+        lockable_bytes=ram_bytes,
+        staging_bytes_per_second=staging_ratio * copied,
+        storage_bytes_per_second=disk_ratio * copied,
+        storage_source="given",
+    )
+    return replace(profile, device=device)
+
+
+@pytest.mark.parametrize(
+    ("name", "disk_ratio"),
+    [
+        ("flux", 0.5),
+        pytest.param("flux", 4.0, marks=SLOW),
+        *(pytest.param(name, ratio, marks=SLOW) for name in ("sdxl", "wan") for ratio in (0.5, 4.0)),
+    ],
+)
+def test_from_a_disk_bits_stay_the_host_s_budget_holds_and_a_call_takes_as_long_as_planned(
+    sim: ModuleType, no_garbage: None, monkeypatch: pytest.MonkeyPatch, folders: Any, name: str, disk_ratio: float
+) -> None:
+    plain = profiled(name, copy_to_compute=1.0)
+    inputs_seconds = stock(name, "all resident").seconds - predicted_modes(name, plain)["all resident"]
+    copied = plain.device.pinned_copy_bytes_per_second
+    stage_in_virtual_time(monkeypatch, 2 * copied, disk_bytes_per_second=disk_ratio * copied)
+    num_streamed = 0
+    for fraction in RAM_FRACTIONS:
+        pipe, ram_bytes = from_files(name, folders(name)), int(fraction * weight_bytes(name))
+        host = on_host(with_files(plain, pipe), ram_bytes, staging_ratio=2.0, disk_ratio=disk_ratio)
+        plan = plan_for(host, name)
+        base, pinned = sim.memory_allocated(), sim.pinned_memory_allocated()
+        with install(pipe, plan, device="sim") as runtime:
+            call = counted(pipe, name, base)
+            measured = runtime.measured
+            assert measured is not None
+        assert torch.equal(call.output, on_cpu(name))
+        assert sim.max_pinned_memory_allocated() - pinned <= plan.estimate.host_bytes <= ram_bytes
+        assert measured.moved_bytes == plan.estimate.moved_bytes
+        assert call.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=TOLERANCE)
+        streamed = [*in_time(host, plan, measured)]
+        num_streamed += len(streamed)
+        assert all(seconds <= MOST_TIMES_LEAST * least for _, seconds, least in streamed), streamed
+    assert num_streamed or name == "wan", "its transformer streams fewer groups"
+
+
+def in_time(profile: Profile, plan: Plan, measured: Measurement) -> Iterator[tuple[str, float, float]]:
+    """Stages of several iterations in which a component streams as many groups as count: the seconds that they took, and
+    those of what takes longest there if it waits for nothing: compute, copies, or reading and staging."""
+    candidate = recall(profile, plan)
+    for s, (stage, taken) in enumerate(zip(plan.estimate.stages, measured.stages, strict=True)):
+        problem, active = candidate.problem, candidate.residencies(s)
+        streamed = [len(problem.units[u].groups) - residency.kept for u, residency in active.items()]
+        if stage.num_iterations > 1 and max(streamed) >= LEAST_GROUPS:
+            staging = staging_seconds(problem, problem.stages[s], active)
+            copies = stage.moved_bytes / problem.copy_bytes_per_second
+            yield stage.name, taken.seconds, max(stage.compute_seconds, copies, staging)
