@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import fill
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.race.gpu_rows import Result, Run
 from benchmarks.race.names import CONTESTANTS, OURS, PIPELINES
@@ -21,6 +22,8 @@ from benchmarks.results_file import RESULTS, table
 from vramtune.units import GIB
 
 DOCS = Path(__file__).parents[2] / "docs"
+COLUMNS, NUM_COLORS = 2, 128
+"""Of the plots."""
 WITHIN = 0.005
 """Of the fastest: as fast."""
 RIVALS_OF_OURS = [name for name in CONTESTANTS if name not in (*OURS, "resident")]
@@ -238,9 +241,12 @@ def paragraph(text: str) -> str:
 def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) -> None:
     """One axes a pipeline, one line a contestant, over the cap."""
     pipelines = sorted({row.key.pipeline for row in rows}, key=list(PIPELINES).index)
-    figure = Figure(figsize=(5 * len(pipelines), 4.2), layout="constrained")
-    all_axes = figure.subplots(1, len(pipelines), squeeze=False)[0]
-    for axes, pipeline in zip(all_axes, pipelines, strict=True):
+    num_rows = -(-len(pipelines) // COLUMNS)
+    figure = Figure(figsize=(5 * COLUMNS, 1.0 + 3.4 * num_rows), layout="constrained")
+    all_axes = figure.subplots(num_rows, COLUMNS, squeeze=False).flatten()
+    for axes in all_axes[len(pipelines) :]:
+        axes.set_axis_off()
+    for axes, pipeline in zip(all_axes, pipelines, strict=False):
         shown = {name: about for name, about in CONTESTANTS.items() if name != "vramtune-told"}
         for number, (contestant, about) in enumerate(shown.items()):
             points = sorted(
@@ -261,9 +267,11 @@ def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) 
         axes.set(title=pipeline, xlabel="the card's memory, GB", ylabel=label)
         axes.set_ylim(0, 1.08 * max(value(row) for row in rows if row.key.pipeline == pipeline))
         axes.grid(alpha=0.3)
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.suptitle("PyTorch's real CUDA code on a simulated card", fontsize="medium")
-    figure.savefig(DOCS / "img" / f"{name}.png", dpi=110)
+    path = DOCS / "img" / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    Image.open(path).convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
