@@ -1,13 +1,16 @@
 """How long the command line and the solver take, and how much RAM.
 
-python -m benchmarks.speed
+The command line runs in an environment of its own, which has what `pip install vramtune` brings: neither torch nor diffusers.
+
+    python -m benchmarks.speed
 """
 
 import os
 import statistics
 import subprocess
-import sys
+import tempfile
 import time
+import venv
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +25,7 @@ from vramtune.tuner.problem import pose
 from vramtune.tuner.search import best_candidate
 from vramtune.units import GIB
 
-VRAMTUNE = str(Path(sys.executable).with_name("vramtune"))
+ROOT = Path(__file__).parent.parent
 RUNS, SOLVES = 5, 9
 BUDGETS = (6, 8, 12, 24)
 LIMITS = {"sdxl": 0.8, "flux.1-dev": 0.8, "wan2.1-14b": 0.8}
@@ -32,13 +35,19 @@ MOST_GIB = 0.24
 
 def main() -> None:
     """Run every command a few times, solve every problem a few times, write the tables."""
-    commands = [[name, *whole_command(name), limit(name)] for name in tqdm(catalog.names(), unit="model")]
-    starts = [
-        ["`import vramtune`", *started([sys.executable, "-c", "import vramtune"])[:2], "0.1 s"],
-        ["nothing: `python -c pass`", *started([sys.executable, "-c", "pass"])[:2], ""],
-        ["`vramtune --help`", *started([VRAMTUNE, "--help"])[:2], "0.3 s"],
-        ["`vramtune which flux.1-dev`", *started([VRAMTUNE, "which", "flux.1-dev"])[:2], "5 s"],
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        programs = fresh_environment(Path(folder))
+        python, vramtune = str(programs / "python"), str(programs / "vramtune")
+        commands = [
+            [name, *started([vramtune, "plan", name, "--vram-gb", "8", "--gpu", "RTX 4060"]), limit(name)]
+            for name in tqdm(sorted(catalog.names(), key=lambda name: name not in LIMITS), unit="model")
+        ]
+        starts = [
+            ["`import vramtune`", *started([python, "-c", "import vramtune"])[:2], "0.1 s"],
+            ["nothing: `python -c pass`", *started([python, "-c", "pass"])[:2], ""],
+            ["`vramtune --help`", *started([vramtune, "--help"])[:2], "0.3 s"],
+            ["`vramtune which flux.1-dev`", *started([vramtune, "which", "flux.1-dev"])[:2], "5 s"],
+        ]
     lines = [
         "# Speed of the command line and the solver, measured",
         "",
@@ -46,7 +55,7 @@ def main() -> None:
         f"- Medians; {RUNS} runs of each command, {SOLVES} solves. CPU seconds are the process's own, whatever else runs;",
         f"  load average over the last minute at the end: {os.getloadavg()[0]:.1f}.",
         "",
-        '## `vramtune plan MODEL --vram-gb 8 --gpu "RTX 4060"`, the whole process',
+        '## `vramtune plan MODEL --vram-gb 8 --gpu "RTX 4060"`, the whole process, in an environment without torch',
         "",
         *table(["model", "seconds", "CPU seconds", "peak RAM GiB", "may take"], commands),
         "",
@@ -65,8 +74,15 @@ def limit(name: str) -> str:
     return f"{LIMITS[name]} s, {MOST_GIB} GiB" if name in LIMITS else "25 s, 3 GiB"
 
 
-def whole_command(name: str) -> tuple[str, str, str]:
-    return started([VRAMTUNE, "plan", name, "--vram-gb", "8", "--gpu", "RTX 4060"])
+def fresh_environment(folder: Path) -> Path:
+    """The programs of a new environment with this checkout and its base dependencies."""
+    venv.create(folder, with_pip=True)
+    programs = folder / "bin"
+    install = [programs / "python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", ROOT]
+    subprocess.run(install, check=True)
+    if subprocess.run([programs / "python", "-c", "import torch"], stderr=subprocess.DEVNULL).returncode == 0:
+        raise RuntimeError("The base dependencies brought torch.")
+    return programs
 
 
 def started(command: list[str]) -> tuple[str, str, str]:

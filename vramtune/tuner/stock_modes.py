@@ -403,11 +403,13 @@ def _block_chunks(component: Component, segments: tuple[Segment, ...]) -> list[_
     for layer in component.layers:
         if layer.block:
             layers.setdefault(layer.block, []).append(layer.weights)
+    blocks = {block: (sum(weights, Weights()), all_tensors(weights)) for block, weights in layers.items()}
+    nothing: tuple[Weights, Sizes] = Weights(), ()
     for block, run in groupby(segments, key=lambda s: component.layers[s.layer].block):
-        stretch, weights = list(run), layers.get(block, [])
+        stretch, (weights, tensors) = list(run), blocks.get(block, nothing)
         peak = max(segment.activation_bytes for segment in stretch)
         seconds = sum(s.seconds for s in stretch)
-        chunks.append(_Chunk(sum(weights, Weights()), seconds, peak, tensors=all_tensors(weights)))
+        chunks.append(_Chunk(weights, seconds, peak, tensors=tensors))
     return chunks
 
 
