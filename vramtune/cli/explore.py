@@ -31,7 +31,7 @@ def explore(
 
     One file, FOLDER/index.html, which needs no server and fetches nothing: verdict, stages, what less or more memory
     would give, every GPU. The sweep's file is put beside it. Every figure is predicted. To sweep every model takes some
-    ten minutes; one that was cut goes on where it was.
+    minutes; a sweep that was cut goes on where it was.
 
     Exit codes: 0 written, 2 wrong usage, such as a FILE that is no sweep.
     """
