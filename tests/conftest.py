@@ -23,6 +23,16 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session")
+def flux_in_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny FLUX.1, its weights in several safetensors files; only to be read."""
+    from tests import tiny_pipelines
+
+    folder = tmp_path_factory.mktemp("flux")
+    tiny_pipelines.build("flux").save_pretrained(folder, max_shard_size="200KB")
+    return folder
+
+
 def pytest_collection_finish() -> None:
     """Every collection would walk all that torch, diffusers and transformers are made of, and tests ask for many."""
     gc.collect()

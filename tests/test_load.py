@@ -20,18 +20,11 @@ from vramtune.mapped_files import MappedFiles
 from vramtune.units import GIB
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flux")
-    tiny_pipelines.build("flux").save_pretrained(folder, max_shard_size="200KB")
-    return folder
-
-
 @pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
+def folder(flux_in_files: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    for file in (file for file in saved.rglob("*") if file.is_file()):
-        target = tmp_path / file.relative_to(saved)
+    for file in (file for file in flux_in_files.rglob("*") if file.is_file()):
+        target = tmp_path / file.relative_to(flux_in_files)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
     return tmp_path
@@ -61,13 +54,13 @@ def all_bytes(pipe: Any) -> int:
 
 
 def test_with_little_memory_weights_stay_in_their_files_and_the_bits_are_the_same(
-    sim: ModuleType, no_garbage: None, saved: Path
+    sim: ModuleType, no_garbage: None, flux_in_files: Path
 ) -> None:
     want = tiny_pipelines.run(tiny_pipelines.build("flux").to("sim"), "flux").cpu()
-    before = {file: file.read_bytes() for file in saved.rglob("*.safetensors")}
+    before = {file: file.read_bytes() for file in flux_in_files.rglob("*.safetensors")}
     assert len(before) > 5, "in shards"
     ram_bytes = 300_000
-    pipe, tuned = load(saved, ram_gb=ram_bytes / GIB)
+    pipe, tuned = load(flux_in_files, ram_gb=ram_bytes / GIB)
     estimate = tuned.plan.estimate
     assert estimate.host_bytes <= ram_bytes < all_bytes(pipe)
     assert in_files(pipe) > 0
@@ -94,11 +87,11 @@ def test_an_edit_of_a_weight_in_a_file_counts_and_the_file_stays_as_it_is(
 
 
 def test_what_was_read_of_files_is_let_go_after_its_stage(
-    sim: ModuleType, no_garbage: None, saved: Path, monkeypatch: pytest.MonkeyPatch
+    sim: ModuleType, no_garbage: None, flux_in_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = list[set[str]]()
     monkeypatch.setattr(MappedFiles, "let_go", lambda self, views: let_go.append(names_of(self, views)))
-    pipe, tuned = load(saved, ram_gb=100_000 / GIB)
+    pipe, tuned = load(flux_in_files, ram_gb=100_000 / GIB)
     with tuned:
         assert set().union(*let_go) >= {"text_encoder_2", "transformer"}
         let_go.clear()
@@ -122,8 +115,8 @@ def test_without_a_dtype_each_component_has_that_of_its_files(
     assert {p.dtype for p in weights(pipe)} == {torch.bfloat16}
 
 
-def test_of_another_dtype_they_are_cast_into_memory(sim: ModuleType, no_garbage: None, saved: Path) -> None:
-    pipe, tuned = load(saved, ram_gb=1, torch_dtype=torch.bfloat16)
+def test_of_another_dtype_they_are_cast_into_memory(sim: ModuleType, no_garbage: None, flux_in_files: Path) -> None:
+    pipe, tuned = load(flux_in_files, ram_gb=1, torch_dtype=torch.bfloat16)
     assert {p.dtype for p in weights(pipe)} == {torch.bfloat16}
     assert tuned.plan.estimate.file_bytes == 0
 

@@ -21,7 +21,17 @@ from vramtune.errors import FileError, TraceError, UsageError
 from vramtune.reports.explorer import write_explorer
 from vramtune.reports.frames import column_dtypes, rows_frame
 from vramtune.reports.rows import plan_role
-from vramtune.schema import Device, Profile, SweepRow, Trace, checked_path, read_file, stages_text, write_file
+from vramtune.schema import (
+    Device,
+    Profile,
+    SweepRow,
+    Trace,
+    checked_path,
+    make_folder,
+    read_file,
+    stages_text,
+    write_file,
+)
 from vramtune.tuner.ranking import fastest_in_each
 
 COLUMNS = ("height", "width", "frames", "steps")
@@ -145,10 +155,7 @@ def _rows_of(
         for start in range(0, len(devices), PER_TASK)
     )
     rows = [row for rows in Parallel(n_jobs=jobs)(tasks) for row in rows]
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FileError(f"Cannot write {str(folder)!r}: {error.strerror}.") from error
+    make_folder(folder)
     write_file(kept, msgspec.json.encode(rows))
     return rows
 

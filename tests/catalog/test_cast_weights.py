@@ -19,13 +19,6 @@ from vramtune.catalog.weights import load_mapped
 from vramtune.errors import FileError
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("flux")
-    tiny_pipelines.build("flux").save_pretrained(folder, max_shard_size="200KB")
-    return folder
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Not there yet; weights are written to it in several shards."""
@@ -43,8 +36,10 @@ def content(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(f.relative_to(folder)): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
 
 
-def test_what_is_cast_once_has_the_bits_of_a_cast_into_memory_and_stays_in_files(saved: Path, cache: Path) -> None:
-    want, pipe = load(saved, None), load(saved, cache)
+def test_what_is_cast_once_has_the_bits_of_a_cast_into_memory_and_stays_in_files(
+    flux_in_files: Path, cache: Path
+) -> None:
+    want, pipe = load(flux_in_files, None), load(flux_in_files, cache)
     assert not_in_files(want)
     assert_equal(pipe, want)
     kept = {name for name in not_in_files(pipe) if name.startswith("text_encoder_2.") and name.endswith(".wo.weight")}
@@ -53,10 +48,10 @@ def test_what_is_cast_once_has_the_bits_of_a_cast_into_memory_and_stays_in_files
     assert len(list(cache.glob("transformer-float16-*/*.safetensors"))) > 2
 
 
-def test_a_later_start_writes_nothing(saved: Path, cache: Path) -> None:
-    load(saved, cache)
+def test_a_later_start_writes_nothing(flux_in_files: Path, cache: Path) -> None:
+    load(flux_in_files, cache)
     before = content(cache)
-    load(saved, cache)
+    load(flux_in_files, cache)
     assert content(cache) == before
 
 
@@ -70,34 +65,34 @@ def test_files_that_were_changed_are_cast_anew(tmp_path: Path, cache: Path) -> N
     assert_equal(load(tmp_path / "pipe", cache), load(tmp_path / "pipe", None))
 
 
-def test_components_that_have_their_dtype_are_not_written(saved: Path, cache: Path) -> None:
-    load(saved, cache, {"transformer": torch.bfloat16})
+def test_components_that_have_their_dtype_are_not_written(flux_in_files: Path, cache: Path) -> None:
+    load(flux_in_files, cache, {"transformer": torch.bfloat16})
     (written,) = (folder for folder in cache.iterdir() if folder.is_dir())
     assert written.name.startswith("transformer-bfloat16-")
 
 
-def test_a_cast_file_that_was_cut_off_is_named(saved: Path, cache: Path) -> None:
-    load(saved, cache)
+def test_a_cast_file_that_was_cut_off_is_named(flux_in_files: Path, cache: Path) -> None:
+    load(flux_in_files, cache)
     file = sorted(cache.glob("vae-*/*.safetensors"))[0]
     os.truncate(file, file.stat().st_size - 10)
     with pytest.raises(FileError, match=f"{file.name}' has .* cut off"):
-        load(saved, cache)
+        load(flux_in_files, cache)
 
 
-def test_a_full_disk_is_an_error_of_ours_and_leaves_nothing(saved: Path, cache: Path) -> None:
-    before, limits = content(saved), resource.getrlimit(resource.RLIMIT_FSIZE)
+def test_a_full_disk_is_an_error_of_ours_and_leaves_nothing(flux_in_files: Path, cache: Path) -> None:
+    before, limits = content(flux_in_files), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(FileError, match=r"Cannot write 'text_encoder.*Nothing is left of it"):
-            load(saved, cache)
+            load(flux_in_files, cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert content(cache) == {}
-    assert content(saved) == before
-    load(saved, cache)
+    assert content(flux_in_files) == before
+    load(flux_in_files, cache)
 
 
-def test_an_interrupt_leaves_nothing(saved: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_nothing(flux_in_files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = 0
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
@@ -110,7 +105,7 @@ def test_an_interrupt_leaves_nothing(saved: Path, cache: Path, monkeypatch: pyte
     save = cast_weights.save_file
     monkeypatch.setattr(cast_weights, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        load(saved, cache, {"transformer": torch.bfloat16})
+        load(flux_in_files, cache, {"transformer": torch.bfloat16})
     assert content(cache) == {}
 
 
@@ -138,11 +133,11 @@ cast_weights.cast_once(cast_weights.CastComponent(
 """
 
 
-def test_after_a_kill_in_the_middle_the_next_start_is_clean(saved: Path, cache: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(saved), str(cache)], check=False)
+def test_after_a_kill_in_the_middle_the_next_start_is_clean(flux_in_files: Path, cache: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(flux_in_files), str(cache)], check=False)
     assert killed.returncode == -signal.SIGKILL
     (left,) = (folder for folder in cache.iterdir() if folder.is_dir())
     assert left.name.startswith(".text_encoder_2-float16-")
-    assert_equal(load(saved, cache), load(saved, None))
+    assert_equal(load(flux_in_files, cache), load(flux_in_files, None))
     assert not any(name.startswith(".") for name in content(cache))
     assert not left.exists()

@@ -6,11 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from tests.nullcuda.card import counters, reset
-from tests.nullcuda.tuned_pipelines import context_bytes
+from tests.nullcuda.tuned_pipelines import Encoding, context_bytes
 from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
 from vramtune.offload.install import install
@@ -29,23 +28,6 @@ MOST_MALLOCS = 5
 """Of `cudaMalloc`, in a steady call whose activations are small."""
 MOST_OVER_BYTES = 2 * MIB
 """How far a prediction may be above what is taken: a segment of small tensors, which stages and pipeline may share."""
-
-
-class Encoding(DiffusionPipeline):
-    """Encodes a row, then goes over it with a model in each step."""
-
-    model_cpu_offload_seq = "encoder->model"
-
-    def __init__(self, encoder: nn.Module, model: nn.Module) -> None:
-        super().__init__()
-        self.register_modules(encoder=encoder, model=model)
-
-    @torch.no_grad()
-    def __call__(self, num_inference_steps: int = 4) -> torch.Tensor:
-        row = self.encoder(torch.ones(1, WIDTH, device=self._execution_device))
-        for _ in range(num_inference_steps):
-            row = self.model(row)
-        return row.cpu()
 
 
 class Layers(nn.Module):
@@ -69,9 +51,13 @@ class Layers(nn.Module):
         return row
 
 
+class OfOneRow(Encoding):
+    shape = (1, WIDTH)
+
+
 def build() -> Encoding:
     torch.manual_seed(0)
-    return Encoding(Layers(3).eval(), Layers(8).eval())
+    return OfOneRow(Layers(3).eval(), Layers(8).eval())
 
 
 @cache

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from tests.nullcuda.card import counters, reset
-from tests.nullcuda.tuned_pipelines import context_bytes
+from tests.nullcuda.tuned_pipelines import Encoding, context_bytes
 from vramtune.machine.live import live_device
 from vramtune.predict import predict_profile
 from vramtune.schema import ModeEstimate
@@ -73,25 +73,12 @@ class Model(nn.Module):
         return rows
 
 
-class Encoding(DiffusionPipeline):
-    """Encodes rows, then goes over them with a model in each step."""
-
-    model_cpu_offload_seq = "encoder->model"
-
-    def __init__(self, encoder: nn.Module, model: nn.Module) -> None:
-        super().__init__()
-        self.register_modules(encoder=encoder, model=model)
-
-    @torch.no_grad()
-    def __call__(self, num_inference_steps: int = 3) -> torch.Tensor:
-        rows = self.encoder(torch.ones(3 * WIDTH, WIDTH, device=self._execution_device))
-        for _ in range(num_inference_steps):
-            rows = self.model(rows)
-        return rows.cpu()
+class OfManyRows(Encoding):
+    shape = (3 * WIDTH, WIDTH)
 
 
 def build() -> Encoding:
-    return Encoding(Model(2).eval(), Model(6).eval())
+    return OfManyRows(Model(2).eval(), Model(6).eval())
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from tests import tiny_pipelines
 from tests.nullcuda.card import counters, reset
@@ -86,6 +87,25 @@ def planned(name: str, fraction: float) -> Plan:
 def with_more(plan: Plan, num_bytes: int) -> Plan:
     """The same plan held to a larger budget."""
     return replace(plan, budget_bytes=plan.budget_bytes + num_bytes)
+
+
+class Encoding(DiffusionPipeline):
+    """Encodes rows, then goes over them with a model in each step."""
+
+    model_cpu_offload_seq = "encoder->model"
+    shape: tuple[int, int]
+    """Of the rows; a subclass says it, as diffusers takes components only."""
+
+    def __init__(self, encoder: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.register_modules(encoder=encoder, model=model)
+
+    @torch.no_grad()
+    def __call__(self, num_inference_steps: int = 4) -> torch.Tensor:
+        rows = self.encoder(torch.ones(self.shape, device=self._execution_device))
+        for _ in range(num_inference_steps):
+            rows = self.model(rows)
+        return rows.cpu()
 
 
 def context_bytes() -> int:

@@ -19,11 +19,6 @@ class DescribedLinear(nn.Linear):
         self.bias = layer.bias
         self.compute_dtype = layer.weight.dtype
 
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "DescribedLinear":
-        """Of a linear layer."""
-        raise NotImplementedError
-
     def hold(self, name: str, *shape: int, dtype: torch.dtype) -> None:
         """Have a tensor among the parameters."""
         setattr(self, name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
@@ -35,14 +30,12 @@ class FourBitLinear(DescribedLinear):
     BLOCK_SIZE = 64
     TABLE_SIZE = 16
 
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "FourBitLinear":
-        """Of a linear layer."""
-        made, numel = cls(layer), layer.weight.numel()
-        made.hold("weight", (numel + 1) // 2, 1, dtype=torch.uint8)
-        made.hold("absmax", -(-numel // cls.BLOCK_SIZE), dtype=torch.float32)
-        made.hold("code", cls.TABLE_SIZE, dtype=torch.float32)
-        return made
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        numel = layer.weight.numel()
+        self.hold("weight", (numel + 1) // 2, 1, dtype=torch.uint8)
+        self.hold("absmax", -(-numel // self.BLOCK_SIZE), dtype=torch.float32)
+        self.hold("code", self.TABLE_SIZE, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`gemm_4bit` in `bitsandbytes/backends/default/ops.py`."""
@@ -55,13 +48,10 @@ class FourBitLinear(DescribedLinear):
 class EightBitLinear(DescribedLinear):
     """`Linear8bitLt` in `bitsandbytes/nn/modules.py`; no column of its input has outliers, as is the rule."""
 
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "EightBitLinear":
-        """Of a linear layer."""
-        made = cls(layer)
-        made.hold("weight", *layer.weight.shape, dtype=torch.int8)
-        made.hold("SCB", layer.out_features, dtype=torch.float32)
-        return made
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        self.hold("weight", *layer.weight.shape, dtype=torch.int8)
+        self.hold("SCB", layer.out_features, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`MatMul8bitLt` in `bitsandbytes/autograd/_functions.py`."""
@@ -75,8 +65,11 @@ class EightBitLinear(DescribedLinear):
 
 
 class WrappedLinear(DescribedLinear):
-    """A layer whose weight is one tensor to those who look, with the dtype that it had before."""
+    """A layer whose weight is one tensor to those who look, with the dtype that it had before; and a scale for each row."""
 
+    STORED: torch.dtype
+    SCALE: torch.dtype | None = torch.float32
+    """The scales' dtype; None: the one that the weight had."""
     data: torch.Tensor
     scale: torch.Tensor
 
@@ -86,19 +79,18 @@ class WrappedLinear(DescribedLinear):
         self.weight = torch.empty((), dtype=self.compute_dtype, device="meta").expand(
             self.out_features, self.in_features
         )
+        self.hold("data", *layer.weight.shape, dtype=self.STORED)
+        self.hold("scale", layer.out_features, 1, dtype=self.SCALE or layer.weight.dtype)
 
 
 class TorchaoInt8Linear(WrappedLinear):
     """`Int8Tensor` of `Int8WeightOnlyConfig` (`torchao/quantization/quantize_/workflows/int8/int8_tensor.py`)."""
 
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "TorchaoInt8Linear":
-        """Of a linear layer."""
-        made = cls(layer)
-        made.hold("data", *layer.weight.shape, dtype=torch.int8)
-        made.hold("scale", layer.out_features, 1, dtype=torch.float32)
-        made.hold("zero_point", layer.out_features, 1, dtype=torch.int8)
-        return made
+    STORED = torch.int8
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        self.hold("zero_point", layer.out_features, 1, dtype=torch.int8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiplies by a copy of the weight in the input's dtype, and scales the product."""
@@ -113,13 +105,7 @@ class TorchaoInt8Linear(WrappedLinear):
 class TorchaoFloat8Linear(WrappedLinear):
     """`Float8Tensor` of `Float8WeightOnlyConfig` (`torchao/quantization/quantize_/workflows/float8/float8_tensor.py`)."""
 
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "TorchaoFloat8Linear":
-        """Of a linear layer."""
-        made = cls(layer)
-        made.hold("data", *layer.weight.shape, dtype=torch.float8_e4m3fn)
-        made.hold("scale", layer.out_features, 1, dtype=torch.float32)
-        return made
+    STORED = torch.float8_e4m3fn
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiplies by a copy of the weight that was scaled in float32."""
@@ -141,17 +127,12 @@ def _plus(out: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 class QuantoLinear(WrappedLinear):
     """`QLinear` in `optimum/quanto/nn/qlinear.py`, with weights of a byte each."""
 
-    STORED: torch.dtype
+    SCALE = None
 
-    @classmethod
-    def of(cls, path: str, layer: nn.Linear) -> "QuantoLinear":
-        """Of a linear layer."""
-        made = cls(layer)
-        made.hold("data", *layer.weight.shape, dtype=cls.STORED)
-        made.hold("scale", layer.out_features, 1, dtype=layer.weight.dtype)
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
         for name in ("input_scale", "output_scale"):  # of activations, which are not quantized here
-            made.register_buffer(name, torch.ones((), device="meta"))
-        return made
+            self.register_buffer(name, torch.ones((), device="meta"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`WeightQBytesLinearFunction` in `optimum/quanto/tensor/weights/qbytes.py`."""

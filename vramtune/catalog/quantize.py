@@ -58,7 +58,7 @@ def _quantize(name: str, component: nn.Module, way: Quantization) -> None:
         make = _gguf_layers(way)
     else:
         layers = list(_quantized_linears(component, way, is_of_diffusers=is_of_diffusers))
-        make = LAYERS[way.name].of
+        make = _described(way)
     made = {path: (layer, make(path, layer)) for path, layer in layers}
     if all(new is old for old, new in made.values()):
         raise UsageError(f"{name}={way.name}: no layer of {name!r} would be quantized by it. Leave it out.")
@@ -90,6 +90,10 @@ def _quantized_linears(component: Any, way: Quantization, *, is_of_diffusers: bo
                 is_kept |= any(f"{key}." in path or key == path for key in kept)
         if type(layer) is nn.Linear and not is_kept:
             yield path, layer
+
+
+def _described(way: Quantization) -> Callable[[str, nn.Linear], nn.Module]:
+    return lambda path, layer: LAYERS[way.name](layer)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import typer
 
 from vramtune.cli import inputs, options, output
 from vramtune.cli.sweep import BUDGETS, budgets
-from vramtune.errors import FileError
 
 EXAMPLES = options.examples(
     "vramtune explore --out site",
@@ -39,13 +38,10 @@ def explore(
         with output.progress() as show:
             from vramtune import catalog, sweeps
             from vramtune.machine.gpus import gpus
+            from vramtune.schema import make_folder
 
             if sweep is None:
-                sweep = out / "sweep.csv"
-                try:
-                    out.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise FileError(f"--out: cannot write the folder {str(out)!r}: {error.strerror}.") from error
+                sweep = make_folder(out) / "sweep.csv"
                 sweeps.sweep(
                     catalog.names(),
                     budgets=budgets(BUDGETS),

@@ -186,6 +186,7 @@ class Conductor:
         self.end_call()
         if plan is not self.plan:
             self.overrun_bytes, self._has_taken_back = [0] * len(plan.stages), False
+            self._recipes.clear()  # of other stages
         self.binding.follow(plan)
         for component in self._adopted:
             unhook_groups(component)
@@ -434,8 +435,7 @@ class Conductor:
         self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
         tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
-        self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies)
-        self._traffic.tables = tables
+        self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies, tables)
 
     def _passage(self, placement: BoundPlacement, position: Position) -> Passage:
         num_bytes = placement.ring_bytes(*counts(placement, position))

@@ -24,9 +24,9 @@ def install(
     """Install a plan on a pipeline: as a statement, or as a context manager that removes it at its end.
 
     `device` and `gpu_id` mean what they mean in `enable_model_cpu_offload`. `context_bytes` is what the process holds
-    on the device outside PyTorch's allocator, where that is known; `cache_embeddings` keeps what encoders return, `progress` shows a bar while memory is page-locked. Raises `UsageError` for a plan that was made for
-    another pipeline and for pipelines that something else places, `NoAcceleratorError` where there is no GPU; the
-    pipeline is then as it was.
+    on the device outside PyTorch's allocator, where that is known; `cache_embeddings` keeps what encoders return, `progress`
+    shows a bar while memory is page-locked. Raises `UsageError` for a plan that was made for another pipeline and for pipelines
+    that something else places, `NoAcceleratorError` where there is no GPU; the pipeline is then as it was.
     """
     resolved = resolve_device(device, gpu_id)
     if type(pipe).__name__ != plan.pipeline_class:

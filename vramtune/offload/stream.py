@@ -261,11 +261,16 @@ class Traffic:
     """
 
     def __init__(
-        self, lane: Lane, visits: Sequence[tuple[Passage, Group]], num_iterations: int, kept: Mapping[Group, Copy]
+        self,
+        lane: Lane,
+        visits: Sequence[tuple[Passage, Group]],
+        num_iterations: int,
+        kept: Mapping[Group, Copy],
+        tables: Tables | None = None,
     ) -> None:
         self.inputs: dict[BoundComponent, list[Brought]] = {}
         """Copies of inputs, which are known again and live as long."""
-        self.tables = Tables()
+        self.tables = tables or Tables()
         """Tables that layers make, likewise."""
         self._lane, self._visits, self._kept = lane, visits, kept
         streams = any(passage.ring is not None for passage, _ in visits)

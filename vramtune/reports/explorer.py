@@ -8,10 +8,9 @@ from pathlib import Path
 import msgspec
 from markupsafe import Markup
 
-from vramtune.errors import FileError
 from vramtune.reports.rows import stage_label
 from vramtune.reports.templating import render, template_text
-from vramtune.schema import SweepRow, checked_path, write_file
+from vramtune.schema import SweepRow, make_folder, write_file
 
 PAGE = "index.html"
 SCRIPT = "explorer.js"
@@ -23,11 +22,7 @@ def write_explorer(folder: str | Path, rows: Sequence[SweepRow], *, data: str | 
     `data` names the file of the rows beside the page, to which it links. Equal rows give equal pages. A `FileError` names
     what cannot be written.
     """
-    place = checked_path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"Cannot write the folder {str(place)!r}: {error.strerror}.") from error
+    place = make_folder(folder)
     script = template_text(SCRIPT)
     page = render(
         "explorer.html.jinja",

@@ -7,7 +7,7 @@ Nothing here, and nothing that imports only this, needs torch.
 """
 
 from vramtune.schema.comparison import PLAN_MODE, Comparison, Frontier, FrontierPoint, ModeEstimate
-from vramtune.schema.files import SCHEMA_VERSION, checked_path, from_json, read_file, to_json, write_file
+from vramtune.schema.files import SCHEMA_VERSION, checked_path, from_json, make_folder, read_file, to_json, write_file
 from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import (
     CERTAIN,
@@ -143,6 +143,7 @@ __all__ = [
     "checked_path",
     "find_loops",
     "from_json",
+    "make_folder",
     "placement_name",
     "read_file",
     "stages_text",

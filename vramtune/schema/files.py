@@ -114,6 +114,16 @@ def write_file(path: str | Path, content: bytes) -> None:
         raise FileError(f"Cannot write {str(file)!r}: {_reason(error)}.") from error
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder where there is none, and return it; raises a `FileError` that names it where that cannot be done."""
+    folder = checked_path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise FileError(f"Cannot write the folder {str(folder)!r}: {_reason(error)}.") from error
+    return folder
+
+
 def _replace(file: Path, content: bytes) -> None:
     # a name of its own length: the file's may be as long as names can be
     beside = file.with_name(f".vramtune-{secrets.token_hex(8)}")

@@ -109,7 +109,7 @@ function choose(wanted) {
   const gpu = offer("gpu", call.gpus.map(({gpu, memoryBytes}) =>
     [gpu, `${gpu}, ${fixed(memoryBytes / GIB, 0)} GiB`]), wanted.gpu);
   const card = call.gpus.find((each) => each.gpu === gpu);
-  const budget = wanted.budget ?? "all";
+  const budget = Number(wanted.budget) > 0 ? wanted.budget : "all";
   offer("budget", card ? card.plans.map((plan) => [budgetOf(plan), budgetWords(plan)]) : [],
     card && budgetOf(planFor(card, budget)));
   choice = {model, settings, quantization, gpu, budget};
