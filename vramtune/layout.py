@@ -14,8 +14,6 @@ SMALL_SEGMENT_BYTES = 2 * 2**20
 MEDIUM_REQUEST_BYTES = 10 * 2**20
 MEDIUM_SEGMENT_BYTES = 20 * 2**20
 LARGE_SEGMENT_ROUNDING_BYTES = 2 * 2**20
-LEAST_APART_BYTES = 12 * 2**20
-"""More than cuBLAS's workspace leaves of its segment (`workspace_block_bytes`), where activations come to lie."""
 LEAST_PIECE_BYTES = 64 * 2**20
 """Groups that stay on the device share pieces of at least so much, where there are as many..."""
 MOST_WASTED_FRACTION = 0.001
@@ -54,7 +52,7 @@ def asked_bytes(num_bytes: int) -> int:
     """
     if num_bytes <= SMALL_REQUEST_BYTES:
         return num_bytes
-    return segment_bytes(max(num_bytes, LEAST_APART_BYTES))
+    return segment_bytes(max(num_bytes, MEDIUM_REQUEST_BYTES))
 
 
 def taken_bytes(num_bytes: int) -> int:

@@ -429,10 +429,11 @@ class Conductor:
 
     def _open(self, position: Position, kept: dict[BoundPlacement | BoundComponent, list[Group]]) -> None:
         """Take memory for what is absent, then start the copies."""
-        for keeper, groups in kept.items():
-            for sharing in pieces(keeper, [group for group in groups if group not in self._copies]):
-                self._copies.update(allocate(sharing, self.device))
-        self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
+        with gaps_filled(self.device):  # what cuBLAS's workspace leaves of its segment is planned for activations
+            for keeper, groups in kept.items():
+                for sharing in pieces(keeper, [group for group in groups if group not in self._copies]):
+                    self._copies.update(allocate(sharing, self.device))
+            self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
         self._lane.follow_compute()
         tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
         self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies, tables)
