@@ -1,35 +1,21 @@
-"""The public functions: pipeline to profile, profile and budget to plan, plan to tuned pipeline.
+"""The public functions for who has a pipeline: tune it, or predict what its call costs.
 
-Those that take a pipeline need torch and diffusers, and import them when called; the others work on saved profiles.
+They need torch and diffusers, and import them when called.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vramtune import predict
-from vramtune.errors import UsageError
+from vramtune.api.arguments import expect, permission_names
+from vramtune.api.device import measured_device, planned_device
 from vramtune.extras import expect_pipelines
-from vramtune.log import show_lines
-from vramtune.schema import (
-    Comparison,
-    Device,
-    Frontier,
-    Kernels,
-    Measurement,
-    Plan,
-    Profile,
-    Timeline,
-    Trace,
-    checked_path,
-)
-from vramtune.tuned import Tuned, write_report
-from vramtune.tuner import frontier as tuner_frontier
-from vramtune.tuner import search, simulate, stock_modes
+from vramtune.schema import Device, Kernels, Plan, Profile, Trace
+from vramtune.tuned import Tuned
+from vramtune.tuner import search
 from vramtune.tuner.budget import MARGIN_FRACTION
 from vramtune.units import budget_bytes, format_bytes, ram_bytes
 
@@ -39,7 +25,6 @@ if TYPE_CHECKING:
     from vramtune.contract import Pipeline
 
 logger = logging.getLogger(__name__)
-show_lines()
 
 
 def autotune(
@@ -97,22 +82,23 @@ def autotune(
     """
     expect_pipelines("To tune a pipeline")
     from vramtune.contract import expect_pipeline, refuse_placed, refuse_tuned
-    from vramtune.machine.live import measured_gpu
+    from vramtune.machine.remembered import remember_measurement
     from vramtune.offload.device import resolve_device
     from vramtune.offload.install import install as install_plan
 
     target = resolve_device(device, gpu_id)
     asked_bytes, asked_ram_bytes = None if vram_gb is None else budget_bytes(vram_gb), ram_bytes(ram_gb)
+    permissions = permission_names(allow)
     expect_pipeline(pipe)
     refuse_tuned(pipe)
     refuse_placed(pipe)
-    gpu = _on_this_host(measured_gpu(target, own_bytes=_held_bytes(pipe)), pipe)
+    gpu = measured_device(pipe, target)
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
-    search.check(gpu, asked_bytes, permission_names(allow))
-    costs = _predicted(pipe, method, call_kwargs, first, gpu, allow=permission_names(allow), progress=progress)
+    search.check(gpu, asked_bytes, permissions)
+    costs = _predicted(pipe, method, call_kwargs, first, gpu, allow=permissions, progress=progress)
     chosen = search.choose_plan(
-        costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=permission_names(allow), margin_fraction=MARGIN_FRACTION
+        costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=permissions, margin_fraction=MARGIN_FRACTION
     )
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(
@@ -123,7 +109,7 @@ def autotune(
         cache_embeddings=cache_embeddings,
         progress=progress,
     )
-    runtime.on_measured = partial(_remember_call, target, chosen, gpu.times_predicted)
+    runtime.on_measured = partial(remember_measurement, target, chosen, gpu.times_predicted)
     logger.log(logging.INFO if progress else logging.DEBUG, "%s", said)
     return Tuned(runtime, costs)
 
@@ -191,118 +177,6 @@ def load(
     return pipe, autotune(pipe, vram_gb, ram_gb=ram_gb, **options)
 
 
-def profile(
-    pipe: "Pipeline",
-    *,
-    method: str = "__call__",
-    call_kwargs: Mapping[str, object] | None = None,
-    first: Mapping[str, Mapping[str, object]] | None = None,
-    gpu: str | Device | None = None,
-    allow: str | Sequence[str] = (),
-    progress: bool = True,
-) -> Profile:
-    """Predict what one call of a pipeline costs, without running it, without a GPU and without weights.
-
-    The pipeline is left as it was.
-
-    Args:
-        pipe: A diffusers pipeline, standard or modular; its weights may be missing (`vramtune.catalog.load`).
-        method: What you would call: the pipeline itself, or a method of it by name ("encode_prompt").
-        call_kwargs: Arguments that you would pass to it (`prompt`, `height`, `num_inference_steps`, ...).
-            The prompt has a default, the rest are the pipeline's own.
-        first: Methods that you would have called before, with their arguments, as in `autotune`.
-        gpu: Name of a GPU ("RTX 4060", "H100"; `vramtune gpus` lists them), or a `Device` of your own figures. Left
-            out, it is this machine's, measured.
-        allow: Permissions that plans will be allowed: "fp8_weights" has the call followed once more. "vae_tiling" is known
-            in any case.
-        progress: Whether a bar on standard error says what is traced.
-
-    Returns:
-        Weights, activations, seconds and copies of each component, stage by stage.
-
-    Raises:
-        UsageError: The pipeline refuses the arguments, or cannot be profiled as it is.
-        TraceError: A component's code depends on values.
-        NoAcceleratorError: No GPU is named and none is there.
-
-    Example:
-        >>> costs = vramtune.profile(pipe, gpu="RTX 4060", call_kwargs={"num_inference_steps": 30})
-    """
-    expect_pipelines("To profile a pipeline")
-    from vramtune.contract import expect_pipeline, refuse_tuned
-
-    expect_pipeline(pipe)
-    refuse_tuned(pipe)
-    device = _device_of(gpu, pipe)
-    search.check(device, device.total_bytes, permission_names(allow))
-    return _predicted(pipe, method, call_kwargs, first, device, allow=permission_names(allow), progress=progress)
-
-
-def trace(
-    pipe: "Pipeline",
-    *,
-    method: str = "__call__",
-    call_kwargs: Mapping[str, object] | None = None,
-    first: Mapping[str, Mapping[str, object]] | None = None,
-    allow: str | Sequence[str] = (),
-    progress: bool = True,
-) -> Trace:
-    """Follow one call of a pipeline and write down what it does, whatever the card: `price` makes a profile of it.
-
-    Args:
-        pipe: As in `profile`.
-        method: As in `profile`.
-        call_kwargs: As in `profile`.
-        first: As in `profile`.
-        allow: As in `profile`.
-        progress: As in `profile`.
-
-    Returns:
-        Weights, allocations, and work by kind, arithmetic and traffic, in the order of execution; `save` keeps it in a file.
-
-    Raises:
-        UsageError: The pipeline refuses the arguments, or cannot be traced as it is.
-        TraceError: A component's code depends on values.
-
-    Example:
-        >>> followed = vramtune.trace(pipe)
-        >>> costs = [vramtune.price(followed, gpu) for gpu in ("RTX 4060", "RTX 4090")]
-    """
-    expect_pipelines("To trace a pipeline")
-    from vramtune.contract import expect_pipeline, refuse_tuned
-
-    expect_pipeline(pipe)
-    refuse_tuned(pipe)
-    search.check_permissions(permission_names(allow))
-    return _traced(pipe, method, call_kwargs, first, "cuda", allow=permission_names(allow), progress=progress)
-
-
-def plan(profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow: str | Sequence[str] = ()) -> Plan:
-    """Find the fastest plan that keeps everything the process holds on the GPU within a budget.
-
-    Args:
-        profile: What a call costs.
-        vram_gb: Budget in GiB.
-        ram_gb: Budget in GiB for what the weights take of the host's memory. Left out, it is what was free where the profile
-            was made; for a GPU that was named, no limit.
-        allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
-
-    Returns:
-        Which weights are on the GPU in each stage, what that is predicted to cost, and why.
-
-    Raises:
-        UsageError: The budget is not a positive number or exceeds the card.
-        BudgetError: Nothing fits; it carries the smallest budget that would.
-
-    Example:
-        >>> vramtune.plan(costs, 8).save("plan.json")
-    """
-    expect(Profile, profile)
-    return search.choose_plan(
-        profile, budget_bytes(vram_gb), ram_bytes=ram_bytes(ram_gb), allow=permission_names(allow)
-    )
-
-
 def install(
     pipe: "Pipeline",
     plan: Plan,
@@ -359,138 +233,91 @@ def install(
     return Tuned(runtime, profile)
 
 
-def compare(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Comparison:
-    """Put the stock diffusers modes, the plan and the bound side by side, under one budget, all predicted.
+def profile(
+    pipe: "Pipeline",
+    *,
+    method: str = "__call__",
+    call_kwargs: Mapping[str, object] | None = None,
+    first: Mapping[str, Mapping[str, object]] | None = None,
+    gpu: str | Device | None = None,
+    allow: str | Sequence[str] = (),
+    progress: bool = True,
+) -> Profile:
+    """Predict what one call of a pipeline costs, without running it, without a GPU and without weights.
+
+    The pipeline is left as it was.
 
     Args:
-        profile: What a call costs.
-        vram_gb: Budget in GiB.
-        allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
+        pipe: A diffusers pipeline, standard or modular; its weights may be missing (`vramtune.catalog.load`).
+        method: What you would call: the pipeline itself, or a method of it by name ("encode_prompt").
+        call_kwargs: Arguments that you would pass to it (`prompt`, `height`, `num_inference_steps`, ...).
+            The prompt has a default, the rest are the pipeline's own.
+        first: Methods that you would have called before, with their arguments, as in `autotune`.
+        gpu: Name of a GPU ("RTX 4060", "H100"; `vramtune gpus` lists them), or a `Device` of your own figures. Left
+            out, it is this machine's, measured.
+        allow: Permissions that plans will be allowed: "fp8_weights" has the call followed once more. "vae_tiling" is known
+            in any case.
+        progress: Whether a bar on standard error says what is traced.
 
     Returns:
-        Peak, seconds and bytes copied in each mode; its `plan` is None where nothing fits.
+        Weights, activations, seconds and copies of each component, stage by stage.
 
     Raises:
-        UsageError: The budget is not a positive number or exceeds the card.
+        UsageError: The pipeline refuses the arguments, or cannot be profiled as it is.
+        TraceError: A component's code depends on values.
+        NoAcceleratorError: No GPU is named and none is there.
 
     Example:
-        >>> vramtune.compare(costs, 8).plot()
+        >>> costs = vramtune.profile(pipe, gpu="RTX 4060", call_kwargs={"num_inference_steps": 30})
     """
-    expect(Profile, profile)
-    return stock_modes.compare_modes(profile, budget_bytes(vram_gb), allow=permission_names(allow))
+    expect_pipelines("To profile a pipeline")
+    from vramtune.contract import expect_pipeline, refuse_tuned
+
+    expect_pipeline(pipe)
+    refuse_tuned(pipe)
+    permissions, device = permission_names(allow), planned_device(pipe, gpu)
+    search.check(device, device.total_bytes, permissions)
+    return _predicted(pipe, method, call_kwargs, first, device, allow=permissions, progress=progress)
 
 
-def frontier(profile: Profile, *, allow: str | Sequence[str] = ()) -> Frontier:
-    """Trace latency against VRAM: plans from the smallest budget that works to where more buys nothing.
+def trace(
+    pipe: "Pipeline",
+    *,
+    method: str = "__call__",
+    call_kwargs: Mapping[str, object] | None = None,
+    first: Mapping[str, Mapping[str, object]] | None = None,
+    allow: str | Sequence[str] = (),
+    progress: bool = True,
+) -> Trace:
+    """Follow one call of a pipeline and write down what it does, whatever the card: `price` makes a profile of it.
 
     Args:
-        profile: What a call costs.
-        allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
+        pipe: As in `profile`.
+        method: As in `profile`.
+        call_kwargs: As in `profile`.
+        first: As in `profile`.
+        allow: As in `profile`.
+        progress: As in `profile`.
 
     Returns:
-        The fastest plan at each budget, and the stock modes at what they need.
+        Weights, allocations, and work by kind, arithmetic and traffic, in the order of execution; `save` keeps it in a file.
 
     Raises:
-        BudgetError: The card is too small for any plan.
+        UsageError: The pipeline refuses the arguments, or cannot be traced as it is.
+        TraceError: A component's code depends on values.
 
     Example:
-        >>> vramtune.frontier(costs).to_frame()
+        >>> followed = vramtune.trace(pipe)
+        >>> costs = [vramtune.price(followed, gpu) for gpu in ("RTX 4060", "RTX 4090")]
     """
-    expect(Profile, profile)
-    return tuner_frontier.trace_frontier(profile, allow=permission_names(allow))
+    expect_pipelines("To trace a pipeline")
+    from vramtune.contract import expect_pipeline, refuse_tuned
 
-
-def timeline(profile: Profile, plan: Plan) -> Timeline:
-    """Simulate a steady call of a plan: copy by copy, and who holds the GPU's memory when.
-
-    Args:
-        profile: What a call costs.
-        plan: A plan made from it.
-
-    Returns:
-        When each engine is busy with which weight group, and the memory levels.
-
-    Raises:
-        UsageError: The plan was made for other weights or stages.
-
-    Example:
-        >>> vramtune.timeline(costs, chosen).plot_memory()
-    """
-    expect(Profile, profile)
-    expect(Plan, plan)
-    return simulate.timeline(profile, plan)
-
-
-def report(profile: Profile, plan: Plan, path: str | Path, *, measured: Measurement | None = None) -> None:
-    """Write one self-contained HTML page: the verdict, why, the stock modes, the call's timeline, the tables.
-
-    Args:
-        profile: What a call costs.
-        plan: A plan made from it.
-        path: File to write; it is replaced.
-        measured: A measured call to show beside the prediction.
-
-    Raises:
-        UsageError: The plan was made for other weights or stages.
-        FileError: The file cannot be written.
-
-    Example:
-        >>> vramtune.report(costs, chosen, "report.html")
-    """
-    expect(Profile, profile)
-    expect(Plan, plan)
-    if measured is not None:
-        expect(Measurement, measured)
-    checked_path(path)
-    write_report(profile, plan, path, measurement=measured)
-
-
-def _device_of(gpu: str | Device | None, pipe: "Pipeline") -> Device:
-    if isinstance(gpu, Device):
-        return gpu
-    if gpu is None:
-        from vramtune.machine.live import this_gpu
-
-        return _on_this_host(this_gpu(own_bytes=_held_bytes(pipe)), pipe)
-    from vramtune.machine.gpus import find_gpu
-
-    return find_gpu(gpu)
-
-
-def _held_bytes(pipe: "Pipeline") -> int:
-    """What a pipeline's weights take of the accelerator already, of which a plan will dispose."""
-    return sum(tensor.nbytes for tensor in _weights(pipe) if tensor.device.type not in ("cpu", "meta"))
-
-
-def _on_this_host(gpu: Device, pipe: "Pipeline") -> Device:
-    """The device with what of the host's memory a pipeline's weights take already beside what is free, and how fast their
-    files are read."""
-    from vramtune.machine.storage import storage_rates
-    from vramtune.mapped_files import MappedFiles
-
-    mapped, own_bytes, file_bytes = MappedFiles(), 0, Counter[Path]()
-    for tensor in _weights(pipe):
-        if (file := mapped.file_of(tensor)) is not None:  # what is read of a file counts as free
-            file_bytes[file] += tensor.nbytes
-        elif tensor.device.type == "cpu":
-            own_bytes += tensor.nbytes
-    if gpu.ram_bytes is not None:
-        gpu = replace(gpu, ram_bytes=gpu.ram_bytes + own_bytes)
-    rates = storage_rates(file_bytes.most_common(1)[0][0]) if file_bytes else None
-    if rates is None:
-        return gpu
-    return replace(
-        gpu,
-        storage_bytes_per_second=rates.storage_bytes_per_second,
-        page_cache_bytes_per_second=rates.page_cache_bytes_per_second,
-        storage_source="measured",
-    )
-
-
-def _weights(pipe: "Pipeline") -> "set[torch.Tensor]":
-    from vramtune.contract import modules_of
-
-    return {tensor for m in modules_of(pipe).values() for tensor in (*m.parameters(), *m.buffers())}
+    expect_pipeline(pipe)
+    refuse_tuned(pipe)
+    permissions = permission_names(allow)
+    search.check_permissions(permissions)
+    return _traced(pipe, method, call_kwargs, first, "cuda", allow=permissions, progress=progress)
 
 
 def _predicted(
@@ -555,38 +382,3 @@ def _one_line(plan: Plan, target: "torch.device") -> str:
     held = "" if others[0].num_bytes is None else f" {format_bytes(others[0].num_bytes)}"
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     return f"{one_line(plan)} {others[0].name or others[0].pid} holds{held} of the GPU's memory{more}."
-
-
-def _remember_call(target: "torch.device", plan: Plan, times_predicted: float, measured: Measurement) -> None:
-    """Keep what a call's arithmetic took beside what the rates said; what the plan had of that already is in it."""
-    from vramtune.machine.remembered import remember_call
-
-    is_as_planned = [stage.name for stage in measured.stages] == [stage.name for stage in plan.stages]
-    if is_as_planned and not measured.num_out_of_memory and plan.estimate.compute_seconds:
-        seconds = measured.seconds - sum(stage.exposed_copy_seconds for stage in measured.stages)
-        call = f"{plan.pipeline_class}.{plan.workload.method} {plan.workload.call_kwargs}"
-        remember_call(target, call, times_predicted * seconds / plan.estimate.compute_seconds)
-
-
-_MADE_BY = {
-    Trace: "`vramtune.trace` makes one, `vramtune.Trace.load` reads one from a file",
-    Profile: "`vramtune.profile` makes one, `vramtune.Profile.load` reads one from a file",
-    Plan: "`vramtune.plan` makes one, `vramtune.Plan.load` reads one from a file",
-    Measurement: "A tuned pipeline's `measured` is one",
-}
-
-
-def expect(kind: type[Trace] | type[Profile] | type[Plan] | type[Measurement], noun: object) -> None:
-    """Refuse what is not such a noun: a pipeline, or the name of a file, is easily taken for one."""
-    if not isinstance(noun, kind):
-        raise UsageError(f"Expected a {kind.__name__}; got {type(noun).__name__}. {_MADE_BY[kind]}.")
-
-
-def permission_names(allow: object) -> tuple[str, ...]:
-    """The permissions, one or several, which `search.check` then knows or does not."""
-    names = (allow,) if isinstance(allow, str) else allow
-    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
-        raise UsageError(
-            f'`allow` takes a permission\'s name, or several: "vae_tiling", ["vae_tiling"]; got {allow!r}.'
-        )
-    return tuple(names)
