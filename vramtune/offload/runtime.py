@@ -76,20 +76,21 @@ class Runtime:
         """Those in which weights stay, as they were."""
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
-            self._takeover.apply()
-            with locking_bar(plan.estimate.locked_bytes, is_shown=progress) as self._conductor.on_locked:
-                with_room(
-                    self._put_back,
-                    lambda _: self._conductor.make_way(),
-                    device=self.device,
-                    name="taking components in",
-                )
-            torch.accelerator.empty_cache()
-            self._conductor.let_go_of_files(self._binding.placements)
-            self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
+            self._begin(progress=progress)
         except BaseException:
             self.remove()
             raise
+
+    def _begin(self, *, progress: bool) -> None:
+        """Take the pipeline over, and put every weight where the plan has it between calls."""
+        self._takeover.apply()
+        with locking_bar(self.plan.estimate.locked_bytes, is_shown=progress) as self._conductor.on_locked:
+            with_room(
+                self._put_back, lambda _: self._conductor.make_way(), device=self.device, name="taking components in"
+            )
+        torch.accelerator.empty_cache()
+        self._conductor.let_go_of_files(self._binding.placements)
+        self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
 
     def __enter__(self) -> Self:
         return self
