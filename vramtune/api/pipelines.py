@@ -81,7 +81,7 @@ def autotune(
         >>> image = pipe("a red fox").images[0]
     """
     expect_pipelines("To tune a pipeline")
-    from vramtune.contract import expect_pipeline, refuse_placed, refuse_tuned
+    from vramtune.contract.refusals import expect_pipeline, refuse_placed, refuse_tuned
     from vramtune.machine.remembered import remember_measurement
     from vramtune.offload.device import resolve_device
     from vramtune.offload.install import install as install_plan
@@ -271,7 +271,7 @@ def profile(
         >>> costs = vramtune.profile(pipe, gpu="RTX 4060", call_kwargs={"num_inference_steps": 30})
     """
     expect_pipelines("To profile a pipeline")
-    from vramtune.contract import expect_pipeline, refuse_tuned
+    from vramtune.contract.refusals import expect_pipeline, refuse_tuned
 
     expect_pipeline(pipe)
     refuse_tuned(pipe)
@@ -311,7 +311,7 @@ def trace(
         >>> costs = [vramtune.price(followed, gpu) for gpu in ("RTX 4060", "RTX 4090")]
     """
     expect_pipelines("To trace a pipeline")
-    from vramtune.contract import expect_pipeline, refuse_tuned
+    from vramtune.contract.refusals import expect_pipeline, refuse_tuned
 
     expect_pipeline(pipe)
     refuse_tuned(pipe)

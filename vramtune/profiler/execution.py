@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
 
-from vramtune.contract import masks_by_value
+from vramtune.contract.tracing import masks_by_value
 from vramtune.errors import TraceError
 from vramtune.plain_tensors import plain_tensors
 from vramtune.profiler.cuda_kernels import CudaKernels, temporaries

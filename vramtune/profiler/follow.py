@@ -4,16 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
-from vramtune.contract import (
-    CALL,
-    Pipeline,
-    excluded_components,
-    expect_pipeline,
-    missing_package,
-    offload_sequence,
-    refuse_layer_offload,
-    refuse_unknown_weights,
-)
+from vramtune.contract import CALL, Pipeline, excluded_components, offload_sequence
+from vramtune.contract.refusals import expect_pipeline, refuse_layer_offload, refuse_unknown_weights
+from vramtune.contract.tracing import missing_package
 from vramtune.errors import TraceError, UsageError, VramtuneError
 from vramtune.profiler import many_steps
 from vramtune.profiler.arguments import NOTHING, arguments_to_trace, calls_to_trace_first, workload_of
