@@ -51,7 +51,8 @@ def autotune(
             other models of the process hold is not counted. Left out, it is all that is free. What the card cannot give
             is taken off and said.
         ram_gb: Budget in GiB for what the weights take of the host's memory, page-locked or not. Left out, it is what they
-            take already and all that is free but for a GiB; a container's limit counts.
+            take already and all that is free but for a GiB; a container's limit counts. Outputs, libraries and kept embeddings
+            are beside it.
         method: What you will call: the pipeline itself, or a method of it by name ("encode_prompt").
         call_kwargs: Arguments that you will pass to it (`height`, `num_inference_steps`, ...); plan for the
             largest call. The prompt has a default, the rest are the pipeline's own.
@@ -62,9 +63,10 @@ def autotune(
         allow: Names of permissions to change the output; nothing changes it otherwise. "vae_tiling": the VAE works tile
             by tile. "fp8_weights": denoisers' weights are stored in float8, and `remove()` gives them back as they were,
             for which the host keeps both.
-        cache_embeddings: Whether to keep what text and image encoders return, up to 512 MiB on the host, until `remove()`: a
-            prompt that comes again does not run them again. Exact: known by all inputs of the encoder's call. Encoders that
-            are edited start anew, and those with adapters are not kept; a write into `parameter.data` is not noticed.
+        cache_embeddings: Whether to keep what text and image encoders return, up to 512 MiB on the host beside `ram_gb`, until
+            `remove()`: a prompt that comes again does not run them again. Exact: known by all inputs of the encoder's call.
+            Encoders that are edited start anew, and those with adapters are not kept; a write into `parameter.data`, as
+            PEFT's `merge()` does (and `fuse_lora` does not), is not noticed.
         progress: Whether bars and one line on standard error say what is done. It may be interrupted at any time.
 
     Returns:

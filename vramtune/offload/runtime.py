@@ -126,6 +126,11 @@ class Runtime:
         names = (stage.name for stage in self.plan.stages)
         return {name: num for name, num in zip(names, self._conductor.overrun_bytes, strict=True) if num}
 
+    @property
+    def embedding_bytes(self) -> int | None:
+        """What kept embeddings take of the host's memory now; None where none are kept."""
+        return None if self._embeddings is None else self._embeddings.num_bytes
+
     def remove(self) -> None:
         """Give the pipeline back as it was: devices, hooks, attributes, and the memory.
 
