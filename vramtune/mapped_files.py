@@ -79,6 +79,15 @@ def _unwritten(start: int, end: int) -> Iterator[tuple[int, int]]:
         yield start + first * mmap.PAGESIZE, start + last * mmap.PAGESIZE
 
 
+def read_in(mapped: torch.Tensor) -> None:
+    """Bring a mapped tensor's bytes into this process, from storage or page cache: a byte of each page is read.
+
+    It must be a flat one of bytes. No lock of Python's is held meanwhile.
+    """
+    mapped[:: mmap.PAGESIZE].sum()
+    mapped[-1:].sum()  # what begins within a page may end in one more
+
+
 def cached_fraction(mapped: torch.Tensor) -> float:
     """The share of a mapped tensor's pages that are in memory; 1 where the system does not tell (Linux does)."""
     start, num_bytes = pages_around(mapped)

@@ -1,6 +1,9 @@
 """How fast files are read is measured where the system lets go of them, remembered, and otherwise assumed."""
 
 import logging
+import mmap
+import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from vramtune import mapped_files
 from vramtune.api.device import on_this_host
 from vramtune.machine import remembered, storage
 from vramtune.machine.gpus import find_gpu
-from vramtune.mapped_files import cached_fraction
+from vramtune.mapped_files import cached_fraction, pages_around, read_in
 from vramtune.paths import cache_folder
 from vramtune.schema import StorageRates
 from vramtune.units import MIB
@@ -33,10 +36,24 @@ def mapped(file: Path) -> torch.Tensor:
     return torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
 
 
-def test_what_was_just_read_is_in_memory(file: Path) -> None:
+def test_what_was_just_read_in_is_in_memory(file: Path) -> None:
     tensor = mapped(file)
-    tensor.sum()
+    read_in(tensor)
     assert cached_fraction(tensor) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which pages are in the process")
+@pytest.mark.parametrize(("start", "end"), [(0, 4 * mmap.PAGESIZE), (100, mmap.PAGESIZE + 200), (300, 301), (7, 7)])
+def test_every_page_of_a_stretch_is_read_in(tmp_path: Path, start: int, end: int) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(8 * mmap.PAGESIZE))
+    stretch = mapped(path)[start:end]
+    read_in(stretch)
+    first, num_bytes = pages_around(stretch)
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        pagemap.seek(first // mmap.PAGESIZE * 8)
+        entries = struct.unpack(f"{num_bytes // mmap.PAGESIZE}Q", pagemap.read(num_bytes // mmap.PAGESIZE * 8))
+    assert all(entry >> 63 for entry in entries)
 
 
 def test_without_linux_everything_counts_as_in_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,28 +64,23 @@ def test_without_linux_everything_counts_as_in_memory(file: Path, monkeypatch: p
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The seconds that each copy of a file is taken to last; the system lets go of files."""
+    """The seconds that each reading of a file is taken to last; the system lets go of files."""
     seconds = list[float]()
     monkeypatch.setattr(storage, "_let_go", lambda file, num_bytes: True)
-    copied = storage._copied
-    monkeypatch.setattr(storage, "_copied", lambda *args: (copied(*args)[0], seconds.pop(0)))
+    read = storage._read
+    monkeypatch.setattr(storage, "_read", lambda *args: (read(*args)[0], seconds.pop(0)))
     yield seconds
     assert not seconds
 
 
-def test_the_rates_are_the_usual_reading_without_the_copy_and_the_best_copy(file: Path, clock: list[float]) -> None:
+def test_the_rates_are_the_usual_reading_from_storage_and_the_best_from_page_cache(
+    file: Path, clock: list[float]
+) -> None:
     clock[:] = [0.5, 0.1, 9.0, 0.2, 0.4, 0.3]
     rates = storage.measure_storage(file)
     assert rates is not None
-    assert rates.storage_bytes_per_second == pytest.approx(32 * MIB / 0.4)
+    assert rates.storage_bytes_per_second == pytest.approx(32 * MIB / 0.5)
     assert rates.page_cache_bytes_per_second == pytest.approx(32 * MIB / 0.1)
-
-
-def test_storage_that_is_as_fast_as_the_copy_is_no_faster_than_can_be_told(file: Path, clock: list[float]) -> None:
-    clock[:] = [0.1, 0.11] * 3
-    rates = storage.measure_storage(file)
-    assert rates is not None
-    assert rates.storage_bytes_per_second == pytest.approx(32 * MIB / 0.01)
 
 
 def test_a_small_file_one_that_is_gone_and_one_that_stays_in_memory_are_not_measured(

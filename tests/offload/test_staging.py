@@ -18,6 +18,7 @@ from tests.offload.state import state_of
 from tests.offload.test_contract import counted, on_cpu, predicted_modes, stock
 from tests.offload.tuned_pipelines import profiled, weight_bytes
 from tests.simgpu.staging import stage_in_virtual_time
+from vramtune.mapped_files import MappedFiles
 from vramtune.offload.groups import Group, HeldTensor
 from vramtune.offload.install import install
 from vramtune.offload.pinned import pinned_buffer
@@ -165,7 +166,7 @@ def test_the_parts_of_a_group_are_its_bytes_as_they_lie_on_the_device(shapes, sl
     group.settle_on_host(torch.device("cpu"))
     flat = torch.zeros(group.num_bytes, dtype=torch.uint8)
     slot = torch.empty(slot_bytes, dtype=torch.uint8)
-    for part in cut(group, slot_bytes):
+    for part in cut(group, slot_bytes, MappedFiles()):
         slot.zero_()
         fill(slot, part)
         flat[part.start : part.start + part.num_bytes] = slot[: part.num_bytes]

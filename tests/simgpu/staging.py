@@ -1,7 +1,7 @@
-"""The host's second thread in virtual time: what stages weights has a clock of its own beside the first one's.
+"""The host's other threads in virtual time: what stages weights and what reads files have clocks of their own.
 
-Its work is done as soon as it is asked for, by the thread that asks, with the simulated host's clock turned to where the
-second thread is. That is the same in virtual time, because a job waits for nothing that is asked for after it.
+Their work is done as soon as it is asked for, by the thread that asks, with the simulated host's clock turned to where the
+other thread is. That is the same in virtual time, because a job waits for nothing that is asked for after it.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,6 @@ import pytest
 
 from tests.simgpu import load
 from vramtune.layout import round_up
-from vramtune.mapped_files import MappedFiles
 from vramtune.offload import staging
 
 
@@ -29,7 +28,7 @@ class VirtualFuture(Future[Any]):
         return super().result(timeout)
 
 
-class VirtualReader(Executor):
+class VirtualThread(Executor):
     """A thread that does one job after the other."""
 
     def __init__(self, **_: object) -> None:
@@ -52,16 +51,23 @@ class VirtualReader(Executor):
 def stage_in_virtual_time(
     monkeypatch: pytest.MonkeyPatch, bytes_per_second: float, *, disk_bytes_per_second: float = float("inf")
 ) -> None:
-    """Let the second thread be a virtual one that copies so fast from ordinary into pinned memory, and what lies in files from
-    a virtual disk first, each time: each tensor with the room that it takes in a copy, as plans count."""
-    fill = staging.fill
+    """Let the threads be virtual ones, of which one copies so fast from ordinary into pinned memory, and one reads what lies in
+    files from a virtual disk, each time: each tensor with the room that it takes in a copy, as plans count."""
+    fill, read = staging.fill, staging.read
 
-    def timed(flat: Any, part: staging.Part) -> None:
+    def timed_fill(flat: Any, part: staging.Part) -> None:
         fill(flat, part)
-        sim, mapped = load(), MappedFiles()
-        read_bytes = sum(round_up(source.nbytes) for _, source in part.pieces if mapped.file_of(source) is not None)
-        seconds = part.num_bytes / bytes_per_second + read_bytes / disk_bytes_per_second
-        sim.set_host_clock(sim.host_clock() + round(1e12 * seconds))
+        _pass(part.num_bytes / bytes_per_second)
 
-    monkeypatch.setattr(staging, "ThreadPoolExecutor", VirtualReader)
-    monkeypatch.setattr(staging, "fill", timed)
+    def timed_read(part: staging.Part) -> None:
+        read(part)
+        _pass(sum(round_up(source.nbytes) for source in part.in_files) / disk_bytes_per_second)
+
+    monkeypatch.setattr(staging, "ThreadPoolExecutor", VirtualThread)
+    monkeypatch.setattr(staging, "fill", timed_fill)
+    monkeypatch.setattr(staging, "read", timed_read)
+
+
+def _pass(seconds: float) -> None:
+    sim = load()
+    sim.set_host_clock(sim.host_clock() + round(1e12 * seconds))

@@ -1,7 +1,7 @@
 """How fast this machine reads weight files: from storage, and from what the system keeps of them in memory (page cache).
 
-Timed as weights are staged: a mapped file is copied into memory, and page faults read it. Once for each file system, in about
-a second, and remembered.
+Timed as weights are read ahead of their staging: by the page faults of a mapped file. Once for each file system, in about a
+second, and remembered.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import torch
 
 from vramtune.errors import FileError
 from vramtune.machine.remembered import keep
-from vramtune.mapped_files import cached_fraction
+from vramtune.mapped_files import cached_fraction, read_in
 from vramtune.paths import cache_folder
 from vramtune.schema import StorageRates
 from vramtune.units import MIB
@@ -33,8 +33,6 @@ ENOUGH_SECONDS = 0.15
 """Of a round's reading from storage; a slow drive gets through less."""
 MOST_CACHED_FRACTION = 0.05
 """Where more of a file stays in memory although the system was told to let it go, storage is not what is timed."""
-HIDDEN_FRACTION = 0.1
-"""Storage takes at least this share of the time: what is faster than the copy behind it cannot be told apart."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,18 +65,16 @@ def measure_storage(file: Path) -> StorageRates | None:
         for _ in range(NUM_ROUNDS):
             if not _let_go(file, num_bytes):
                 return None
-            read_bytes, seconds = _copied(file, num_bytes, ENOUGH_SECONDS)
+            read_bytes, seconds = _read(file, num_bytes, ENOUGH_SECONDS)
             cold.append(seconds / read_bytes)
-            warm.append(_copied(file, read_bytes)[1] / read_bytes)
+            warm.append(_read(file, read_bytes)[1] / read_bytes)
     except (OSError, RuntimeError) as error:  # removed meanwhile; RuntimeError: PyTorch cannot map it
         logger.debug("%s cannot be read: %s", file, error)
         return None
-    cold_seconds, warm_seconds = median(cold), min(warm)
-    storage_seconds = max(cold_seconds - warm_seconds, HIDDEN_FRACTION * cold_seconds)
     rates = StorageRates(
         measured_on=date.today().isoformat(),
-        storage_bytes_per_second=1 / storage_seconds,
-        page_cache_bytes_per_second=1 / warm_seconds,
+        storage_bytes_per_second=1 / median(cold),
+        page_cache_bytes_per_second=1 / min(warm),
     )
     logger.debug("measured the file system of %s: %s", file, rates)
     return rates
@@ -96,13 +92,12 @@ def _let_go(file: Path, num_bytes: int) -> bool:
     return cached_fraction(_mapped(file, num_bytes)) <= MOST_CACHED_FRACTION
 
 
-def _copied(file: Path, num_bytes: int, enough_seconds: float = float("inf")) -> tuple[int, float]:
-    """Copy the beginning of a file into memory, until that has taken enough; the bytes, and the seconds."""
+def _read(file: Path, num_bytes: int, enough_seconds: float = float("inf")) -> tuple[int, float]:
+    """Read the beginning of a file, until that has taken enough; the bytes, and the seconds."""
     source, done = _mapped(file, num_bytes), 0
-    target = torch.ones(PIECE_BYTES, dtype=torch.uint8)
     began = time.perf_counter()
     while done < num_bytes and (done == 0 or time.perf_counter() - began < enough_seconds):
-        target.copy_(source[done : done + PIECE_BYTES])
+        read_in(source[done : done + PIECE_BYTES])
         done += PIECE_BYTES
     return done, time.perf_counter() - began
 

@@ -63,10 +63,9 @@ class Device:
     staging_bytes_per_second: PerSecond = 8e9
     """From ordinary into page-locked host memory, by one thread. The default is a usual one: 8 to 12 GB/s."""
     page_cache_bytes_per_second: PerSecond | None = None
-    """From files that are mapped, and in page cache, into page-locked memory, by one thread. None: as from ordinary memory."""
+    """From page cache into this process, as files that are mapped are: by page faults, in one thread. None: at no cost."""
     storage_bytes_per_second: PerSecond = 3e9
-    """From storage into page cache, as files that are mapped are read: by page faults, one after the other. The default is a
-    usual one, of an NVMe drive."""
+    """From storage into this process, likewise. The default is a usual one, of an NVMe drive."""
     storage_source: StorageSource = "assumed"
     """Where the two come from."""
     ram_bytes: Bytes | None = None

@@ -2,7 +2,7 @@
 
 - *By visits.* Slots cost nothing, everything kept is there when its stage begins, idle weights take no room unless they are
   excluded from offload. Then each stage is a fractional knapsack that keeps the bytes visited most often, and lasts
-  `num_iterations x max(compute, copies of the rest, staging of what of it cannot be page-locked)`.
+  `num_iterations x max(compute, copies of the rest, staging and reading of what of it cannot be page-locked)`.
 - *By what is held.* The program of `linear_program.py` with as little as any plan has: one slot, of which a unit that keeps
   more needs less, and as many visits as its least visited group has. So it has what slots take, and what a stage must
   load that the one before it had no room for; no staging.
@@ -36,7 +36,11 @@ def _by_visits(problem: Problem, stage: StageProblem, budget_bytes: int) -> floa
         if group >= given[u]:
             visits[u, group] = visits.get((u, group), 0) + 1
     copied = staged = 0.0
-    paces = [problem.staging_seconds(u, g) / size for u, g in visits if (size := problem.units[u].sizes[g])]
+    paces = [
+        (problem.staging_seconds(u, g) / size, problem.reading_seconds(u, g) / size)
+        for u, g in visits
+        if (size := problem.units[u].sizes[g])
+    ]
     lockable = math.inf if problem.lockable_bytes is None else problem.lockable_bytes
     for (u, group), count in sorted(visits.items(), key=lambda item: -item[1]):
         size = problem.units[u].sizes[group]
@@ -46,8 +50,8 @@ def _by_visits(problem: Problem, stage: StageProblem, budget_bytes: int) -> floa
         staged += count * max(0, absent - max(0, lockable))
         lockable -= absent
     copy_seconds = copied / problem.copy_bytes_per_second
-    staging_seconds = staged * min(paces, default=0.0)
-    return stage.num_iterations * max(stage.compute_seconds, copy_seconds, staging_seconds)
+    host_seconds = (staged * min(pace, default=0.0) for pace in zip(*paces, strict=True))
+    return stage.num_iterations * max(stage.compute_seconds, copy_seconds, *host_seconds)
 
 
 def _by_what_is_held(problem: Problem, budget_bytes: int) -> float:

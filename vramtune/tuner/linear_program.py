@@ -206,18 +206,21 @@ def add_seconds(rows: Rows, stage: StageProblem, s: int, num_visits: Sequence[fl
 
 
 def _add_staging(rows: Rows, problem: Problem, stage: StageProblem, s: int) -> None:
-    again: list[Term] = []
-    first: list[Term] = []
     for u in stage.active:
         streamed, absent = rows.staged[u, s]
         rows.add([(streamed, 1), (rows.kept[u][s], 1), (rows.locked[u], 1)], low=rows.sizes[u])
         rows.add([(absent, 1), (rows.carried[u][s], 1), (rows.locked[u], 1)], low=rows.sizes[u])
-        seconds = sum(problem.staging_seconds(u, g) for g in range(len(problem.units[u].sizes)))
-        pace = seconds / max(problem.units[u].total_bytes, 1) * rows.bytes_scale / rows.seconds_scale
-        again.append((streamed, -pace * stage.num_visits[u]))
-        first += [(streamed, pace * (1 - stage.num_visits[u])), (absent, -pace)]
-    rows.add([(rows.further[s], 1), *again], low=0)
-    rows.add([(rows.first[s], 1), *first], low=0)
+    for seconds in (problem.staging_seconds, problem.reading_seconds):
+        again: list[Term] = []
+        first: list[Term] = []
+        for u in stage.active:
+            streamed, absent = rows.staged[u, s]
+            unit_seconds = sum(seconds(u, g) for g in range(len(problem.units[u].sizes)))
+            pace = unit_seconds / max(problem.units[u].total_bytes, 1) * rows.bytes_scale / rows.seconds_scale
+            again.append((streamed, -pace * stage.num_visits[u]))
+            first += [(streamed, pace * (1 - stage.num_visits[u])), (absent, -pace)]
+        rows.add([(rows.further[s], 1), *again], low=0)
+        rows.add([(rows.first[s], 1), *first], low=0)
 
 
 def call_seconds(rows: Rows, problem: Problem) -> np.ndarray:

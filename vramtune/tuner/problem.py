@@ -144,21 +144,20 @@ class Problem:
         cache_bytes = self.ram_bytes if self.device.ram_bytes is None else self.device.ram_bytes
         return cache_bytes is not None and sum(sum(unit.file_bytes) for unit in self.units) > cache_bytes
 
-    def staging_seconds(self, u: int, group: int, *, is_first: bool = False) -> float:
-        """What the host takes to stage a group: to read it, where that is from storage, and to copy it.
+    def staging_seconds(self, u: int, group: int) -> float:
+        """What the host takes to copy a group into the slots."""
+        return self.units[u].sizes[group] / self.device.staging_bytes_per_second
 
-        `is_first`: for the first time in a stage. What lies in page cache is mapped in then, and let go after the stage.
+    def reading_seconds(self, u: int, group: int, *, is_first: bool = False) -> float:
+        """What it takes to read a group's files ahead of that: from storage, or to map in what lies in page cache.
+
+        `is_first`: for the first time in a stage. What was mapped in is let go after the stage.
         """
-        unit, device, file_bytes = self.units[u], self.device, self.units[u].file_bytes[group]
-        cached = device.staging_bytes_per_second
-        if is_first or self.is_read_anew:
-            cached = device.page_cache_bytes_per_second or cached
-        copying = (unit.sizes[group] - file_bytes) / device.staging_bytes_per_second + file_bytes / cached
-        return copying + self.reading_seconds(u, group)
-
-    def reading_seconds(self, u: int, group: int) -> float:
-        """What of that is storage's."""
-        return self.units[u].file_bytes[group] / self.device.storage_bytes_per_second if self.is_read_anew else 0.0
+        file_bytes = self.units[u].file_bytes[group]
+        if self.is_read_anew:
+            return file_bytes / self.device.storage_bytes_per_second
+        cached = self.device.page_cache_bytes_per_second
+        return file_bytes / cached if is_first and cached is not None else 0.0
 
     @property
     def staging_slot_bytes(self) -> int:

@@ -39,12 +39,12 @@ def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
     copy_seconds = stage.moved_bytes / problem.copy_bytes_per_second
     staged = staged_bytes(problem, problem.stages[s], residencies)
     by_staging = staging_seconds(problem, problem.stages[s], residencies)
+    by_reading = reading_seconds(problem, problem.stages[s], residencies)
+    read = read_bytes(problem, problem.stages[s], residencies)
+    if read and by_reading > max(by_staging, copy_seconds):
+        seconds = {"reading": by_reading, "compute": stage.compute_seconds, "exposed": exposed[s]}
+        return Reason(kind="disk_bound", stage=stage.name, num_bytes={"read": read}, seconds=seconds)
     if by_staging > copy_seconds:
-        by_reading = reading_seconds(problem, problem.stages[s], residencies)
-        if by_reading > by_staging / 2:
-            read = read_bytes(problem, problem.stages[s], residencies)
-            seconds = {"reading": by_reading, "compute": stage.compute_seconds, "exposed": exposed[s]}
-            return Reason(kind="disk_bound", stage=stage.name, num_bytes={"read": read}, seconds=seconds)
         seconds = {"staging": by_staging, "compute": stage.compute_seconds, "exposed": exposed[s]}
         return Reason(kind="staging_bound", stage=stage.name, num_bytes={"staged": staged}, seconds=seconds)
     streams = any(residency.kept < len(problem.units[u].groups) for u, residency in residencies.items())

@@ -6,8 +6,9 @@ the GPU has computed all of it. A group that stays is copied once, whenever its 
 on every visit into a ring of bytes, and waits there until the visits whose bytes it overwrites are done. Nothing is
 copied back, and no copy starts before its stage does. The host waits for neither engine: it runs ahead of both.
 
-A group in ordinary memory is staged first, slot by slot (`_Staging`). The host asks for that when there is room for the
-group in its ring and its iteration has begun, and waits for the end of it before it issues the visit.
+A group in ordinary memory is staged first, slot by slot, and what of it lies in files is read before (`_Staging`). The host
+asks for that when there is room for the group in its ring and its iteration has begun, and waits for the end of it before it
+issues the visit.
 """
 
 from collections.abc import Iterator
@@ -108,17 +109,17 @@ def staged_bytes(problem: Problem, stage: StageProblem, residency: dict[int, Res
 
 
 def staging_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
-    """What the host takes to stage `staged_bytes`."""
+    """What the host takes to copy `staged_bytes` into the slots."""
     return sum(
-        problem.staging_seconds(unit, group, is_first=True) + (times - 1) * problem.staging_seconds(unit, group)
-        for unit, group, times in _staged(problem, stage, residency)
+        times * problem.staging_seconds(unit, group) for unit, group, times in _staged(problem, stage, residency)
     )
 
 
 def reading_seconds(problem: Problem, stage: StageProblem, residency: dict[int, Residency]) -> float:
-    """What of that is to read files from storage."""
+    """What it takes to read the files of that."""
     return sum(
-        times * problem.reading_seconds(unit, group) for unit, group, times in _staged(problem, stage, residency)
+        problem.reading_seconds(unit, group, is_first=True) + (times - 1) * problem.reading_seconds(unit, group)
+        for unit, group, times in _staged(problem, stage, residency)
     )
 
 
@@ -189,9 +190,10 @@ def _iterations(
                         asked = begun
                     is_staged = group in staged_groups[unit]
                 if staging is not None and is_staged:
-                    seconds = problem.staging_seconds(unit, group, is_first=(unit, group) not in mapped)
+                    read = problem.reading_seconds(unit, group, is_first=(unit, group) not in mapped)
                     mapped.add((unit, group))
-                    copy_start, staged, ready = staging.copy(size, seconds, asked, copy_start)
+                    filled = problem.staging_seconds(unit, group)
+                    copy_start, staged, ready = staging.copy(size, read, filled, asked, copy_start)
                     copy_clock = ready
                     if staged > issued:
                         issued = staged
@@ -277,27 +279,36 @@ class _Ring:
 
 
 class _Staging:
-    """Page-locked slots, filled in turn by one thread: the next one when what was copied from it is on the device."""
+    """Page-locked slots, filled in turn by one thread: the next one when what was copied from it is on the device.
 
-    __slots__ = ("_clock", "_copy_rate", "_free", "_latency", "_next", "_slot_bytes")
+    Another thread reads files ahead of it.
+    """
+
+    __slots__ = ("_clock", "_copy_rate", "_free", "_latency", "_next", "_read_clock", "_slot_bytes")
 
     def __init__(self, problem: Problem) -> None:
         self._copy_rate = problem.copy_bytes_per_second
         self._latency, self._slot_bytes = problem.device.copy_latency_seconds, problem.staging_slot_bytes
-        self._clock, self._next = 0.0, 0
+        self._clock, self._read_clock, self._next = 0.0, 0.0, 0
         self._free = [0.0] * STAGING_SLOTS
 
-    def copy(self, num_bytes: int, seconds: float, asked: float, after: float) -> tuple[float, float, float]:
-        """Stage a group, which takes the host so long, when it is asked for, and copy it after that; when the first copy
-        starts, the last slot is filled, and the last copy ends, all in seconds."""
-        clock, start, pace = max(self._clock, asked), None, seconds / max(num_bytes, 1)
-        while num_bytes > 0:
-            part = min(num_bytes, self._slot_bytes)
-            num_bytes -= part
-            clock = max(clock, self._free[self._next]) + part * pace
+    def copy(
+        self, num_bytes: int, read_seconds: float, fill_seconds: float, asked: float, after: float
+    ) -> tuple[float, float, float]:
+        """Read and stage a group, which takes the host so long, when it is asked for, and copy it after that; when the first
+        copy starts, the last slot is filled, and the last copy ends, all in seconds."""
+        clock, start, left = max(self._clock, asked), None, num_bytes
+        read = max(self._read_clock, asked) if read_seconds else asked
+        while left > 0:
+            part = min(left, self._slot_bytes)
+            left -= part
+            read += part / num_bytes * read_seconds
+            clock = max(clock, self._free[self._next], read) + part / num_bytes * fill_seconds
             begins = max(after, clock)
             start = begins if start is None else start
             after = self._free[self._next] = begins + self._latency + part / self._copy_rate
             self._next = (self._next + 1) % STAGING_SLOTS
         self._clock = clock
+        if read_seconds:
+            self._read_clock = read
         return (after if start is None else start), clock, after
