@@ -4,7 +4,8 @@ They need torch and diffusers, and import them when called.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from vramtune import predict
 from vramtune.api.arguments import expect, permission_names
 from vramtune.api.device import measured_device, planned_device
 from vramtune.extras import expect_pipelines
-from vramtune.schema import Device, Kernels, Plan, Profile, Trace
+from vramtune.schema import Device, Plan, Profile, Trace
 from vramtune.tuned import Tuned
 from vramtune.tuner import search
 from vramtune.tuner.budget import MARGIN_FRACTION
@@ -98,7 +99,10 @@ def autotune(
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, permissions)
-    costs = _predicted(pipe, method, call_kwargs, first, gpu, allow=permissions, progress=progress)
+    with _tracing_bar(is_shown=progress) as on_call:
+        costs = predict.predict_profile(
+            pipe, method=method, call_kwargs=call_kwargs, first=first, device=gpu, allow=permissions, on_call=on_call
+        )
     chosen = search.choose_plan(
         costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=permissions, margin_fraction=MARGIN_FRACTION
     )
@@ -279,7 +283,10 @@ def profile(
     refuse_tuned(pipe)
     permissions, device = permission_names(allow), planned_device(pipe, gpu)
     search.check(device, device.total_bytes, permissions)
-    return _predicted(pipe, method, call_kwargs, first, device, allow=permissions, progress=progress)
+    with _tracing_bar(is_shown=progress) as on_call:
+        return predict.predict_profile(
+            pipe, method=method, call_kwargs=call_kwargs, first=first, device=device, allow=permissions, on_call=on_call
+        )
 
 
 def trace(
@@ -319,44 +326,18 @@ def trace(
     refuse_tuned(pipe)
     permissions = permission_names(allow)
     search.check_permissions(permissions)
-    return _traced(pipe, method, call_kwargs, first, "cuda", allow=permissions, progress=progress)
+    with _tracing_bar(is_shown=progress) as on_call:
+        return predict.trace_pipeline(
+            pipe, method=method, call_kwargs=call_kwargs, first=first, allow=permissions, on_call=on_call
+        )
 
 
-def _predicted(
-    pipe: "Pipeline",
-    method: str,
-    call_kwargs: Mapping[str, object] | None,
-    first: Mapping[str, Mapping[str, object]] | None,
-    device: Device,
-    *,
-    allow: tuple[str, ...],
-    progress: bool,
-) -> Profile:
-    followed = _traced(pipe, method, call_kwargs, first, device.kernels, allow=allow, progress=progress)
-    return predict.price_pipeline(followed, pipe, device)
-
-
-def _traced(
-    pipe: "Pipeline",
-    method: str,
-    call_kwargs: Mapping[str, object] | None,
-    first: Mapping[str, Mapping[str, object]] | None,
-    kernels: Kernels,
-    *,
-    allow: tuple[str, ...],
-    progress: bool,
-) -> Trace:
-    follow = partial(
-        predict.trace_pipeline,
-        pipe,
-        method=method,
-        call_kwargs={} if call_kwargs is None else call_kwargs,
-        first={} if first is None else first,
-        kernels=kernels,
-        allow=allow,
-    )
-    if not progress:
-        return follow()
+@contextmanager
+def _tracing_bar(*, is_shown: bool) -> Iterator[Callable[[str], None] | None]:
+    """A bar on standard error, and what tells it which component's call is traced now."""
+    if not is_shown:
+        yield None
+        return
 
     from tqdm.auto import tqdm  # which warns in notebooks without widgets
 
@@ -366,7 +347,7 @@ def _traced(
             bar.set_description(f"Tracing {name}")
             bar.update()
 
-        return follow(on_call=show)
+        yield show
 
 
 def _known_context_bytes(device: Device) -> int | None:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,18 @@ class Embeddings:
         """What all of them take of the host's memory."""
         return sum(embedding.num_bytes for embedding in self._by_key.values())
 
-    def key(self, component: BoundComponent, method: str, inputs: Any) -> Key | None:
+    def known_or_new(self, component: BoundComponent, method: str, inputs: Any, run: Callable[[], Any]) -> Any:
+        """What a component's method returns for these inputs: as it is kept, or by running it, and kept then."""
+        key = self._key(component, method, inputs)
+        if key is None:
+            return run()
+        if (known := self._known(component, key)) is not None:
+            return known
+        result = run()
+        self._keep(component, key, result)
+        return result
+
+    def _key(self, component: BoundComponent, method: str, inputs: Any) -> Key | None:
         """By what an embedding is known; None where it is not kept.
 
         Kept are those of encoders in evaluation that are as they were planned: with nothing that came in, such as adapters,
@@ -73,7 +85,7 @@ class Embeddings:
         inputs_hash = _hash_of(inputs)
         return None if inputs_hash is None else (component.name, method, inputs_hash)
 
-    def known(self, component: BoundComponent, key: Key) -> Any:
+    def _known(self, component: BoundComponent, key: Key) -> Any:
         """The embedding as new tensors; None where there is none, or the encoder's weights were written to since."""
         embedding = self._by_key.get(key)
         if embedding is None:
@@ -84,7 +96,7 @@ class Embeddings:
         self._by_key.move_to_end(key)
         return _Reader(embedding).load()
 
-    def keep(self, component: BoundComponent, key: Key, result: Any) -> None:
+    def _keep(self, component: BoundComponent, key: Key, result: Any) -> None:
         """Keep an embedding, if it can be kept at all and is not too large; older ones go for it."""
         versions, writer = _versions(component), _Writer()
         if versions is None:
