@@ -10,6 +10,7 @@ against fresh ones.
 import argparse
 import gc
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from vramtune import catalog
@@ -33,6 +34,11 @@ def made(name: str, *, try_steps: range = STEPS) -> Trace:
     trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=FEW_STEPS)
     if len(trace.exact_steps) > 1:  # or each step is a call of its own, and to try them all takes hours
         trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=try_steps)
+    # in the usual groups alone, in which all that is written of these models was planned
+    components, in_float8 = (
+        tuple(replace(component, finer_groups=()) for component in each) for each in (trace.components, trace.in_float8)
+    )
+    trace = replace(trace, components=components, in_float8=in_float8)
     return with_reserved(trace, {gpu.workspace_bytes for gpu in gpus()})
 
 

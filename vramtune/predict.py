@@ -112,8 +112,11 @@ def _in_files(component: Component) -> Component:
     """A component of a model that is not loaded: its weights are in files, but for those that are quantized as they are loaded."""
     if component.dtype not in FILE_DTYPES:
         return component
-    groups = tuple(replace(group, file_bytes=group.weight_bytes) for group in component.groups)
-    return replace(component, file_bytes=component.weights.allocated_bytes, groups=groups)
+    groups, finer_groups = (
+        tuple(replace(group, file_bytes=group.weight_bytes) for group in groups)
+        for groups in (component.groups, component.finer_groups)
+    )
+    return replace(component, file_bytes=component.weights.allocated_bytes, groups=groups, finer_groups=finer_groups)
 
 
 def rank(

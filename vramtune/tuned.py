@@ -124,8 +124,10 @@ class Tuned:
         # Out of memory may have been for what has gone since, but to try is to run out of it again.
         traced = _raised(self._traced, self.overrun_bytes)
         try:
-            profile = changed_profile(traced, changes)
             is_as_first = not changes and traced is self._traced
+            # the pipeline's groups are those of the first plan for good
+            in_groups = traced.in_groups(is_finer=self._first_plan.is_finer)
+            profile = traced if is_as_first else changed_profile(in_groups, changes)
             plan = self._first_plan if is_as_first else plan_again(profile, self._first_plan)
         except BudgetError as error:
             logger.warning(

@@ -7,7 +7,8 @@
     .venv-nullcuda/bin/python -m benchmarks.race --write-only                        # the tables, of what is there
 
 Each run has a process of its own, some twenty seconds and 2 GB of host memory. Finished ones are kept in
-`build/race/rows.jsonl`: a race that was cut goes on where it was. Writes `benchmarks/results/race_<date>.json` and the
+`build/race/rows.jsonl`: a race that was cut goes on where it was, and what failed at one link for another reason than a
+lack of memory is not tried at the next (`rows.foregone`). Writes `benchmarks/results/race_<date>.json` and the
 tables of the same name at the end. `python -m benchmarks.race.page` makes docs/race.md of them.
 """
 
@@ -59,8 +60,9 @@ def race(options: argparse.Namespace) -> None:
     known = race_rows.read(ROWS)
     finish([(key, ROOMY_BYTES, 0) for key in roomy.values() if key not in known], options.jobs)
     known = race_rows.read(ROWS)
-    todo = entries(options, {place: Base(row=known[key]) for place, key in roomy.items()})
-    finish([each for each in todo if options.again or each[0] not in known], options.jobs)
+    todo = list(entries(options, {place: Base(row=known[key]) for place, key in roomy.items()}))
+    settled = {} if options.again else known | race_rows.foregone(known.values(), (key for key, *_ in todo))
+    finish([run for run in todo if run[0] not in settled], options.jobs)
 
 
 def finish(todo: list[tuple[Key, int, int]], num_jobs: int) -> None:

@@ -16,7 +16,15 @@ from PIL import Image
 
 from benchmarks.race.gpu_rows import Result, Run
 from benchmarks.race.names import CONTESTANTS, OURS, PIPELINES
-from benchmarks.race.report import REQUIREMENTS, WHAT_THE_CLOCK_CANNOT_SAY, load, name_of, not_tried, place_of
+from benchmarks.race.report import (
+    REQUIREMENTS,
+    WHAT_THE_CLOCK_CANNOT_SAY,
+    load,
+    name_of,
+    not_tried,
+    place_of,
+    with_foregone,
+)
 from benchmarks.race.rows import LINKS, NUM_STEPS, Base, Row, bases, best
 from benchmarks.results_file import RESULTS, table
 from vramtune.units import GIB
@@ -35,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", nargs="?", type=Path, default=max(RESULTS.glob("race_2*.json"), default=None))
     path = parser.parse_args().path
-    rows = load(path)
+    rows = with_foregone(load(path))
     known, chosen = bases(rows), best(rows)
     link = min(LINKS, key=lambda name: (-sum(row.key.link == name for row in chosen), name))
     drawn = [row for row in chosen if row.key.link == link and not row.reason and row.key.contestant != "vramtune-told"]

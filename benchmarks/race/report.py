@@ -1,13 +1,14 @@
 """The race's files: all rows as JSON, and the tables: who ran, how fast, with what; what vramtune had predicted."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.race.names import CONTESTANTS, PIPELINES
-from benchmarks.race.rows import CONTEXT_BYTES, LINKS, Base, Row, bases, best
+from benchmarks.race.rows import CONTEXT_BYTES, LINKS, Base, Key, Row, bases, best, foregone
 from benchmarks.results_file import environment, result_path, table, write_result
 
 NAME = "race"
@@ -33,6 +34,9 @@ MODES = {
 """Of diffusers, as vramtune names them, and as the race does."""
 
 
+RULE = "What failed at one link for another reason than a lack of memory was not tried at the others: it counts as a run there."
+
+
 def write(rows: Iterable[Row]) -> list[str]:
     """Write both files; the tables' lines."""
     known = list(rows)
@@ -49,6 +53,7 @@ def load(path: Path) -> list[Row]:
 
 def report(rows: list[Row]) -> list[str]:
     """The file's lines."""
+    rows = with_foregone(rows)
     known, chosen = bases(rows), best(rows)
     return [
         "# The race: the same pipelines, memory and link for everyone",
@@ -80,18 +85,34 @@ def title(known: dict[tuple[str, str], Base], pipeline: str) -> str:
     return f"{PIPELINES[pipeline]}, {megabytes(base.peak_bytes)} MB resident, of that MB of weights: {weights}"
 
 
+def keys(rows: list[Row]) -> Iterator[Key]:
+    """Every setting of everyone, at every place where someone has run."""
+    places = dict.fromkeys((row.key.pipeline, row.key.link, row.key.percent) for row in rows)
+    for (pipeline, link, percent), (name, contestant) in product(places, CONTESTANTS.items()):
+        if percent is not None and name != "resident":
+            for knob in contestant.knobs:
+                yield Key(pipeline=pipeline, link=link, percent=percent, contestant=name, knob=knob)
+
+
+def with_foregone(rows: list[Row]) -> list[Row]:
+    """With those that were not made since they are known to fail."""
+    known = {row.key for row in rows}
+    return [*rows, *foregone(rows, (key for key in keys(rows) if key not in known)).values()]
+
+
 def not_tried(rows: list[Row]) -> str:
-    """Whose settings have not all been tried at every place: who knows whether another is faster."""
-    places = {(row.key.pipeline, row.key.link, row.key.percent) for row in rows if row.key.percent is not None}
-    lacking = []
-    for name, contestant in CONTESTANTS.items():
-        num_runs = len({row.key for row in rows if row.key.contestant == name and row.key.percent is not None})
-        num_wanted = len(places) * len(contestant.knobs)
-        if num_runs < num_wanted and name != "resident":
-            lacking.append(f"{contestant.title} {num_runs} of {num_wanted}")
+    """Whose settings have not all been tried at every place, or are not known to fail: who knows whether another is faster."""
+    known = {row.key for row in rows}
+    wanted = Counter(key.contestant for key in keys(rows))
+    num_runs = Counter(key.contestant for key in keys(rows) if key in known)
+    lacking = [
+        f"{CONTESTANTS[name].title} {num_runs[name]} of {number}"
+        for name, number in wanted.items()
+        if num_runs[name] < number
+    ]
     if not lacking:
-        return "Every setting of everyone was tried everywhere."
-    return f"**Not all has been run yet**, so that who lacks runs may be faster than shown. Runs: {', '.join(lacking)}."
+        return f"Every setting of everyone was tried everywhere. {RULE}"
+    return f"**Not all has been run yet**, so that who lacks runs may be faster than shown. Runs: {', '.join(lacking)}. {RULE}"
 
 
 def rivals() -> str:
@@ -119,7 +140,9 @@ def section(place: tuple[str, str, int], rows: list[Row], known: dict[tuple[str,
     yield ""
     yield from table(HEADER, [cells(row, base.row.seconds, bound) for row in rows if not row.reason])
     yield ""
-    yield from (f"- Did not run: {name_of(row)}: {row.reason}" for row in rows if row.reason)
+    for row in rows:
+        if row.reason:
+            yield f"- Did not run{f' at {row.seen_at}' if row.seen_at else ''}: {name_of(row)}: {row.reason}"
 
 
 def name_of(row: Row) -> str:

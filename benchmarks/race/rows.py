@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,16 @@ class Row(Outcome):
     cap_bytes: int
     found: dict[str, Any] = field(default_factory=dict)
     """As `calls.py` has it."""
+    seen_at: str = ""
+    """The other link of a run that was not made (`foregone`)."""
 
     def as_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({"key": asdict(self.key), "cap_bytes": self.cap_bytes, "found": self.found})
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether it raised an error that says nothing of memory (and neither took too long nor lost its process)."""
+        return self.reason is not None and "step" in self.found and "OutOfMemoryError" not in self.reason
 
     @classmethod
     def of_json(cls, line: str) -> "Row":
@@ -75,6 +82,16 @@ def read(path: Path) -> dict[Key, Row]:
     """The rows of a file, the last of each run."""
     lines = path.read_text().splitlines() if path.exists() else []
     return {row.key: row for row in map(Row.of_json, lines)}
+
+
+def foregone(rows: Iterable[Row], keys: Iterable[Key]) -> dict[Key, Row]:
+    """Of these runs those that need not be made: they failed at another link, and for no lack of memory, which no link changes.
+
+    Copies on their way hold memory for as long as the link takes, so what was out of memory is tried at each.
+    """
+    failed = {replace(row.key, link=""): row for row in rows if row.is_for_good}
+    known = {key: failed.get(replace(key, link="")) for key in keys}
+    return {key: replace(row, key=key, seen_at=row.key.link) for key, row in known.items() if row is not None}
 
 
 def pageable_bytes_per_second(link: str) -> float:

@@ -336,11 +336,11 @@ def test_where_nothing_fits_any_more_one_line_says_so_and_calls_go_on(
     profile = profiled("flux")
     plan = vramtune.plan(profile, smallest_gib(profile))
     untuned = tiny_pipelines.build("flux").to("sim")
-    loads("flux", "a", rank=32)(untuned)
+    loads("flux", "a", rank=128)(untuned)
     expected = output(untuned, "flux")
     pipe = tiny_pipelines.build("flux")
     with vramtune.install(pipe, plan, profile=profile, device="sim") as tuned:
-        loads("flux", "a", rank=32)(pipe)
+        loads("flux", "a", rank=128)(pipe)
         for _ in range(2):
             assert torch.equal(output(pipe, "flux"), expected)
         assert tuned.plan is plan

@@ -43,11 +43,13 @@ def half_kept(plan: Plan, *calls: str) -> Plan:
 
 
 def transformer_weight(pipe: DiffusionPipeline, plan: Plan, *, kept: bool) -> str:
-    """The path of a linear layer's weight in the first group after the root, or in the last one."""
+    """The path of a linear layer's weight in the first group after the root that has one, or in the last."""
     (placement,) = (p for p in plan.placements if p.component == "transformer")
-    path = placement.groups[1 if kept else -1].modules[0]
+    groups = placement.groups[1:] if kept else placement.groups[:0:-1]
     linear = (
         ".".join(filter(None, (path, inner, "weight")))
+        for group in groups
+        for path in group.modules
         for inner, part in pipe.transformer.get_submodule(path).named_modules()
         if type(part) is nn.Linear
     )

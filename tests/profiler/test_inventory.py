@@ -102,6 +102,21 @@ def test_blocks_larger_than_a_group_are_split_at_their_layers():
     assert len(component.groups) == 33
 
 
+def test_finer_groups_hold_the_same_weights_in_smaller_pieces():
+    component = weigh(Blocks(128))
+    assert [group.modules for group in component.finer_groups[1:]] == [(f"blocks.{n}",) for n in range(128)]
+    finer = component.finer
+    assert (finer.used_bytes, finer.groups) == (component.used_bytes, component.finer_groups)
+    assert [layer.group for layer in finer.layers] == list(range(1, 129))
+    assert finer.finer is finer
+
+
+def test_what_cannot_be_cut_finer_has_no_finer_groups():
+    component = weigh(Blocks(32))
+    assert component.finer_groups == ()
+    assert component.finer is component
+
+
 def test_an_unused_layer_counts_as_weights_but_is_in_no_group():
     model = Blocks(32)
     model.idle = nn.Linear(100, 100)

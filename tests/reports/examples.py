@@ -304,8 +304,12 @@ def flux_plan() -> Plan:
 
 def in_memory(profile: Profile) -> Profile:
     """The same profile of weights none of which lies in a file."""
+
+    def of(groups: tuple[WeightGroup, ...]) -> tuple[WeightGroup, ...]:
+        return tuple(replace(group, file_bytes=0) for group in groups)
+
     components = (
-        replace(each, file_bytes=0, groups=tuple(replace(group, file_bytes=0) for group in each.groups))
+        replace(each, file_bytes=0, groups=of(each.groups), finer_groups=of(each.finer_groups))
         for each in profile.components
     )
     return replace(profile, components=tuple(components))

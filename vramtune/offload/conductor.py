@@ -18,7 +18,7 @@ from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_groups, u
 from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
 from vramtune.offload.meter import Meter
-from vramtune.offload.pieces import pieces
+from vramtune.offload.pieces import gaps_filled, pieces
 from vramtune.offload.position import Position, active_placements, counts, itinerary, kept_groups, next_position
 from vramtune.offload.settling import put_on, take_off
 from vramtune.offload.shares import Shares
@@ -309,12 +309,13 @@ class Conductor:
 
     def _open(self, position: Position, kept: dict[BoundPlacement | BoundComponent, list[Group]]) -> None:
         """Take memory for what is absent, then start the copies."""
-        for keeper, groups in kept.items():
-            for sharing in pieces(keeper, [group for group in groups if group not in self._copies]):
-                self._copies.update(allocate(sharing, self.device))
-        self._passages = {
-            placement: self._passage(placement, position) for placement in active_placements(self.binding, position)
-        }
+        with gaps_filled(self.device):  # what cuBLAS's workspace leaves of its segment is planned for activations
+            for keeper, groups in kept.items():
+                for sharing in pieces(keeper, [group for group in groups if group not in self._copies]):
+                    self._copies.update(allocate(sharing, self.device))
+            self._passages = {
+                placement: self._passage(placement, position) for placement in active_placements(self.binding, position)
+            }
         self._lane.follow_compute()
         tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
         visits, num_iterations = itinerary(self.binding, position)

@@ -18,6 +18,8 @@ LARGEST_GROUP_BYTES = 128 * MIB
 """A slot is as large as the largest streamed group, so larger ones cost memory; copies are at full rate far below."""
 LEAST_NUM_GROUPS = 32
 """Groups are at most this part of a component, unless a single layer is larger: how finely a plan can choose."""
+FINER = 4
+"""So much smaller are the groups that a plan may take where slots of the others would cost it too much."""
 OVERSIZE_EXTRA_FRACTION = 1 / 16
 """Share of the largest group that an oversize layer's group may hold beside it: norms beside a convolution."""
 
@@ -58,7 +60,9 @@ def weigh_component(name: str, recorded: RecordedComponent, executions: Sequence
     layers = used_layers(weights, executions)
     used = {layer.path for layer in layers}
     unused = {weight.owners[0] for weight in weights if not used & set(weight.owners)}
-    groups = weight_groups(layers, unused, executions, units=recorded.units)
+    groups, finer_groups = (
+        weight_groups(layers, unused, executions, units=recorded.units, fineness=fineness) for fineness in (1, FINER)
+    )
     return Component(
         name=name,
         class_name=recorded.class_name,
@@ -68,6 +72,7 @@ def weigh_component(name: str, recorded: RecordedComponent, executions: Sequence
         computed_bytes=sum(recorded.computed_bytes.get(path, 0) for path in used),
         groups=groups,
         layers=listed_layers(layers, groups, recorded.shells),
+        finer_groups=finer_groups if len(finer_groups) > len(groups) else (),
     )
 
 
@@ -171,13 +176,14 @@ def weight_groups(
     unused: Collection[str],
     executions: Sequence[Execution],
     units: frozenset[str] = frozenset(),
+    fineness: int = 1,
 ) -> tuple[WeightGroup, ...]:
     """The root group and the others, in the order in which they first execute; none holds an unused layer.
 
     Of what is compiled (`units`) each module is in one group with all in it, or in the root: hooks do not run inside.
     """
     used_bytes = sum(layer.weight_bytes for layer in layers)
-    cap = min(used_bytes // LEAST_NUM_GROUPS, LARGEST_GROUP_BYTES)
+    cap = min(used_bytes // LEAST_NUM_GROUPS, LARGEST_GROUP_BYTES) // fineness
     methods: dict[str, frozenset[str]] = {}
     for execution in executions:
         for path in execution.usage.entered:

@@ -21,6 +21,15 @@ def with_files(profile: Profile, pipe: Pipeline) -> Profile:
 
 
 def _with_files(component: Component, module: nn.Module, mapped: MappedFiles) -> Component:
+    groups, num_bytes = _groups_with_files(component.groups, module, mapped)
+    finer_groups, _ = _groups_with_files(component.finer_groups, module, mapped)
+    return replace(component, groups=groups, finer_groups=finer_groups, file_bytes=num_bytes)
+
+
+def _groups_with_files(
+    groups: tuple[WeightGroup, ...], module: nn.Module, mapped: MappedFiles
+) -> tuple[tuple[WeightGroup, ...], int]:
+    """The groups of a module, the root first, and what all of it has in files."""
     paths, taken = dict(module.named_modules(remove_duplicate=False)), set[torch.Tensor]()
 
     def group_bytes(group: WeightGroup, *, is_root: bool) -> int:
@@ -28,12 +37,11 @@ def _with_files(component: Component, module: nn.Module, mapped: MappedFiles) ->
         owners = (owner for each in outer for owner in ((each,) if is_root else each.modules()))
         return sum(_bytes_in_files(owner, mapped, taken) for owner in owners)
 
-    root, *others = component.groups
-    inner = [replace(group, file_bytes=group_bytes(group, is_root=False)) for group in others]
-    root = replace(root, file_bytes=group_bytes(root, is_root=True))
+    inner = [replace(group, file_bytes=group_bytes(group, is_root=False)) for group in groups[1:]]
+    roots = [replace(group, file_bytes=group_bytes(group, is_root=True)) for group in groups[:1]]
     unused_bytes = sum(_bytes_in_files(owner, mapped, taken) for owner in module.modules())
-    groups = (root, *inner)
-    return replace(component, groups=groups, file_bytes=unused_bytes + sum(group.file_bytes for group in groups))
+    counted = (*roots, *inner)
+    return counted, unused_bytes + sum(group.file_bytes for group in counted)
 
 
 def _bytes_in_files(owner: nn.Module, mapped: MappedFiles, taken: set[torch.Tensor]) -> int:

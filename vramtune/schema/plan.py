@@ -290,6 +290,8 @@ class Plan(Saved, Shown):
     permissions: tuple[str, ...]
     """Permissions that the plan uses, among those that the user gave."""
     estimate: Estimate
+    is_finer: bool = False
+    """Whether it moves the finer groups of its profile's components."""
     reasons: tuple[Reason, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
 """What a pipeline costs: the nouns of a `Profile`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
@@ -104,6 +104,8 @@ class Component:
     groups: tuple[WeightGroup, ...]
     layers: tuple[Layer, ...]
     """The layers used by the call, in execution order."""
+    finer_groups: tuple[WeightGroup, ...] = ()
+    """The same weights cut into smaller groups, which a plan may move instead; empty where none are smaller."""
 
     def __post_init__(self) -> None:
         """Refuse layers that point outside the groups."""
@@ -119,6 +121,22 @@ class Component:
     def used_bytes(self) -> int:
         """Bytes of all groups: what the call uses of the weights."""
         return sum(group.weight_bytes for group in self.groups)
+
+    @property
+    def finer(self) -> Self:
+        """The component in its finer groups; itself where it has none."""
+        if not self.finer_groups:
+            return self
+        group_of = {path: number for number, group in enumerate(self.finer_groups[1:], 1) for path in group.modules}
+        layers = tuple(replace(layer, group=_innermost(layer.name, group_of)) for layer in self.layers)
+        return replace(self, groups=self.finer_groups, layers=layers, finer_groups=())
+
+
+def _innermost(path: str, group_of: Mapping[str, int]) -> int:
+    """The group of the innermost module around a layer that has one; the root otherwise."""
+    while path and path not in group_of:
+        path = path.rpartition(".")[0]
+    return group_of.get(path, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +331,21 @@ class Profile(Saved, Shown):
     def component(self, name: str) -> Component:
         """The component of that name."""
         return next(component for component in self.components if component.name == name)
+
+    @property
+    def finer(self) -> Self | None:
+        """The profile in the finer groups of its components alone; None where no component has any."""
+        finer = self.in_groups(is_finer=True)
+        return None if finer == self else finer
+
+    def in_groups(self, *, is_finer: bool) -> Self:
+        """The profile in the usual groups of its components alone, or in the finer ones."""
+
+        def of(components: tuple[Component, ...]) -> tuple[Component, ...]:
+            return tuple(c.finer if is_finer else replace(c, finer_groups=()) for c in components)
+
+        variants = tuple(replace(variant, components=of(variant.components)) for variant in self.variants)
+        return replace(self, components=of(self.components), variants=variants)
 
     def under(self, permissions: Collection[str]) -> Self:
         """What the call costs under these permissions; itself where nothing would be otherwise."""

@@ -5,7 +5,7 @@ from math import ceil
 from typing import Self
 
 from vramtune.errors import BudgetError
-from vramtune.schema import Device, Profile
+from vramtune.schema import Device, Plan, Profile
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import Problem, pose
 from vramtune.units import format_bytes
@@ -43,9 +43,21 @@ class Budget:
             margin_fraction=margin_fraction,
         )
 
+    @classmethod
+    def of(cls, plan: Plan, *, margin_fraction: float = 0.0) -> Self:
+        """The budget of a plan that is there."""
+        return cls(
+            asked_bytes=plan.asked_bytes,
+            limit_bytes=plan.budget_bytes,
+            ram_bytes=plan.ram_bytes,
+            lockable_bytes=plan.lockable_bytes,
+            margin_fraction=margin_fraction,
+        )
+
     def applied_to(self, problem: Problem) -> Problem:
         """The problem with this budget's limits of the host's memory."""
-        return replace(problem, ram_bytes=self.ram_bytes, lockable_bytes=self.lockable_bytes)
+        finer = None if problem.finer is None else self.applied_to(problem.finer)
+        return replace(problem, ram_bytes=self.ram_bytes, lockable_bytes=self.lockable_bytes, finer=finer)
 
     @property
     def target_bytes(self) -> int:
@@ -64,7 +76,7 @@ class Budget:
 def nothing_fits(profile: Profile, budget: Budget, allow: tuple[str, ...]) -> BudgetError:
     """The error that says how little would do, which permission would lower it, or which exclusion is to blame."""
     ways = [(), *(v.permissions for v in profile.variants if len({*v.permissions} - {*allow}) <= 1)]
-    least = {permissions: Candidate.least(pose(profile, permissions)) for permissions in ways}
+    least = {permissions: Candidate.least_of_any(pose(profile, permissions)) for permissions in ways}
     needed = {permissions: budget.limit_for(candidate.peak_bytes) for permissions, candidate in least.items()}
     allowed = min((way for way in ways if set(way) <= set(allow)), key=needed.__getitem__)
     lowest = min(ways, key=needed.__getitem__)
@@ -121,7 +133,7 @@ def _advice(profile: Profile, smallest_bytes: int) -> str:
 def _without_exclusion(profile: Profile, budget: Budget, permissions: tuple[str, ...]) -> str:
     """One more sentence where the budget would do if nothing were excluded from offload."""
     excluded = [repr(c.name) for c in profile.components if c.name in profile.excluded]
-    candidate = Candidate.least(pose(replace(profile, excluded=()), permissions))
+    candidate = Candidate.least_of_any(pose(replace(profile, excluded=()), permissions))
     enough = budget.limit_for(candidate.peak_bytes)
     if not excluded or enough > budget.limit_bytes:
         return ""

@@ -32,7 +32,8 @@ def problem_at(problem: Problem, end: End) -> Problem:
             overhead_bytes=stage.overhead_bytes + activation_bytes - stage.activation_bytes + fixed_bytes,
         )
 
-    return replace(problem, device=device, stages=tuple(map(stage_at, problem.stages)))
+    finer = None if problem.finer is None else problem_at(problem.finer, end)
+    return replace(problem, device=device, stages=tuple(map(stage_at, problem.stages)), finer=finer)
 
 
 def profile_at(profile: Profile, end: End) -> Profile:

@@ -20,7 +20,7 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
     usable = profile.device.usable_bytes
     check(profile.device, usable, allow)
     problems = pose_permitted(profile, allow)
-    low = min(Candidate.least(problem).peak_bytes for problem in problems.values())
+    low = min(Candidate.least_of_any(problem).peak_bytes for problem in problems.values())
     if low > usable:
         raise nothing_fits(profile, Budget.on(profile.device, usable), allow)
     high = min(Candidate.whole(problems[()], DEFAULT_SLOTS).peak_bytes, usable)

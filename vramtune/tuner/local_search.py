@@ -58,6 +58,11 @@ class Candidate:
         )
         return cls(problem, kept, tuple(unit.least_idle for unit in problem.units), (1,) * len(kept))
 
+    @classmethod
+    def least_of_any(cls, problem: Problem) -> Self:
+        """The least in the groups of which that needs fewer bytes, the finer ones mostly."""
+        return min(map(cls.least, problem.grains), key=lambda candidate: candidate.peak_bytes)
+
     @property
     def peak_bytes(self) -> int:
         """Bytes on the device in the stage that needs most."""

@@ -137,6 +137,13 @@ class Problem:
     """Limit of what weights take of the host; None: no limit."""
     lockable_bytes: int | None = None
     """Limit of what of them may be page-locked; None: no limit."""
+    finer: "Problem | None" = None
+    """The same in the finer groups of the components, where any has them."""
+
+    @property
+    def grains(self) -> "tuple[Problem, ...]":
+        """The problem, and the same in finer groups where there are any."""
+        return (self,) if self.finer is None else (self, self.finer)
 
     @property
     def is_read_anew(self) -> bool:
@@ -198,6 +205,11 @@ class Problem:
 
 def pose(profile: Profile, permissions: tuple[str, ...] = ()) -> Problem:
     """The problem that a profile poses under the given permissions."""
+    finer = profile.finer
+    return replace(_pose(profile, permissions), finer=None if finer is None else _pose(finer, permissions))
+
+
+def _pose(profile: Profile, permissions: tuple[str, ...]) -> Problem:
     plain, profile = profile, profile.under(permissions)
     stages = profile.stages
     units: list[Unit] = []

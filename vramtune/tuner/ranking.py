@@ -74,7 +74,7 @@ def fastest_in_each(
 
 def least_budget(problems: Iterable[Problem]) -> int:
     """The smallest budget, without a margin, for which there is a plan."""
-    return min(Candidate.least(problem).peak_bytes for problem in problems)
+    return min(Candidate.least_of_any(problem).peak_bytes for problem in problems)
 
 
 def _fastest_in(problems: Mapping[tuple[str, ...], Problem], budget: Budget) -> FrontierPoint | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import PERMISSIONS, Device, Estimate, Placement, Plan, Profile, Reason
 from vramtune.tuner.budget import MARGIN_FRACTION, Budget, nothing_fits, too_little_ram
-from vramtune.tuner.linear_program import solve
+from vramtune.tuner.linear_program import SLACK_FRACTION, solve
 from vramtune.tuner.local_search import Candidate, Judge, polish, settle
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
 from vramtune.tuner.reasons import explain
@@ -18,6 +18,8 @@ from vramtune.units import format_bytes
 
 # Bytes of a solution that lie this close under a whole group count as that group: solver tolerance.
 ROUNDING = 1e-6
+# Share of the seconds that finer groups must save: each more costs the host, on slow ones more than is predicted.
+LEAST_FINER_GAIN = 0.01
 # Share of the seconds that a permission must save to be used where a plan fits without it: it changes the output.
 LEAST_PERMITTED_GAIN = 0.005
 
@@ -28,6 +30,8 @@ class Choice(NamedTuple):
     permissions: tuple[str, ...]
     candidate: Candidate
     estimate: Estimate
+    is_finer: bool
+    """Whether it moves the finer groups."""
 
 
 def choose_plan(
@@ -54,13 +58,7 @@ def plan_again(profile: Profile, plan: Plan) -> Plan:
 
     Raises `BudgetError` if nothing fits.
     """
-    budget = Budget(
-        asked_bytes=plan.asked_bytes,
-        limit_bytes=plan.budget_bytes,
-        ram_bytes=plan.ram_bytes,
-        lockable_bytes=plan.lockable_bytes,
-        margin_fraction=MARGIN_FRACTION,
-    )
+    budget = Budget.of(plan, margin_fraction=MARGIN_FRACTION)
     problems = {plan.permissions: pose(profile, plan.permissions)}
     return _fastest_plan(profile, problems, budget, plan.permissions)
 
@@ -85,6 +83,7 @@ def _fastest_plan(
         stages=planned_stages(choice.candidate.problem),
         placements=_placements(choice.candidate),
         permissions=choice.permissions,
+        is_finer=choice.is_finer,
         estimate=choice.estimate,
         reasons=(
             *_permissions_used(choice, choices, problems, budget),
@@ -137,15 +136,34 @@ def choose(problems: Mapping[tuple[str, ...], Problem], budget: Budget) -> list[
 
     The bound in its estimate is that of the budget's limit.
     """
-    best = {
-        permissions: best_candidate(budget.applied_to(problem), budget.target_bytes)
-        for permissions, problem in problems.items()
-    }
-    return [
-        Choice(permissions, candidate, estimate(candidate, budget.limit_bytes))
-        for permissions, candidate in best.items()
-        if candidate is not None
-    ]
+    choices = (_choose(permissions, budget.applied_to(problem), budget) for permissions, problem in problems.items())
+    return list(filter(None, choices))
+
+
+def _choose(permissions: tuple[str, ...], problem: Problem, budget: Budget) -> Choice | None:
+    """The best candidate of one problem, in finer groups where that is worth it; None if there is none."""
+    candidate = best_candidate(problem, budget.target_bytes)
+    found = (
+        None if candidate is None else Choice(permissions, candidate, estimate(candidate, budget.limit_bytes), False)
+    )
+    if problem.finer is None or (found is not None and not _may_finer_groups_gain(found)):
+        return found
+    candidate = best_candidate(problem.finer, budget.target_bytes)
+    if candidate is None:
+        return found
+    finer = Choice(permissions, candidate, estimate(candidate, budget.limit_bytes), True)
+    is_worth_it = found is None or finer.estimate.seconds < found.estimate.seconds * (1 - LEAST_FINER_GAIN)
+    return finer if is_worth_it else found
+
+
+def _may_finer_groups_gain(choice: Choice) -> bool:
+    """Whether it could be worth it: if slots took nothing, as much more would be kept, and no call waits for less than no copy."""
+    candidate, seconds = choice.candidate, choice.estimate.seconds
+    stages = candidate.problem.stages
+    slot_bytes = sum(stage.num_iterations * candidate.slot_bytes(s) for s, stage in enumerate(stages))
+    waiting_seconds = seconds - sum(stage.compute_seconds for stage in choice.estimate.stages)
+    most_gained = min(slot_bytes / candidate.problem.copy_bytes_per_second, waiting_seconds)
+    return most_gained >= LEAST_FINER_GAIN * seconds
 
 
 def fastest(choices: Iterable[Choice]) -> Choice | None:
@@ -166,7 +184,7 @@ def _permissions_used(
         if (without := fastest(others)) is not None:
             seconds = {"saves": without.estimate.seconds - choice.estimate.seconds}
             yield Reason(kind="permission_used", permission=permission, seconds=seconds)
-        elif least := [Candidate.least(p).peak_bytes for used, p in problems.items() if permission not in used]:
+        elif least := [Candidate.least_of_any(p).peak_bytes for used, p in problems.items() if permission not in used]:
             num_bytes = {"smallest": budget.limit_for(min(least))}
             yield Reason(kind="permission_used", permission=permission, num_bytes=num_bytes)
 
@@ -179,10 +197,13 @@ def best_candidate(problem: Problem, budget_bytes: int) -> Candidate | None:
     judge = Judge(problem, budget_bytes)
     best: Candidate | None = None
     for start in (candidate.housed for candidate in _starts(problem, budget_bytes)):
-        if start.is_within_ram:
-            best = min(filter(None, (best, polish(judge, start))), key=judge.score)
-        if judge.is_exhausted:
-            break
+        if not start.is_within_ram:
+            continue
+        # once the allowance of effort is spent, what is left stands as it is, and must be worth more than a slack
+        allowed = 1 - SLACK_FRACTION if judge.is_exhausted else 1
+        polished = polish(judge, start)
+        if best is None or judge.score(polished) < allowed * judge.score(best):
+            best = polished
     return best
 
 

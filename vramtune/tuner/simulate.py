@@ -6,6 +6,7 @@ from dataclasses import replace
 from vramtune.errors import UsageError
 from vramtune.schema import Engine, Estimate, Extreme, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
 from vramtune.tuner.bound import bound_seconds
+from vramtune.tuner.budget import Budget
 from vramtune.tuner.extremes import ENDS, problem_at
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import planned_stages, pose
@@ -27,18 +28,19 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
     resident = sum(unit.prefix[k] for unit, k in zip(problem.units, candidate.resident, strict=True))
     resident += problem.unused_bytes
     low, high = (problem_at(problem, end) for end in ENDS)
+    finest = problem.finer or problem
     return Estimate(
         peak_bytes=max(stage.peak_bytes for stage in stages),
         seconds=seconds,
         first_call_seconds=seconds + resident / problem.device.pageable_copy_bytes_per_second,
-        bound_seconds=bound_seconds(problem, limit_bytes),
+        bound_seconds=bound_seconds(finest, limit_bytes),
         moved_bytes=sum(stage.moved_bytes for stage in stages),
         locked_bytes=candidate.locked_bytes,
         pageable_bytes=candidate.pageable_bytes,
         file_bytes=candidate.file_bytes,
         low=_extreme(replace(candidate, problem=low)),
         high=_extreme(replace(candidate, problem=high)),
-        is_narrow=Candidate.least(high).peak_bytes > limit_bytes,
+        is_narrow=Candidate.least_of_any(high).peak_bytes > limit_bytes,
         stages=stages,
     )
 
@@ -95,8 +97,8 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
 
 def recall(profile: Profile, plan: Plan) -> Candidate:
     """The candidate that a plan stands for; `UsageError` if the profile does not allow it."""
-    problem = pose(profile, plan.permissions)
-    problem = replace(problem, ram_bytes=plan.ram_bytes, lockable_bytes=plan.lockable_bytes)
+    problem = pose((profile.finer or profile) if plan.is_finer else profile, plan.permissions)
+    problem = Budget.of(plan).applied_to(problem)
     ours = [(unit.component, unit.methods, unit.groups) for unit in problem.units]
     theirs = [(p.component, p.methods, p.groups) for p in plan.placements]
     if ours != theirs or planned_stages(problem) != plan.stages:
