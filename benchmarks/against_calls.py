@@ -18,6 +18,8 @@ from benchmarks.results_file import RESULTS, environment, table, write_result
 from vramtune import Profile, api, catalog
 
 HEADER = ["model", "call", "measured s", "of it host", "predicted s", "error"]
+LONG_SECONDS = 0.05
+"""Shorter calls wait for the host, mostly."""
 
 
 def main() -> None:
@@ -40,19 +42,28 @@ def main() -> None:
                 errors.append((guess / seconds - 1, seconds))
                 cells = [f"{seconds:.4f}", f"{min(line['host_seconds']):.4f}", f"{guess:.4f}", f"{errors[-1][0]:+.0%}"]
                 rows.append([model, line["call"], *cells])
-    long = [error for error, seconds in errors if seconds >= 0.05]
     lines = [
         f"# Calls of components, predicted for {options.gpu} and measured ({options.file.name})",
         "",
         *environment("python -m benchmarks.against_calls"),
-        f"- {len(rows)} calls: median absolute error {median(abs(error) for error, _ in errors):.0%}, median error "
-        f"{median(error for error, _ in errors):+.0%}; of the {len(long)} that take 50 ms and more "
-        f"{median(map(abs, long)):.0%} and {median(long):+.0%}.",
+        *summary(errors),
         "- The efficiencies of this architecture were fitted to these calls; *host*: until the call returned.",
         "",
         *table(HEADER, rows),
     ]
     print(*lines, write_result("against_calls", lines), sep="\n")
+
+
+def summary(errors: list[tuple[float, float]]) -> list[str]:
+    """Lines on how far predictions are off, of (error, measured seconds) each: of all calls, and of the long ones."""
+    lines = []
+    for least_seconds, which in ((0.0, "All"), (LONG_SECONDS, f"Of {1e3 * LONG_SECONDS:g} ms and more")):
+        if found := [error for error, seconds in errors if seconds >= least_seconds]:
+            absolute = median(map(abs, found))
+            lines.append(
+                f"- {which}: {len(found)} calls, median absolute error {absolute:.0%}, median error {median(found):+.0%}."
+            )
+    return lines
 
 
 def predicted(model: str, gpu: str) -> Profile:

@@ -70,8 +70,11 @@ def lines_of(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    with gzip.open(path, "at") as file:
-        file.write(json.dumps(line) + "\n")
+    """Put a line at the end of a file of results, which is whole at any moment: a cut line could not be read past."""
+    before = path.read_bytes() if path.exists() else b""
+    part = path.with_suffix(".part")
+    part.write_bytes(before + gzip.compress(json.dumps(line).encode() + b"\n"))
+    part.replace(path)
 
 
 def measure(model: str, device: torch.device, steps: int, path: Path) -> None:

@@ -33,7 +33,8 @@ from tests.nullcuda.card import card
 from tests.nullcuda.values import BY_VALUE, Call, Values, alias
 from vramtune import api, catalog
 from vramtune.caching_allocator import reserved_peak_bytes
-from vramtune.contract import CALL, call_parameters, entries, modules_of
+from vramtune.contract import CALL, entries, modules_of
+from vramtune.contract.tracing import call_parameters
 from vramtune.layout import rounded_bytes
 from vramtune.offload.computed import hook_computed, unhook_computed
 from vramtune.profiler import record

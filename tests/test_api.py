@@ -46,7 +46,9 @@ def test_plan_comparison_frontier_and_timeline_agree(profile) -> None:
 @pytest.fixture
 def runtime(profile) -> SimpleNamespace:
     """A plan as if it were installed."""
-    return SimpleNamespace(plan=vramtune.plan(profile, 4), measured=None, overrun_bytes={}, is_installed=True)
+    return SimpleNamespace(
+        plan=vramtune.plan(profile, 4), measured=None, overrun_bytes={}, embedding_bytes=None, is_installed=True
+    )
 
 
 def test_a_tuned_pipeline_is_a_table_of_stages_and_is_compared_as_it_is(profile, runtime) -> None:

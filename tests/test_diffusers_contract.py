@@ -6,7 +6,7 @@ from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 
 from tests import tiny_pipelines
-from vramtune.contract import refuse_layer_offload
+from vramtune.contract.refusals import refuse_layer_offload
 from vramtune.errors import UsageError
 
 

@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 
 from tests import tiny_pipelines
+from vramtune import load
 from vramtune.errors import BudgetError
 from vramtune.machine.live import holders, live_device, this_gpu
 from vramtune.offload import pinned
@@ -68,15 +70,17 @@ def test_probing_leaves_only_the_workspaces() -> None:
 # Tiny pipelines under a plan
 
 NAMES = ["flux", "sdxl", "wan"]
+LITTLE_BYTES = 32 * 2**10
+"""Of the host's memory: less than any of these pipelines takes."""
 STREAMING = """
 from tests.test_on_gpu import tight_plan
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 
 from tests import tiny_pipelines
 from vramtune.offload.install import install
 import torch
 pipe = tiny_pipelines.build("flux")
-with install(pipe, tight_plan("flux"), device="cuda") as installation:
+with install(pipe, tight_plan("flux", lockable_bytes=LOCKABLE), device="cuda") as installation:
     for _ in range(2):
         tiny_pipelines.run(pipe, "flux")
     torch.cuda.synchronize()
@@ -91,9 +95,11 @@ def profiled(name: str) -> Profile:
     return predict_profile(tiny_pipelines.build(name), call_kwargs=kwargs, device=device)
 
 
-def tight_plan(name: str) -> Plan:
-    """For the smallest budget that works: as much is streamed as can be."""
+def tight_plan(name: str, *, lockable_bytes: int | None = None) -> Plan:
+    """For the smallest budget that works: as much is streamed as can be. What may not be page-locked is staged."""
     profile = profiled(name)
+    if lockable_bytes is not None:
+        profile = replace(profile, device=replace(profile.device, lockable_bytes=lockable_bytes))
     with pytest.raises(BudgetError) as raised:
         choose_plan(profile, 1)
     return choose_plan(profile, raised.value.smallest_bytes)
@@ -185,10 +191,42 @@ def test_no_kernel_is_blamed_for_memory_that_could_not_be_locked() -> None:
 
 
 @pytest.mark.gpu
-def test_the_streaming_loop_is_free_of_races_by_pytorchs_sanitizer() -> None:
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
+@pytest.mark.parametrize("name", NAMES)
+def test_what_may_not_be_page_locked_is_staged_to_the_resident_ones_bits(name: str) -> None:
+    expected = tiny_pipelines.run(tiny_pipelines.build(name).to("cuda"), name).cpu()
+    plan, pipe = tight_plan(name, lockable_bytes=LITTLE_BYTES), tiny_pipelines.build(name)
+    assert plan.estimate.pageable_bytes > plan.estimate.locked_bytes
+    with install(pipe, plan, device="cuda"):
+        for _ in range(2):
+            assert torch.equal(tiny_pipelines.run(pipe, name).cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
+def test_weights_in_files_are_read_ahead_staged_and_give_the_resident_ones_bits(flux_in_files: Path) -> None:
+    expected = tiny_pipelines.run(FluxPipeline.from_pretrained(flux_in_files).to("cuda"), "flux").cpu()
+    kwargs = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL["flux"]}
+    load_here = partial(
+        load, FluxPipeline, flux_in_files, ram_gb=LITTLE_BYTES / GIB, call_kwargs=kwargs, progress=False
+    )
+    with pytest.raises(BudgetError) as raised:
+        load_here(1 / GIB)
+    pipe, tuned = load_here((raised.value.smallest_bytes + 1) / GIB, cache_embeddings=True)
+    with tuned:
+        assert tuned.plan.estimate.file_bytes > 0
+        for _ in range(3):
+            assert torch.equal(tiny_pipelines.run(pipe, "flux").cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lockable_bytes", [None, LITTLE_BYTES], ids=["page-locked", "staged"])
+def test_the_streaming_loop_is_free_of_races_by_pytorchs_sanitizer(lockable_bytes: int | None) -> None:
     """It follows every kernel and event, and raises where two streams touch the same memory in no order."""
     done = subprocess.run(
-        [sys.executable, "-c", STREAMING],
+        [sys.executable, "-c", f"LOCKABLE = {lockable_bytes}\n{STREAMING}"],
         env={**os.environ, "TORCH_CUDA_SANITIZER": "1"},
         cwd=Path(__file__).parent.parent,
         capture_output=True,

@@ -7,8 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vramtune.api import autotune, compare, frontier, install, load, plan, profile, report, timeline, trace
-    from vramtune.choosing import explore, price, sweep, which
+    from vramtune.api import (
+        autotune,
+        compare,
+        explore,
+        frontier,
+        install,
+        load,
+        plan,
+        price,
+        profile,
+        report,
+        sweep,
+        timeline,
+        trace,
+        which,
+    )
     from vramtune.errors import (
         BudgetError,
         FileError,
@@ -28,16 +42,19 @@ _HOMES = {
     "vramtune.api": (
         "autotune",
         "compare",
+        "explore",
         "frontier",
         "install",
         "load",
         "plan",
+        "price",
         "profile",
         "report",
+        "sweep",
         "timeline",
         "trace",
+        "which",
     ),
-    "vramtune.choosing": ("explore", "price", "sweep", "which"),
     "vramtune.tuned": ("Tuned",),
     "vramtune.tuner.offload_strategy": ("OffloadStrategy",),
     "vramtune.schema": (

@@ -45,7 +45,7 @@ def predict_profile(
     pipe: "Pipeline",
     *,
     method: str = "__call__",
-    call_kwargs: Mapping[str, object],
+    call_kwargs: Mapping[str, object] | None,
     first: Mapping[str, Mapping[str, object]] | None = None,
     device: Device,
     allow: Collection[str] = (),
@@ -53,33 +53,30 @@ def predict_profile(
 ) -> Profile:
     """What one call of a pipeline would cost on a device, without that device and without weights.
 
-    Arguments and errors are those of `profiler.follow.follow`.
+    Arguments and errors are those of `profiler.follow.follow`. It is told which of the weights lie in files.
     """
     trace = trace_pipeline(
-        pipe,
-        method=method,
-        call_kwargs=call_kwargs,
-        first=first or {},
-        kernels=device.kernels,
-        allow=allow,
-        on_call=on_call,
+        pipe, method=method, call_kwargs=call_kwargs, first=first, kernels=device.kernels, allow=allow, on_call=on_call
     )
-    return price_pipeline(trace, pipe, device)
-
-
-def price_pipeline(trace: Trace, pipe: "Pipeline", device: Device) -> Profile:
-    """The price of a pipeline's trace, told which of its weights lie in files."""
     from vramtune.profiler.on_disk import with_files
 
     return with_files(price(trace, device), pipe)
 
 
-def trace_pipeline(pipe: "Pipeline", **call: Any) -> Trace:
-    """`profiler.follow.follow`, with torch and diffusers imported when it is called."""
+def trace_pipeline(
+    pipe: "Pipeline",
+    *,
+    call_kwargs: Mapping[str, object] | None,
+    first: Mapping[str, Mapping[str, object]] | None = None,
+    **how: Any,
+) -> Trace:
+    """`profiler.follow.follow`, with torch and diffusers imported when it is called; `how` are the rest of its arguments."""
     expect_pipelines("To follow a pipeline's call")
     from vramtune.profiler.follow import follow
 
-    return follow(pipe, **call)
+    return follow(
+        pipe, call_kwargs={} if call_kwargs is None else call_kwargs, first={} if first is None else first, **how
+    )
 
 
 def trace_model(call: ModelCall, *, arguments: Arguments, show: Callable[[str], None] = lambda doing: None) -> Trace:

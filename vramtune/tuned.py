@@ -116,7 +116,7 @@ class Tuned:
     def _card(self) -> "Card":
         from vramtune.reports.cards import tuned_card
 
-        return tuned_card(self.plan, self.measured)
+        return tuned_card(self.plan, self.measured, embedding_bytes=self._runtime.embedding_bytes)
 
     def _plan_again(self, changes: Sequence[GroupChange]) -> Plan:
         """A plan for the pipeline after these changes; the first one where nothing fits."""

@@ -9,7 +9,8 @@ from tests.catalog.built import modules, stored
 from vramtune import catalog
 from vramtune.catalog.pipelines import BUILDERS
 from vramtune.catalog.tokenizers import QwenProcessor
-from vramtune.contract import CALL, Pipeline, call_parameters
+from vramtune.contract import CALL, Pipeline
+from vramtune.contract.tracing import call_parameters
 
 PROMPT = "a red fox in the snow"
 

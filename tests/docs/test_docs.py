@@ -65,6 +65,14 @@ def test_every_page_of_docs_is_in_the_index():
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
 
 
+def test_every_benchmark_is_in_the_index():
+    linked = {Path(link).name for link in LINK.findall(PAGES["docs/README.md"])}
+    commands = {
+        path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+    }
+    assert commands <= linked
+
+
 OF_THE_RACE = ("race_seconds", "race_pinned")
 """Pictures that `python -m benchmarks.race.page` makes of the last race."""
 
@@ -114,6 +122,21 @@ def test_the_readme_shows_what_the_demo_prints():
     (command,) = re.findall(r"/vramtune (plan .*) --plot", MAKEFILE)
     result = run(*shlex.split(command))
     assert (result.stdout, result.exit_code) == (shown, 0), result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_how_to_shows_what_its_check_in_ci_prints(tmp_path, monkeypatch, capsys):
+    section = PAGES["docs/how-to.md"].partition("## JSON in CI")[2]
+    (_, commands), (_, code), (_, shown), *_ = BLOCK.findall(section)
+    monkeypatch.chdir(tmp_path)
+    for line in commands.splitlines():
+        command, file, told = re.fullmatch(r"vramtune (.+) > (\S+)( \|\| echo .*)?", line).groups()
+        result = run(*shlex.split(command))
+        Path(file).write_text(result.stdout)
+        if told:
+            print("exit code", result.exit_code)
+    exec(code)
+    assert capsys.readouterr().out == shown
 
 
 PLANS = re.compile(

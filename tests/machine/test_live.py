@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.machine.conftest import TRUTH
 from tests.simgpu.fixtures import restore
 from vramtune.errors import NoAcceleratorError, UsageError
-from vramtune.machine import live, rates
+from vramtune.machine import live, trials
 from vramtune.machine.gpus import CONTEXT_BYTES
 from vramtune.machine.live import holders, live_device
 from vramtune.machine.rates import Rates, measure_rates
@@ -84,7 +84,7 @@ def test_the_attention_trial_counts_the_flops_that_the_roofline_counts() -> None
                 counted_flops.append(attention_flops(*args[:3]))
             return function(*args, **(kwargs or {}))
 
-    call, flops = rates._attention(24, device=torch.device("cpu"), dtype=torch.float32)
+    call, flops = trials.attention(24, device=torch.device("cpu"), dtype=torch.float32)
     with Seen():
         call()
     assert counted_flops == [flops]

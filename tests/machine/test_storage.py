@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tests import tiny_pipelines
-from vramtune import api, mapped_files
+from vramtune import mapped_files
+from vramtune.api.device import on_this_host
 from vramtune.machine import remembered, storage
 from vramtune.machine.gpus import find_gpu
 from vramtune.mapped_files import cached_fraction, pages_around, read_in
@@ -141,13 +142,13 @@ def test_a_pipeline_in_files_is_planned_for_with_their_rates_and_another_with_as
         return RATES
 
     monkeypatch.setattr(storage, "storage_rates", rates)
-    in_memory = api._on_this_host(gpu, pipe)
+    in_memory = on_this_host(gpu, pipe)
     assert in_memory.storage_source == "assumed"
     assert asked == []
-    in_files = api._on_this_host(gpu, type(pipe).from_pretrained(tmp_path))
+    in_files = on_this_host(gpu, type(pipe).from_pretrained(tmp_path))
     assert (in_files.storage_bytes_per_second, in_files.page_cache_bytes_per_second) == (2e9, 9e9)
     assert in_files.storage_source == "measured"
     assert (in_files.ram_bytes or 0) < 1000 < (in_memory.ram_bytes or 0), "buffers only"
     assert [file.parent.name for file in asked] == ["transformer"]
     monkeypatch.setattr(storage, "storage_rates", lambda file: None)
-    assert api._on_this_host(gpu, type(pipe).from_pretrained(tmp_path)).storage_source == "assumed"
+    assert on_this_host(gpu, type(pipe).from_pretrained(tmp_path)).storage_source == "assumed"

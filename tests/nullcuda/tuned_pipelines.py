@@ -11,11 +11,11 @@ from torch import nn
 
 from tests import tiny_pipelines
 from tests.nullcuda.card import counters, reset
-from vramtune.api import MARGIN_FRACTION
 from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
 from vramtune.predict import predict_profile
 from vramtune.schema import Plan, Profile
+from vramtune.tuner.budget import MARGIN_FRACTION
 from vramtune.tuner.search import choose_plan
 
 NAMES = (*tiny_pipelines.CALL, "larger flux")

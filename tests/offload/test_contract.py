@@ -12,9 +12,9 @@ from tests.offload.tuned_pipelines import planned, profiled, resident_bytes, wei
 from tests.simgpu import load
 from tests.simgpu.prediction import COUNTED_AS
 from tests.simgpu.stock_modes import MODES, on_cpu
-from vramtune.api import MARGIN_FRACTION
 from vramtune.offload.install import install
 from vramtune.schema import Measurement, Plan, Profile
+from vramtune.tuner.budget import MARGIN_FRACTION
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.stock_modes import stock_modes
 

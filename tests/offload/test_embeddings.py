@@ -1,5 +1,6 @@
 """What encoders returned is kept if asked for: the same bits, by all inputs, within a bound, until the plan is removed."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -12,12 +13,15 @@ from transformers import DynamicCache
 
 from tests import tiny_pipelines
 from tests.offload.state import output
+from tests.offload.test_adapters import lora
 from tests.offload.test_staging import plan_for
 from tests.offload.tuned_pipelines import profiled
 from vramtune.offload import embeddings
 from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.install import install
 from vramtune.offload.runtime import Runtime
+from vramtune.tuned import Tuned
+from vramtune.units import format_bytes
 
 CALL = {"num_inference_steps": 2, "output_type": "pt", **tiny_pipelines.CALL["flux"]}
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -134,6 +138,22 @@ def test_an_encoder_that_was_edited_runs_again(sim: ModuleType, no_garbage: None
         assert set(runs) == set(ENCODERS)
 
 
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_an_encoder_into_which_a_lora_was_fused_between_two_calls_runs_again(
+    sim: ModuleType, no_garbage: None, fraction: float
+) -> None:
+    want = tiny_pipelines.build("flux")
+    with kept(fraction=fraction) as (pipe, _, runs):
+        output(pipe, "flux")
+        for edited in (want, pipe):
+            edited.load_lora_weights(dict(lora("flux")), adapter_name="a")
+            edited.fuse_lora()
+            edited.unload_lora_weights()
+        runs.clear()
+        assert torch.equal(output(pipe, "flux"), output(want.to("sim"), "flux"))
+        assert "text_encoder" in runs
+
+
 def test_an_encoder_with_an_adapter_always_runs(sim: ModuleType, no_garbage: None) -> None:
     with kept() as (pipe, _, runs):
         output(pipe, "flux")
@@ -179,9 +199,22 @@ def test_what_is_kept_stays_within_the_bound_and_the_oldest_goes(
         pipe.text_encoder_2(ids)
         assert len(runs) == 1
         runs.clear()
+        before = kept_by(runtime).num_bytes
         for _ in range(2):
             pipe.text_encoder_2(ids.repeat(9, 1))
         assert len(runs) == 2, "larger than the bound"
+        assert kept_by(runtime).num_bytes == before, "nothing goes for what is not kept"
+
+
+def test_what_is_kept_is_beside_the_weights_and_the_handle_says_how_much(sim: ModuleType, no_garbage: None) -> None:
+    with kept() as (pipe, runtime, _):
+        output(pipe, "flux")
+        shown = repr(Tuned(runtime, None))
+        assert re.search(rf"embeddings kept +{format_bytes(kept_by(runtime).num_bytes)} +measured", shown), shown
+    assert runtime.embedding_bytes == 0
+    with install(pipe, runtime.plan, device="sim") as runtime:
+        assert runtime.embedding_bytes is None
+        assert "embeddings" not in repr(Tuned(runtime, None))
 
 
 def test_nothing_is_left_after_remove(sim: ModuleType, no_garbage: None) -> None:

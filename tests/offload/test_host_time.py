@@ -8,9 +8,9 @@ import pytest
 from tests.offload.test_contract import TOLERANCE, budgets, predicted_modes, stock, tuned
 from tests.offload.tuned_pipelines import at_link_ratio, weight_bytes
 from tests.simgpu.prediction import RATES, predicted_profile, sim_device
-from vramtune.api import MARGIN_FRACTION
 from vramtune.pricing import roofline
 from vramtune.schema import Profile
+from vramtune.tuner.budget import MARGIN_FRACTION
 from vramtune.tuner.search import choose_plan
 
 

@@ -18,6 +18,7 @@ from tests.offload.test_habits import by_hand
 from tests.offload.tuned_pipelines import held_bytes, planned, profiled, resident_bytes
 from vramtune.offload.install import install
 from vramtune.offload.runtime import Runtime
+from vramtune.schema import Plan
 
 IS_COMPLETE = "VRAMTUNE_SOAK_CALLS" in os.environ
 NUM_SAMPLED = 12
@@ -32,9 +33,14 @@ def chosen(points: list[Point]) -> list[tuple[Point, BaseException]]:
     return [(point, rng.choice((KeyboardInterrupt, MemoryError))()) for point in some]
 
 
-def installed(pipe: Any) -> Runtime:
+@pytest.fixture(params=[None, 0.2], ids=["page-locked", "staged"])
+def plan(sim: ModuleType, request: pytest.FixtureRequest) -> Plan:
     profiled(NAME)
-    return install(pipe, planned(NAME, 0.5), device="sim")
+    return planned(NAME, 0.5, lockable_fraction=request.param)
+
+
+def installed(pipe: Any, plan: Plan) -> Runtime:
+    return install(pipe, plan, device="sim")
 
 
 @pytest.fixture
@@ -42,19 +48,19 @@ def pipe(sim: ModuleType) -> Any:
     return tiny_pipelines.build(NAME)
 
 
-def test_an_interrupted_install_leaves_the_pipeline_as_it_was(sim: ModuleType, pipe: Any) -> None:
+def test_an_interrupted_install_leaves_the_pipeline_as_it_was(sim: ModuleType, pipe: Any, plan: Plan) -> None:
     pipe.enable_model_cpu_offload(device="sim")
     seen: list[Point] = []
 
     def go_in_and_out() -> None:
         runtime: list[Runtime] = []
-        seen.extend(points_of(lambda: runtime.append(installed(pipe))))
+        seen.extend(points_of(lambda: runtime.append(installed(pipe, plan))))
         runtime[0].remove()
 
     go_in_and_out()
     state, weights, held, pinned = state_of(pipe), values(pipe), held_bytes(), sim.pinned_memory_allocated()
     for point, error in chosen(seen):
-        came = interrupt(lambda: installed(pipe).remove(), point, error)
+        came = interrupt(lambda: installed(pipe, plan).remove(), point, error)
         assert came, point
         assert without_hooks(state_of(pipe)) == without_hooks(state), point
         assert same(values(pipe), weights), point
@@ -66,12 +72,12 @@ def without_hooks(state: dict[str, Any]) -> dict[str, Any]:
     return {"class": state["class"], "weights": state["weights"], "modules": state["modules"]}
 
 
-def test_an_interrupted_remove_is_finished_by_the_next(sim: ModuleType, pipe: Any) -> None:
+def test_an_interrupted_remove_is_finished_by_the_next(sim: ModuleType, pipe: Any, plan: Plan) -> None:
     state, weights, held, pinned = state_of(pipe), values(pipe), held_bytes(), sim.pinned_memory_allocated()
-    runtime = installed(pipe)
+    runtime = installed(pipe, plan)
     points = points_of(runtime.remove)
     for point, error in chosen(points):
-        runtime = installed(pipe)
+        runtime = installed(pipe, plan)
         assert interrupt(runtime.remove, point, error), point
         runtime.remove()
         assert state_of(pipe) == state, point
@@ -81,16 +87,16 @@ def test_an_interrupted_remove_is_finished_by_the_next(sim: ModuleType, pipe: An
 
 @pytest.mark.parametrize("then", ["call", "remove"])
 def test_after_an_interrupted_call_the_next_is_right_or_the_pipeline_as_it_was(
-    sim: ModuleType, pipe: Any, expected: dict[str, torch.Tensor], then: str
+    sim: ModuleType, pipe: Any, plan: Plan, expected: dict[str, torch.Tensor], then: str
 ) -> None:
     state, weights, held = state_of(pipe), values(pipe), held_bytes()
     stream = torch.accelerator.current_stream()
-    runtime = installed(pipe)
+    runtime = installed(pipe, plan)
     if then == "call":
         output(pipe, NAME)  # so that the points are those of a call after another
     for point, error in chosen(points_of(lambda: output(pipe, NAME))):
         if not runtime.is_installed:
-            runtime = installed(pipe)
+            runtime = installed(pipe, plan)
         assert interrupt(lambda: output(pipe, NAME), point, error), point
         if then == "call":
             assert torch.equal(output(pipe, NAME), expected[NAME]), point
@@ -107,7 +113,7 @@ def test_after_an_interrupted_call_the_next_is_right_or_the_pipeline_as_it_was(
 
 
 def test_after_an_interrupted_call_of_components_by_hand_the_next_is_right(
-    sim: ModuleType, pipe: Any, expected: dict[str, torch.Tensor]
+    sim: ModuleType, pipe: Any, plan: Plan, expected: dict[str, torch.Tensor]
 ) -> None:
     @torch.no_grad()
     def call() -> None:
@@ -115,7 +121,7 @@ def test_after_an_interrupted_call_of_components_by_hand_the_next_is_right(
             each()
 
     held = held_bytes()
-    runtime = installed(pipe)
+    runtime = installed(pipe, plan)
     call()
     for point, error in chosen(points_of(call)):
         assert interrupt(call, point, error), point

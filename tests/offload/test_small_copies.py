@@ -11,10 +11,10 @@ from tests.classes.families import FAMILIES
 from tests.offload.tuned_pipelines import at_link_ratio
 from tests.simgpu import load
 from tests.simgpu.prediction import RATES, predicted_call
-from vramtune.api import MARGIN_FRACTION
 from vramtune.offload.inputs import SMALL_BYTES, Brought, to_device
 from vramtune.offload.install import install
 from vramtune.schema import Profile
+from vramtune.tuner.budget import MARGIN_FRACTION
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.stock_modes import stock_modes
 

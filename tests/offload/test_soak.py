@@ -19,6 +19,7 @@ NUM_CALLS = int(os.environ.get("VRAMTUNE_SOAK_CALLS", "20"))
 CALLS_PER_PLAN = 5
 NAMES = ("sd15", "sdxl", "flux")
 FRACTIONS = (0.4, 0.5, 0.7, 0.9, 1.0)
+LOCKABLE_FRACTIONS = (None, 0.6, 0.2)
 
 
 @pytest.mark.slow
@@ -37,7 +38,8 @@ def test_many_random_calls_are_right_and_leave_no_memory_behind(sim: ModuleType)
         name = NAMES[episode % len(NAMES)]
         pipe, twin = pipes[name]
         sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
-        with tuned(name, rng.choice(FRACTIONS), pipe=pipe) as (_, runtime):
+        lockable_fraction = rng.choice(LOCKABLE_FRACTIONS)
+        with tuned(name, rng.choice(FRACTIONS), lockable_fraction=lockable_fraction, pipe=pipe) as (_, runtime):
             soak(sim, rng, name, twin, pipe, runtime)
         share_schedule(pipe, twin)
         assert held_bytes() == before_bytes, f"plan {episode} ({name})"

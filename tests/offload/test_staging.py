@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from tests import tiny_pipelines
 from tests.offload.state import state_of
 from tests.offload.test_contract import counted, on_cpu, predicted_modes, stock
-from tests.offload.tuned_pipelines import profiled, weight_bytes
+from tests.offload.tuned_pipelines import planned, profiled, weight_bytes
 from tests.simgpu.staging import stage_in_virtual_time
 from vramtune.mapped_files import MappedFiles
 from vramtune.offload.groups import Group, HeldTensor
@@ -44,10 +44,6 @@ def plan_for(profile: Profile, name: str, fraction: float = 0.4) -> Plan:
     """A plan on a device with room for that share of the weights."""
     peak_bytes = choose_plan(profile, profile.device.usable_bytes).estimate.peak_bytes
     return choose_plan(profile, peak_bytes - int((1 - fraction) * weight_bytes(name)))
-
-
-def locked_plan(name: str, locked_fraction: float) -> Plan:
-    return plan_for(on_host(profiled(name), int(locked_fraction * weight_bytes(name))), name)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +80,7 @@ def test_with_less_page_locked_bits_stay_the_limit_holds_and_a_call_takes_as_lon
 
 @pytest.mark.parametrize("name", ["flux", pytest.param("sdxl", marks=SLOW), pytest.param("wan", marks=SLOW)])
 def test_a_thread_of_its_own_stages_the_same_bits_call_after_call(sim: ModuleType, no_garbage: None, name: str) -> None:
-    plan = locked_plan(name, 0.2)
+    plan = planned(name, lockable_fraction=0.2)
     pipe = tiny_pipelines.build(name)
     before = threading.active_count()
     with install(pipe, plan, device="sim"):
@@ -95,7 +91,7 @@ def test_a_thread_of_its_own_stages_the_same_bits_call_after_call(sim: ModuleTyp
 
 
 def test_what_stays_in_place_is_not_copied_and_is_where_it_was_in_the_end(sim: ModuleType, no_garbage: None) -> None:
-    plan = locked_plan("flux", 0.2)
+    plan = planned("flux", lockable_fraction=0.2)
     pipe = tiny_pipelines.build("flux")
     where = {name: p.data_ptr() for name, p in pipe.transformer.named_parameters()}
     (placement,) = (p for p in plan.placements if p.component == "transformer")
@@ -112,7 +108,7 @@ def test_what_stays_in_place_is_not_copied_and_is_where_it_was_in_the_end(sim: M
 
 
 def test_an_edit_of_a_staged_weight_counts(sim: ModuleType, no_garbage: None) -> None:
-    plan = locked_plan("flux", 0.2)
+    plan = planned("flux", lockable_fraction=0.2)
     want, pipe = tiny_pipelines.build("flux"), tiny_pipelines.build("flux")
     with install(pipe, plan, device="sim"):
         tiny_pipelines.run(pipe, "flux")
@@ -139,7 +135,7 @@ def test_where_the_system_locks_less_than_planned_the_rest_is_staged_with_one_wa
 def test_an_error_of_the_thread_is_the_call_s_and_the_next_call_runs(
     sim: ModuleType, no_garbage: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = locked_plan("flux", 0.2)
+    plan = planned("flux", lockable_fraction=0.2)
     pipe = tiny_pipelines.build("flux")
 
     def fails(*_: Any) -> None:
@@ -189,7 +185,7 @@ def test_page_locking_says_how_far_it_is_from_a_second_on(
 
     bars, updates = list[dict[str, Any]](), list[float]()
     monkeypatch.setattr("tqdm.auto.tqdm", Bar)
-    plan, pipe = locked_plan("flux", 0.4), tiny_pipelines.build("flux")
+    plan, pipe = planned("flux", lockable_fraction=0.4), tiny_pipelines.build("flux")
     with install(pipe, plan, device="sim", progress=True):
         (bar,) = bars
         assert (bar["total"], bar["delay"], bar["disable"]) == (plan.estimate.locked_bytes, 1, False)
@@ -205,7 +201,7 @@ def test_page_locking_says_how_far_it_is_from_a_second_on(
 def test_page_locking_that_is_interrupted_leaves_the_pipeline_as_it_was_and_nothing_locked(
     sim: ModuleType, no_garbage: None, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    plan, pipe = locked_plan("flux", 0.6), tiny_pipelines.build("flux")
+    plan, pipe = planned("flux", lockable_fraction=0.6), tiny_pipelines.build("flux")
     before, kind, locked_bytes = state_of(pipe), type(pipe), sim.pinned_memory_allocated()
     calls = 0
 
@@ -229,7 +225,11 @@ def test_page_locking_that_is_interrupted_leaves_the_pipeline_as_it_was_and_noth
 
 def test_a_pipeline_that_is_dropped_gives_back_what_was_locked_and_its_thread_ends(sim: ModuleType) -> None:
     gc.collect()
-    plan, locked_bytes, threads = locked_plan("flux", 0.2), sim.pinned_memory_allocated(), threading.active_count()
+    plan, locked_bytes, threads = (
+        planned("flux", lockable_fraction=0.2),
+        sim.pinned_memory_allocated(),
+        threading.active_count(),
+    )
     pipe = tiny_pipelines.build("flux")
     install(pipe, plan, device="sim")
     tiny_pipelines.run(pipe, "flux")

@@ -58,19 +58,30 @@ def at_link_ratio(profile: Profile, copy_to_compute: float) -> Profile:
 
 
 @functools.cache
-def planned(name: str, fraction: float = TIGHT_FRACTION, *, copy_to_compute: float = 1.0) -> Plan:
-    """The plan for a budget that has room for this fraction of the weights; 1: all resident."""
+def planned(
+    name: str, fraction: float = TIGHT_FRACTION, *, copy_to_compute: float = 1.0, lockable_fraction: float | None = None
+) -> Plan:
+    """The plan for a budget that has room for this fraction of the weights (1: all resident), and a host that may page-lock
+    that one (None: all)."""
     profile = profiled(name, copy_to_compute=copy_to_compute)
+    if lockable_fraction is not None:
+        lockable_bytes = int(lockable_fraction * weight_bytes(name))
+        profile = replace(profile, device=replace(profile.device, lockable_bytes=lockable_bytes))
     peak_bytes = choose_plan(profile, profile.device.usable_bytes).estimate.peak_bytes
     return choose_plan(profile, peak_bytes - int((1 - fraction) * weight_bytes(name)))
 
 
 @contextmanager
 def tuned(
-    name: str, fraction: float = 0.5, *, copy_to_compute: float = 1.0, pipe: DiffusionPipeline | None = None
+    name: str,
+    fraction: float = 0.5,
+    *,
+    copy_to_compute: float = 1.0,
+    lockable_fraction: float | None = None,
+    pipe: DiffusionPipeline | None = None,
 ) -> Iterator[tuple[Any, Runtime]]:
     """The named pipeline under that plan, with the rates it is made for; removed at the end."""
-    plan = planned(name, fraction, copy_to_compute=copy_to_compute)
+    plan = planned(name, fraction, copy_to_compute=copy_to_compute, lockable_fraction=lockable_fraction)
     profiled(name, copy_to_compute=copy_to_compute)
     pipe = tiny_pipelines.build(name) if pipe is None else pipe
     with install(pipe, plan, device="sim") as runtime:

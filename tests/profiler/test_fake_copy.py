@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import vramtune
 from tests import tiny_pipelines
-from vramtune.contract import modules_of, refuse_layer_offload
+from vramtune.contract import modules_of
+from vramtune.contract.refusals import refuse_layer_offload
 from vramtune.profiler.fake_copy import cached_fakes_forgotten, fake_copy
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)

@@ -126,7 +126,8 @@ def trace_of(
 
 def call_kwargs(pipe: Any, settings: Mapping[str, object]) -> dict[str, object]:
     """The settings under the names that the pipeline's `__call__` has for them."""
-    from vramtune.contract import CALL, call_parameters
+    from vramtune.contract import CALL
+    from vramtune.contract.tracing import call_parameters
 
     accepted = call_parameters(pipe, CALL)
     return {_argument(name, accepted, pipeline_class=type(pipe).__name__): value for name, value in settings.items()}

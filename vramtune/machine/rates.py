@@ -6,21 +6,20 @@ of a kernel or the latency of a copy: predictions add it up the same way (`roofl
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
 from statistics import median
+from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
+from vramtune.machine import trials
+from vramtune.machine.timing import NUM_QUEUED, PATIENCE_SECONDS, Timing, best_timing, elapsed, queued_seconds
+from vramtune.machine.trials import Make
 from vramtune.units import MIB
 
-ENOUGH_SECONDS = 1e-3
-"""Device time of a call from which launches and the resolution of the clock no longer matter."""
-PATIENCE_SECONDS = 5e-3
-"""Host time for which a call is repeated; one that takes as long is not made larger."""
 MOST_BYTES = 256 * MIB
 MOST_FRACTION = 0.05
 """What a trial holds at once: no more than `MOST_BYTES`, nor this share of what is free (the smallest up to 4 MiB)."""
@@ -30,11 +29,9 @@ MOST_COPIED_BYTES = 64 * MIB
 LEAST_BESIDE_BYTES = 4096
 """Least to copy beside matrix products; otherwise as much as should take half their time."""
 BUSY_SECONDS = 5e-3
-"""GPU time of what keeps it busy while the host issues what is to be timed without it."""
-NUM_QUEUED = 50
-"""Calls issued meanwhile; the host needs some 20 microseconds for one."""
+"""GPU time of what keeps it busy while the host issues what is to be timed without it (`queued_seconds`)."""
 NUM_PACES = 5
-"""How often that is timed, at each of three moments."""
+"""How often the host's pace is timed, at each of three moments."""
 HEADS = (("narrow_attention", 64), ("attention", 128), ("wide_attention", 512))
 MOST_TOKENS = 8192
 """Attention over more is faster than what an image takes."""
@@ -45,11 +42,6 @@ LATE_RATIO = 1.1
 NUM_STREAMS, ENOUGH_OVERLAP = 3, 0.9
 """Streams on which copies are tried, until one overlaps so far."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-Trial = tuple[Callable[[], object], int]
-"""What is timed, and the FLOPs or bytes of one call."""
-Make = Callable[..., Trial]
-"""Makes the trial of a size, on a `device` and in a `dtype`."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,17 +65,14 @@ class Rates:
     operation_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """The best time of one call, at the size to which it was made to grow."""
+class CopyRates(NamedTuple):
+    """Bytes a second, and what a copy takes besides."""
 
-    size: int
-    amount: float
-    seconds: float
-
-    def per_second(self, fixed_seconds: float) -> float:
-        """The rate once a fixed cost is taken off; the cost counts as at most nine tenths of the time."""
-        return self.amount / max(self.seconds - fixed_seconds, self.seconds / 10)
+    pinned: float
+    pageable: float
+    readback: float
+    staging: float
+    latency_seconds: float
 
 
 def measure_rates(device: torch.device) -> Rates:
@@ -96,65 +85,93 @@ def measure_rates(device: torch.device) -> Rates:
     """
     with torch.accelerator.device_index(device.index):
         most_bytes = min(MOST_BYTES, int(MOST_FRACTION * torch.accelerator.get_memory_info(device)[0]))
-        best = partial(_best, device=device)
         products = _products(most_bytes, device=device)
-        fastest = min(products, key=lambda dtype: products[dtype].seconds / products[dtype].amount)
+        fastest = _fastest(products)
         busy = _long_work(products[fastest], device=device, dtype=fastest)
-        launch_seconds = _queued_seconds(_tiny_kernel(1, device=device, dtype=torch.float32)[0], busy, device=device)
-        light, queued_seconds = _light_operation(busy, device=device)
-        del busy  # its operands go before others are made
+        tiny, _ = trials.tiny_kernel(1, device=device, dtype=torch.float32)
+        launch_seconds = queued_seconds(tiny, busy, device=device)
+        light, light_seconds = _light_operation(busy, device=device)
+        del busy, tiny  # their operands go before others are made
         paces = [_pace(light, device=device)]
-        latency_seconds = best(_pinned_copy, sizes=(1, 1), dtype=torch.uint8).seconds
-        copied = min(LEAST_COPIED_BYTES, most_bytes), min(MOST_COPIED_BYTES, most_bytes)
-        pinned, pageable, readback = (
-            best(copy, sizes=copied, dtype=torch.uint8).per_second(latency_seconds)
-            for copy in (_pinned_copy, _pageable_copy, _readback)
-        )
-        staging = _staging_rate(copied[1])
+        copies = _copy_rates(most_bytes, device=device)
         paces.append(_pace(light, device=device))
-        peaks = {dtype: timing.per_second(launch_seconds) for dtype, timing in products.items()}
-
-        def rate(make: Make, first: int, last: int, dtype: torch.dtype = fastest) -> float:
-            return best(make, sizes=(first, last), dtype=dtype).per_second(launch_seconds)
-
-        convolution, float32_convolution = (
-            rate(_convolution, 1, most_bytes // size, dtype)
-            for size, dtype in ((MIB, fastest), (2 * MIB, torch.float32))
+        flops_per_second, efficiency_fraction = _arithmetic(products, launch_seconds, most_bytes, device=device)
+        additions = best_timing(
+            trials.addition, sizes=(2**18, most_bytes // (3 * fastest.itemsize)), device=device, dtype=fastest
         )
-        attention = {
-            kind: rate(partial(_attention, width=width), 512, min(MOST_TOKENS, most_bytes // 5120))
-            for kind, width in HEADS
-        }
-        memory = rate(_addition, 2**18, most_bytes // (3 * fastest.itemsize))
-        copied_bytes = min(copied[1], max(LEAST_BESIDE_BYTES, int(2 * products[fastest].seconds * pinned)))
-        overlap = _overlap_fraction(products[fastest].size, copied_bytes, device=device, dtype=fastest)
+        memory = additions.per_second(launch_seconds)
+        overlap = _overlap_fraction(products[fastest], copies.pinned, most_bytes, device=device, dtype=fastest)
         elements = _element_rates(memory, launch_seconds, most_bytes, device=device, dtype=fastest)
         paces.append(_pace(light, device=device))
         issued_seconds = median(paces)
-        operation_seconds = issued_seconds if issued_seconds > LATE_RATIO * queued_seconds else 0.0
         del light
         _give_back(device)
     return Rates(
-        pinned_copy_bytes_per_second=pinned,
-        pageable_copy_bytes_per_second=pageable,
-        readback_bytes_per_second=readback,
-        staging_bytes_per_second=staging,
+        pinned_copy_bytes_per_second=copies.pinned,
+        pageable_copy_bytes_per_second=copies.pageable,
+        readback_bytes_per_second=copies.readback,
+        staging_bytes_per_second=copies.staging,
         overlap_fraction=overlap,
-        copy_latency_seconds=latency_seconds,
-        flops_per_second={str(dtype).removeprefix("torch."): peak for dtype, peak in peaks.items()}
-        | {"tensorfloat32": float32_convolution * peaks[fastest] / convolution},
+        copy_latency_seconds=copies.latency_seconds,
+        flops_per_second=flops_per_second,
         memory_bytes_per_second=memory,
-        efficiency_fraction={
-            "matmul": 1.0,
-            "convolution": min(1.0, convolution / peaks[fastest]),
-            **{kind: min(1.0, value / peaks[fastest]) for kind, value in attention.items()},
-            "memory": 1.0,
-        },
+        efficiency_fraction=efficiency_fraction,
         launch_seconds=launch_seconds,
         multiprocessors=_multiprocessors(device),
         elements_per_second=elements,
-        operation_seconds=operation_seconds,
+        operation_seconds=issued_seconds if issued_seconds > LATE_RATIO * light_seconds else 0.0,
     )
+
+
+def _copy_rates(most_bytes: int, *, device: torch.device) -> CopyRates:
+    sizes = min(LEAST_COPIED_BYTES, most_bytes), min(MOST_COPIED_BYTES, most_bytes)
+    best = partial(best_timing, device=device, dtype=torch.uint8)
+    latency_seconds = best(trials.pinned_copy, sizes=(1, 1)).seconds
+    pinned, pageable, readback = (
+        best(copy, sizes=sizes).per_second(latency_seconds)
+        for copy in (trials.pinned_copy, trials.pageable_copy, trials.readback)
+    )
+    return CopyRates(pinned, pageable, readback, _staging_rate(sizes[1]), latency_seconds)
+
+
+def _staging_rate(num_bytes: int) -> float:
+    """Bytes a second from ordinary into page-locked memory; the best of a few, timed by the host's clock."""
+    ordinary = torch.ones(num_bytes, dtype=torch.uint8)
+    locked = trials.locked_if_possible(torch.ones(num_bytes, dtype=torch.uint8))
+    best_seconds, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < PATIENCE_SECONDS or best_seconds == float("inf"):
+        start = time.perf_counter()
+        locked.copy_(ordinary)
+        best_seconds = min(best_seconds, time.perf_counter() - start)
+    return num_bytes / best_seconds
+
+
+def _arithmetic(
+    products: Mapping[torch.dtype, Timing], launch_seconds: float, most_bytes: int, *, device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """FLOPs a second by dtype, and what share of the fastest one's each kind of operation reaches."""
+    fastest = _fastest(products)
+
+    def rate(make: Make, first: int, last: int, dtype: torch.dtype = fastest) -> float:
+        return best_timing(make, sizes=(first, last), device=device, dtype=dtype).per_second(launch_seconds)
+
+    peaks = {dtype: timing.per_second(launch_seconds) for dtype, timing in products.items()}
+    convolution = rate(trials.convolution, 1, most_bytes // MIB)
+    float32_convolution = rate(trials.convolution, 1, most_bytes // (2 * MIB), torch.float32)
+    attention = {
+        kind: rate(partial(trials.attention, width=width), 512, min(MOST_TOKENS, most_bytes // 5120))
+        for kind, width in HEADS
+    }
+    reached = {"convolution": convolution, **attention}
+    return (
+        {str(dtype).removeprefix("torch."): peak for dtype, peak in peaks.items()}
+        | {"tensorfloat32": float32_convolution * peaks[fastest] / convolution},
+        {"matmul": 1.0, **{kind: min(1.0, value / peaks[fastest]) for kind, value in reached.items()}, "memory": 1.0},
+    )
+
+
+def _fastest(products: Mapping[torch.dtype, Timing]) -> torch.dtype:
+    return min(products, key=lambda dtype: products[dtype].seconds / products[dtype].amount)
 
 
 def _products(most_bytes: int, *, device: torch.device) -> dict[torch.dtype, Timing]:
@@ -163,7 +180,7 @@ def _products(most_bytes: int, *, device: torch.device) -> dict[torch.dtype, Tim
     for dtype in DTYPES:
         sizes = 512, isqrt(most_bytes // (3 * dtype.itemsize))
         try:
-            products[dtype] = _best(_matmul, sizes=sizes, device=device, dtype=dtype)
+            products[dtype] = best_timing(trials.matmul, sizes=sizes, device=device, dtype=dtype)
         except (NotImplementedError, TypeError):  # how PyTorch's backends say that they lack a dtype
             if dtype is torch.float32:
                 raise
@@ -181,10 +198,10 @@ def _element_rates(
     """By kind, what one multiprocessor gets through; kinds that their traffic accounts for are left out."""
     rates, multiprocessors = {}, _multiprocessors(device)
     for kind, make, share in (
-        ("strided", _strided, multiprocessors),
-        ("group_norm", _group_norm, min(32, multiprocessors)),
+        ("strided", trials.strided, multiprocessors),
+        ("group_norm", trials.group_norm, min(32, multiprocessors)),
     ):
-        timing = _best(make, sizes=(2**18, most_bytes // (4 * dtype.itemsize)), device=device, dtype=dtype)
+        timing = best_timing(make, sizes=(2**18, most_bytes // (4 * dtype.itemsize)), device=device, dtype=dtype)
         seconds = timing.seconds - launch_seconds
         traffic_seconds = timing.amount / memory
         if seconds > SLOW_RATIO * traffic_seconds:
@@ -201,7 +218,7 @@ def _light_operation(busy: Callable[[], object], *, device: torch.device) -> tup
     """
     linear = torch.nn.Linear(8, 8, device="meta").to_empty(device=device).requires_grad_(False)  # draws no numbers
     x = torch.ones(8, 8, device=device)
-    return lambda: linear(x), _queued_seconds(lambda: linear(x), busy, device=device)
+    return lambda: linear(x), queued_seconds(lambda: linear(x), busy, device=device)
 
 
 def _pace(light: Callable[[], object], *, device: torch.device) -> float:
@@ -210,14 +227,14 @@ def _pace(light: Callable[[], object], *, device: torch.device) -> float:
     Not the best: on the host of an H100 it went from 16 to 25 microseconds and back within seconds, calls of models with
     it, so that the fastest moment says less of a call than a usual one; `measure_rates` asks more than once.
     """
-    return median(_elapsed(light, num_calls=NUM_QUEUED, device=device)[0] for _ in range(NUM_PACES)) / NUM_QUEUED
+    return median(elapsed(light, num_calls=NUM_QUEUED, device=device)[0] for _ in range(NUM_PACES)) / NUM_QUEUED
 
 
 def _long_work(product: Timing, *, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
     """Something that keeps the device busy for about `BUSY_SECONDS`, unless the host loses patience before."""
-    multiply, _ = _matmul(product.size, device=device, dtype=dtype)
+    multiply, _ = trials.matmul(product.size, device=device, dtype=dtype)
     multiply()
-    _, host_seconds = _elapsed(multiply, num_calls=1, device=device)
+    _, host_seconds = elapsed(multiply, num_calls=1, device=device)
     num_products = max(1, int(min(BUSY_SECONDS / product.seconds, 2 * PATIENCE_SECONDS / host_seconds)))
 
     def work() -> None:
@@ -227,29 +244,17 @@ def _long_work(product: Timing, *, device: torch.device, dtype: torch.dtype) -> 
     return work
 
 
-def _queued_seconds(call: Callable[[], object], busy: Callable[[], object], *, device: torch.device) -> float:
-    """The GPU's time of a call that waits in its queue when its turn comes, so that the host's does not show."""
-    start, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
-    call()
-    best_seconds = float("inf")
-    for _ in range(2):
-        busy()
-        start.record()
-        for _ in range(NUM_QUEUED):
-            call()
-        end.record()
-        end.synchronize()
-        best_seconds = min(best_seconds, start.elapsed_time(end) / 1e3 / NUM_QUEUED)
-    return best_seconds
-
-
-def _overlap_fraction(edge: int, copied_bytes: int, *, device: torch.device, dtype: torch.dtype) -> float:
+def _overlap_fraction(
+    product: Timing, pinned_bytes_per_second: float, most_bytes: int, *, device: torch.device, dtype: torch.dtype
+) -> float:
     """How long a pinned copy takes alone, as a share of how long it takes beside matrix products; at most 1.
 
     The best of a few streams: one may share the compute stream's queue of the hardware, and wait for its kernels.
     """
-    multiply, _ = _matmul(edge, device=device, dtype=dtype)
-    copy, _ = _pinned_copy(copied_bytes, device=device, dtype=torch.uint8)
+    copied_bytes = max(LEAST_BESIDE_BYTES, int(2 * product.seconds * pinned_bytes_per_second))
+    copied_bytes = min(copied_bytes, MOST_COPIED_BYTES, most_bytes)
+    multiply, _ = trials.matmul(product.size, device=device, dtype=dtype)
+    copy, _ = trials.pinned_copy(copied_bytes, device=device, dtype=torch.uint8)
     main = torch.accelerator.current_stream(device)
     start, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
 
@@ -281,131 +286,3 @@ def _give_back(device: torch.device) -> None:
     torch.accelerator.empty_cache()
     if device.type == "cuda":  # a backend outside PyTorch may lack this cache, and asking would crash
         torch._C._host_emptyCache()  # `torch.accelerator.empty_host_cache` is younger than PyTorch 2.11
-
-
-# ---------------------------------------------------------------------------------------------------
-# Time
-
-
-def _best(make: Make, *, sizes: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Timing:
-    """Double the first of `sizes`, up to the last, until a call takes long enough; repeat that and keep the best."""
-    size, largest = sizes
-    while True:
-        call, amount = make(size, device=device, dtype=dtype)
-        call()  # libraries load, and choose their kernels, when they first see a size
-        seconds, host_seconds = _elapsed(call, num_calls=1, device=device)
-        if seconds >= ENOUGH_SECONDS or host_seconds >= PATIENCE_SECONDS or 2 * size > largest:
-            break
-        del call  # its tensors go before the next are made
-        size *= 2
-    num_calls = max(1, int(min(ENOUGH_SECONDS / seconds, PATIENCE_SECONDS / host_seconds)))
-    spent_seconds = host_seconds
-    while spent_seconds < PATIENCE_SECONDS:
-        batch_seconds, host_seconds = _elapsed(call, num_calls=num_calls, device=device)
-        seconds = min(seconds, batch_seconds / num_calls)
-        spent_seconds += host_seconds
-    logger.debug("%s of size %d, %s on %s: %.3g s", make, size, dtype, device, seconds)
-    return Timing(size=size, amount=amount, seconds=seconds)
-
-
-def _elapsed(call: Callable[[], object], *, num_calls: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of the device and of the host for calls in a row."""
-    start, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
-    began = time.perf_counter()
-    start.record()
-    for _ in range(num_calls):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3, time.perf_counter() - began
-
-
-# ---------------------------------------------------------------------------------------------------
-# What is timed
-
-
-def _staging_rate(num_bytes: int) -> float:
-    """Bytes a second from ordinary into page-locked memory; the best of a few, timed by the host's clock."""
-    ordinary = torch.ones(num_bytes, dtype=torch.uint8)
-    locked = _locked_if_possible(torch.ones(num_bytes, dtype=torch.uint8))
-    best_seconds, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < PATIENCE_SECONDS or best_seconds == float("inf"):
-        start = time.perf_counter()
-        locked.copy_(ordinary)
-        best_seconds = min(best_seconds, time.perf_counter() - start)
-    return num_bytes / best_seconds
-
-
-def _tiny_kernel(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    tiny = torch.zeros(size, device=device, dtype=dtype)
-    return lambda: tiny.add_(1), 0
-
-
-def _pinned_copy(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    host = _locked_if_possible(torch.ones(size, device="cpu", dtype=dtype))
-    there = torch.empty(size, device=device, dtype=dtype)
-    return lambda: there.copy_(host, non_blocking=True), host.nbytes
-
-
-def _locked_if_possible(host: torch.Tensor) -> torch.Tensor:
-    """The same in page-locked memory; where the system refuses that, weights will lie in ordinary memory too."""
-    try:
-        return host.pin_memory()
-    except RuntimeError as error:
-        logger.debug("page-locked memory is refused, so copies are measured from ordinary memory: %s", error)
-        return host
-
-
-def _pageable_copy(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    host = torch.ones(size, device="cpu", dtype=dtype)
-    there = torch.empty(size, device=device, dtype=dtype)
-    return lambda: there.copy_(host), host.nbytes
-
-
-def _readback(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """Copies into fresh memory each time, whose pages are mapped as they are filled, as in `module.to("cpu")`."""
-    there, kept = torch.zeros(size, device=device, dtype=dtype), list[torch.Tensor]()
-    return lambda: kept.append(there.cpu()), there.nbytes
-
-
-def _matmul(edge: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    left, right = (_random(edge, edge, device=device, dtype=dtype) for _ in range(2))
-    return lambda: left @ right, 2 * edge**3
-
-
-def _convolution(num_images: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """3 x 3, 256 to 256 channels, images of 32 x 32: 1 MiB each at 16 bits, with its result."""
-    images = _random(num_images, 256, 32, 32, device=device, dtype=dtype)
-    weight = _random(256, 256, 3, 3, device=device, dtype=dtype)
-    return lambda: functional.conv2d(images, weight, padding=1), 2 * images.numel() * 256 * 9
-
-
-def _attention(num_tokens: int, *, width: int = 64, device: torch.device, dtype: torch.dtype) -> Trial:
-    """640 channels in heads of that width: 5 KiB per token at 16 bits, with its result."""
-    query, key, value = (_random(1, 640 // width, num_tokens, width, device=device, dtype=dtype) for _ in range(3))
-    # two matrix products per head, as `vramtune.profiler.operations.attention_flops` counts them
-    flops = 2 * 2 * query.numel() * num_tokens
-    return lambda: functional.scaled_dot_product_attention(query, key, value), flops
-
-
-def _addition(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    left, right = (torch.ones(size, device=device, dtype=dtype) for _ in range(2))
-    return lambda: left + right, 3 * left.nbytes
-
-
-def _strided(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """Every second number, as rotary embeddings take them."""
-    pairs = torch.ones(size, 2, device=device, dtype=dtype)[:, 0]
-    return lambda: -pairs, 2 * size * dtype.itemsize
-
-
-def _group_norm(size: int, *, device: torch.device, dtype: torch.dtype) -> Trial:
-    """An image in 32 groups, each of which one block of threads adds up."""
-    image, weight = (torch.ones(*shape, device=device, dtype=dtype) for shape in ((1, 32, size // 32), (32,)))
-    return lambda: functional.group_norm(image, 32, weight, weight), 2 * image.nbytes + 2 * weight.nbytes
-
-
-def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Random, because a GPU computes constants with less power, so faster; the caller's generators stay untouched."""
-    generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(shape, device=device, dtype=dtype, generator=generator)

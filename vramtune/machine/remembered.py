@@ -18,7 +18,7 @@ import pynvml
 from vramtune.errors import FileError
 from vramtune.machine import nvml
 from vramtune.paths import cache_folder
-from vramtune.schema import Device, Remembered, Spread
+from vramtune.schema import Device, Measurement, Plan, Remembered, Spread
 from vramtune.schema.files import Saved
 
 if TYPE_CHECKING:
@@ -98,6 +98,18 @@ def remember_call(device: "torch.device", call: str, times_predicted: float) -> 
     others = {name: times for name, times in before.times_predicted.items() if name != call}
     calls = dict([*others.items(), (call, times_predicted)][-MOST_CALLS:])
     keep(known.path, replace(before, times_predicted=calls))
+
+
+def remember_measurement(device: "torch.device", plan: Plan, times_predicted: float, measured: Measurement) -> None:
+    """Keep what a call's arithmetic took beside what the rates said; what the plan had of that already is in it.
+
+    Nothing where it went otherwise than planned: other stages, or out of memory.
+    """
+    is_as_planned = [stage.name for stage in measured.stages] == [stage.name for stage in plan.stages]
+    if is_as_planned and not measured.num_out_of_memory and plan.estimate.compute_seconds:
+        seconds = measured.seconds - sum(stage.exposed_copy_seconds for stage in measured.stages)
+        call = f"{plan.pipeline_class}.{plan.workload.method} {plan.workload.call_kwargs}"
+        remember_call(device, call, times_predicted * seconds / plan.estimate.compute_seconds)
 
 
 def forget() -> int:

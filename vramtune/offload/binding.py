@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from vramtune.compiled import Structure, modules_by_path, unit_around, units_of
-from vramtune.contract import excluded_components, modules_of, refuse_incoming, refuse_unmovable
+from vramtune.contract import excluded_components, modules_of
+from vramtune.contract.refusals import refuse_incoming, refuse_unmovable
 from vramtune.errors import UsageError
 from vramtune.layout import kept_bytes, ring_bytes, taken_bytes
 from vramtune.offload.computed import ComputedWeight, hook_computed

@@ -32,7 +32,29 @@ class ComponentCalls:
         self._embeddings = embeddings
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a component's original method."""
+        """Call a component's original method, or give what it returned for the same inputs, if that is kept."""
+        with self._lock:  # a second thread waits until the pipeline's call of the first is over
+            if is_running(_RUN, self=self, component=component):  # a method that calls another one of its component
+                return original(*args, **kwargs)
+            is_inner = is_running(_RUN, self=self)
+            if not is_inner:
+                self._casts_not_cached.restore()
+            run = partial(self._run, component, method, original, args, kwargs, is_inner=is_inner)
+            if self._embeddings is None or is_inner:
+                return run()
+            return self._embeddings.known_or_new(component, method, (args, kwargs), run)
+
+    def _run(
+        self,
+        component: BoundComponent,
+        method: str,
+        original: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        *,
+        is_inner: bool,
+    ) -> Any:
+        """Call the method with weights and inputs on the device; again where memory runs out."""
 
         def attempt() -> Any:
             # Inputs first, or they would wait behind the copies of weights.
@@ -55,23 +77,9 @@ class ComponentCalls:
             finally:
                 self._conductor.leave(component)
 
-        with self._lock:  # a second thread waits until the pipeline's call of the first is over
-            if is_running(_RUN, self=self, component=component):  # a method that calls another one of its component
-                return original(*args, **kwargs)
-            is_inner = is_running(_RUN, self=self)
-            if not is_inner:
-                self._casts_not_cached.restore()
-            key = None
-            if self._embeddings is not None and not is_inner:
-                key = self._embeddings.key(component, method, (args, kwargs))
-                if key is not None and (known := self._embeddings.known(component, key)) is not None:
-                    return known
-            put_generators_back = remember_draws(self.device, (args, kwargs))
-            # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
-            result = self._conductor.run(call, is_whole=not is_pipeline_running())
-            if self._embeddings is not None and key is not None:
-                self._embeddings.keep(component, key, result)
-            return result
+        put_generators_back = remember_draws(self.device, (args, kwargs))
+        # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
+        return self._conductor.run(call, is_whole=not is_pipeline_running())
 
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""

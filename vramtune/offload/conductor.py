@@ -10,32 +10,24 @@ from typing import Any
 
 import torch
 
-from vramtune.host_memory import give_back_freed
-from vramtune.layout import round_up, segment_bytes
 from vramtune.mapped_files import MappedFiles
 from vramtune.offload.binding import Binding, BoundComponent, BoundPlacement
 from vramtune.offload.casts import hook_casts
-from vramtune.offload.fit import fit, fit_residents, held_bytes, planned_bytes, resident_bytes
 from vramtune.offload.groups import Group, edited
 from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_groups, unhook_modules
 from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
 from vramtune.offload.meter import Meter
-from vramtune.offload.pieces import flats, gaps_filled, pieces
-from vramtune.offload.position import Position, counts
+from vramtune.offload.pieces import gaps_filled, pieces
+from vramtune.offload.position import Position, active_placements, counts, itinerary, kept_groups, next_position
+from vramtune.offload.settling import put_on, take_off
+from vramtune.offload.shares import Shares
 from vramtune.offload.stack import is_running
 from vramtune.offload.stream import Copy, Lane, Passage, Ring, Traffic, allocate
-from vramtune.schema import Plan, call_name
+from vramtune.schema import Plan
 from vramtune.tables import Recipe, Tables
-from vramtune.units import MIB
 
 logger = logging.getLogger(__name__)
-
-TRIMMED_BYTES = 32 * MIB
-"""After so many bytes have moved to page-locked memory, what they took before is given back to the system."""
-
-FIRST_CUT_FRACTION = 1 / 8
-"""Share of a stage's weights that makes room after an out of memory that does not say what was asked for."""
 
 
 class Conductor:
@@ -43,12 +35,7 @@ class Conductor:
 
     def __init__(self, binding: Binding, device: torch.device, meter: Meter) -> None:
         self.binding, self.device = binding, device
-        self.overrun_bytes = [0] * len(self.plan.stages)
-        """Bytes that each stage's weights have less than planned, as out-of-memory errors taught."""
-        self._has_taken_back = False
-        """Whether weights got back once what they had given up."""
-        self._resident_limit_bytes = self.plan.budget_bytes
-        """Bytes that resident groups may have; fewer where out of memory taught that what no plan knows needs them."""
+        self._shares = Shares(binding, device)
         self.on_locked: Callable[[int], object] = lambda num_bytes: None
         """Told of the bytes of each group that was page-locked."""
         self.is_watched = True
@@ -74,6 +61,11 @@ class Conductor:
     def plan(self) -> Plan:
         """The plan that is followed."""
         return self.binding.plan
+
+    @property
+    def overrun_bytes(self) -> list[int]:
+        """Bytes that each stage's weights have less than planned, as out-of-memory errors taught."""
+        return self._shares.overrun_bytes
 
     @property
     def inputs(self) -> dict[BoundComponent, list[Brought]]:
@@ -107,7 +99,7 @@ class Conductor:
 
     def enter(self, component: BoundComponent, method: str | None) -> None:
         """Go to where a component's method runs (None: any of them), and have its root on the device."""
-        position = self._position_for(component, method)
+        position = next_position(self.plan, self._position, component, method)
         is_changed = any(g.is_written or g.is_edited or g.is_replaced for g in component.groups)
         if position != self._position or self._traffic is None or is_changed:
             self._move_to(position)
@@ -185,7 +177,7 @@ class Conductor:
         """
         self.end_call()
         if plan is not self.plan:
-            self.overrun_bytes, self._has_taken_back = [0] * len(plan.stages), False
+            self._shares.start_over(plan)
             self._recipes.clear()  # of other stages
         self.binding.follow(plan)
         for component in self._adopted:
@@ -210,7 +202,7 @@ class Conductor:
 
     def make_room(self, component: BoundComponent, method: str, asked_bytes: int | None) -> bool:
         """Give the weights less in the stage of a call that asked for bytes in vain; False if they can take no less."""
-        return self._make_room(self._position_for(component, method).stage, asked_bytes)
+        return self._make_room(next_position(self.plan, self._position, component, method).stage, asked_bytes)
 
     def make_room_here(self, asked_bytes: int | None) -> bool:
         """Give the weights less where the pipeline is, one of whose own lines ran out of memory; False if they cannot."""
@@ -219,48 +211,29 @@ class Conductor:
 
     def make_way(self) -> bool:
         """Let half of the resident groups give way to what no plan knows; False if they can take no less."""
-        before = resident_bytes(self.binding.placements)
-        self._resident_limit_bytes = min(before, self._resident_limit_bytes) // 2
+        before = self._shares.resident_bytes()
+        self._shares.halve_residents()
         self.pause()
         self._refit()
-        return resident_bytes(self.binding.placements) < before
+        return self._shares.resident_bytes() < before
 
     def _make_room(self, stage: int | None, asked_bytes: int | None) -> bool:
-        """Let the weights give up what was asked for in vain, which is never less than what is missing; then twice as much."""
+        """Let the weights of a stage give up what was asked for, the resident ones off the plan; workspaces go first."""
         self._close()
         self._evict(set())
         if let_go_of_workspaces(self.device, self.workspace_bytes):
             return True
         if stage is None:
             return self.make_way()
-        placements = self.binding.placements
-        held = held_bytes(placements, stage)
-        if asked_bytes is None:
-            first = int(FIRST_CUT_FRACTION * held)
-        else:
-            first = segment_bytes(round_up(asked_bytes)) if self.device.type == "cuda" else asked_bytes
-        wanted = max(2 * self.overrun_bytes[stage], first, 1)
-        least = planned_bytes(self.plan, stage) - held + wanted
-        self.overrun_bytes[stage] = max(wanted, least)
+        before = self._shares.held_bytes(stage)
+        self._shares.give_up(stage, asked_bytes)
         self._refit()
-        return held_bytes(placements, stage) < held
+        return self._shares.held_bytes(stage) < before
 
     def take_back(self, peak_bytes: Mapping[str, int], limit_bytes: int) -> None:
-        """Follow the whole plan again, once, where the last call's peaks by stage leave room for it.
-
-        What ran out of memory was a larger call, or another process had taken memory. Out of memory again teaches for good.
-        """
-        if not any(self.overrun_bytes) or self._has_taken_back:
-            return
-        free_bytes = torch.accelerator.get_memory_info(self.device)[0] + torch.accelerator.memory_reserved(self.device)
-        limit_bytes = min(limit_bytes, free_bytes - self._meter.others_bytes)
-        for stage, planned in enumerate(self.plan.stages):
-            more_bytes = planned_bytes(self.plan, stage) - held_bytes(self.binding.placements, stage)
-            if peak_bytes.get(planned.name, limit_bytes) + max(more_bytes, 0) > limit_bytes:
-                return
-        logger.debug("weights have what is planned for them again")
-        self.overrun_bytes, self._has_taken_back = [0] * len(self.plan.stages), True
-        self.follow(self.plan)
+        """Follow the whole plan again, once, where the last call's peaks by stage leave room for it."""
+        if self._shares.take_back(peak_bytes, limit_bytes, self._meter.others_bytes):
+            self.follow(self.plan)
 
     def refresh(self, component: BoundComponent) -> None:
         """Take over what was edited in a component since we last looked."""
@@ -281,47 +254,8 @@ class Conductor:
             for group in edited_groups:
                 self._drop(group)
                 group.is_settled = False
-            self._put_on(component, self._take_off(component))
+            put_on(component, take_off(component, self.device, self.on_locked), self.device)
             self._refit()
-
-    def _take_off(self, component: BoundComponent) -> set[Group]:
-        """Take the groups of a component from where they do not stay; returns those that are to be put on the device.
-
-        Where one leaves a piece of device memory, the others in it are taken off too, or it would stay allocated.
-        """
-        resident = component.resident_groups
-        displaced = [
-            group
-            for group in component.groups
-            if not group.is_settled or (group.piece != 0) != (group in resident) or group.is_elsewhere
-        ]
-        left = {group.piece for group in displaced} - {0}
-        displaced += [group for group in component.groups if group.piece in left and group not in displaced]
-        freed_bytes = 0
-        for group in displaced:
-            if group not in resident or (group.is_settled and group.piece):
-                group.settle_on_host(self.device)
-                if not group.is_in_place:
-                    self.on_locked(group.num_bytes)
-                freed_bytes += group.num_bytes
-                if freed_bytes > TRIMMED_BYTES:  # or tuning would take the weights twice
-                    give_back_freed()
-                    freed_bytes = 0
-        staying = {group for group in displaced if group in resident}
-        for group in staying:
-            group.is_settled = False
-            group.update_layout()
-        return staying
-
-    def _put_on(self, component: BoundComponent, staying: set[Group]) -> None:
-        """Give groups that stay their places on the device."""
-        if staying:
-            with gaps_filled(self.device):
-                for keeper in component.keepers:
-                    for sharing in pieces(keeper, staying):
-                        for group, flat in flats(sharing, self.device):
-                            group.settle_on_device(flat)
-                        staying.difference_update(sharing)
 
     def _settle_edits(self, component: BoundComponent) -> None:
         """Give what someone put on the device during the call its master on the host."""
@@ -333,54 +267,22 @@ class Conductor:
                 group.settle_on_host(self.device)
 
     def _refit(self) -> None:
-        """Keep fewer groups where they take more than the plan, less the overrun, has for them."""
-        placements = self.binding.placements
-        staying_bytes = sum(c.unplanned.num_bytes for c in self._adopted if c.is_excluded)
-        for stage, planned in enumerate(self.plan.stages):
-            less_bytes = self.overrun_bytes[stage] + staying_bytes
-            given_up = fit(placements, stage, planned_bytes(self.plan, stage) - less_bytes)
-            if given_up:
-                logger.debug("stage %s: weights give up %d bytes", planned.name, given_up)
-        if given_up := fit_residents(placements, self._resident_share_bytes):
-            logger.debug("resident weights give up %d bytes", given_up)
-        staying = {
-            component: self._take_off(component) for component in self._adopted
-        }  # all make room before any takes it
+        """Keep fewer groups where they take more than their share, and have each where it stays."""
+        self._shares.fit(self._adopted)
+        staying = {  # all make room before any takes it
+            component: take_off(component, self.device, self.on_locked) for component in self._adopted
+        }
         for component, groups in staying.items():
-            self._put_on(component, groups)
+            put_on(component, groups, self.device)
             for placement in component.placements:
                 if placement.num_resident < len(placement.groups) and not placement.is_hooked:
                     hook_groups(placement, self)
                     placement.is_hooked = True
-        if any(group.is_in_place and group.moves for placement in placements for group in placement.groups):
+        if any(group.is_in_place and group.moves for each in self.binding.placements for group in each.groups):
             self._lane.begin_staging()
-
-    @property
-    def _resident_share_bytes(self) -> int:
-        """Bytes that resident groups may have beside the largest component that came in and that no plan knows."""
-        incoming = max((c.unplanned.num_bytes for c in self._adopted if c.came_in), default=0)
-        share = max(planned_bytes(self.plan, stage) for stage in range(len(self.plan.stages)))
-        return max(min(self._resident_limit_bytes, share - incoming), 0) if incoming else self._resident_limit_bytes
 
     # ------------------------------------------------------------------------------------------------
     # From stage to stage
-
-    def _position_for(self, component: BoundComponent, method: str | None) -> Position:
-        """Where to be for a call: here, in the next stage that knows it, or off the plan."""
-        if self._position is not None and self._position.component is component and method is None:
-            return self._position
-        num_stages = len(self.plan.stages)
-        here = self._position.stage if self._position is not None and self._position.stage is not None else -1
-        order = [here, *(stage % num_stages for stage in range(here + 1, here + 1 + num_stages))]
-        for stage in order:
-            if stage >= 0 and self._knows(stage, component, method):
-                return Position(stage)
-        return Position(None, component)
-
-    def _knows(self, stage: int, component: BoundComponent, method: str | None) -> bool:
-        if method is not None:
-            return call_name(component.name, method) in self.plan.stages[stage].calls
-        return any(placement.planned.active[stage] for placement in component.placements)
 
     def _enter_by_module(self, component: BoundComponent) -> None:
         """Enter a component one of whose modules started by itself, or in a stage that does not know it."""
@@ -394,38 +296,16 @@ class Conductor:
 
     def _move_to(self, position: Position) -> None:
         self._close()
-        components = {placement.component for placement in self._active(position)}
+        components = {placement.component for placement in active_placements(self.binding, position)}
         for component in components | ({position.component} if position.component else set()):
             self.refresh(component)
-        kept = self._kept(position)
+        kept = kept_groups(self.binding, position, self._copies)
         self._evict({group for groups in kept.values() for group in groups})
         self._position = position
-        logger.debug("stage %s begins", self._stage_name(position))
-        self._meter.begin_stage(self._stage_name(position))
+        name = position.name(self.plan)
+        logger.debug("stage %s begins", name)
+        self._meter.begin_stage(name)
         self._open(position, kept)
-
-    def _stage_name(self, position: Position) -> str:
-        if position.stage is not None:
-            return self.plan.stages[position.stage].name
-        return f"{position.component.name} (unplanned)" if position.component else "unplanned"
-
-    def _active(self, position: Position) -> list[BoundPlacement]:
-        if position.stage is None:
-            return position.component.placements if position.component is not None else []
-        stage = position.stage
-        return [placement for placement in self.binding.placements if placement.planned.active[stage]]
-
-    def _kept(self, position: Position) -> dict[BoundPlacement | BoundComponent, list[Group]]:
-        """The groups kept at a position, by what keeps them; off the plan, the component keeps its unplanned ones."""
-        kept: dict[BoundPlacement | BoundComponent, list[Group]] = {}
-        active = self._active(position)
-        for placement in self.binding.placements:
-            num_kept, _ = counts(placement, position)
-            groups = [group for group in placement.groups[:num_kept] if group.moves]
-            kept[placement] = groups if placement in active else [g for g in groups if g in self._copies]
-        if (component := position.component) is not None:
-            kept[component] = [group for group in (component.root, component.unplanned) if group.moves]
-        return kept
 
     def _open(self, position: Position, kept: dict[BoundPlacement | BoundComponent, list[Group]]) -> None:
         """Take memory for what is absent, then start the copies."""
@@ -433,26 +313,18 @@ class Conductor:
             for keeper, groups in kept.items():
                 for sharing in pieces(keeper, [group for group in groups if group not in self._copies]):
                     self._copies.update(allocate(sharing, self.device))
-            self._passages = {placement: self._passage(placement, position) for placement in self._active(position)}
+            self._passages = {
+                placement: self._passage(placement, position) for placement in active_placements(self.binding, position)
+            }
         self._lane.follow_compute()
         tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
-        self._traffic = Traffic(self._lane, *self._itinerary(position), self._copies, tables)
+        visits, num_iterations = itinerary(self.binding, position)
+        stops = [(self._passages[placement], group) for placement, group in visits]
+        self._traffic = Traffic(self._lane, stops, num_iterations, self._copies, tables)
 
     def _passage(self, placement: BoundPlacement, position: Position) -> Passage:
         num_bytes = placement.ring_bytes(*counts(placement, position))
         return Passage(Ring(num_bytes, self.device) if num_bytes else None)
-
-    def _itinerary(self, position: Position) -> tuple[list[tuple[Passage, Group]], int]:
-        """Visits of one iteration, and the number of iterations; off the plan, those of a stage that is like it."""
-        placements = self.binding.placements
-        if position.stage is not None:
-            stage = self.plan.stages[position.stage]
-            visits, num_iterations = stage.visits, stage.num_iterations
-        else:
-            like = (s for p in self._passages for s, active in enumerate(p.planned.active) if active)
-            visits, num_iterations = self.plan.stages[next(like, 0)].visits, 1
-            visits = tuple((p, g) for p, g in visits if placements[p] in self._passages)
-        return [(self._passages[placements[p]], placements[p].groups[g]) for p, g in visits], num_iterations
 
     def _close(self) -> None:
         """Let go of the slots, once the device has done with them."""

@@ -1,13 +1,16 @@
 """What text and image encoders returned, kept for the next call with the same inputs: then they need not be copied or run.
 
 An embedding is known by all inputs of the encoder's call, tensors by their bits, and by the settings under which PyTorch
-computes. It is kept on the host, and given as new tensors each time: pipelines may write to them.
+computes. It is kept on the host, and given as new tensors each time: pipelines may write to them. Of the encoder's weights it
+is known how often they were written to; to look at their bits would take longer than to run the encoder. So a write that
+PyTorch does not count goes unnoticed: one into `parameter.data`, as PEFT's layers do when they are merged by hand.
 """
 
 import hashlib
 import io
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +60,18 @@ class Embeddings:
         """What all of them take of the host's memory."""
         return sum(embedding.num_bytes for embedding in self._by_key.values())
 
-    def key(self, component: BoundComponent, method: str, inputs: Any) -> Key | None:
+    def known_or_new(self, component: BoundComponent, method: str, inputs: Any, run: Callable[[], Any]) -> Any:
+        """What a component's method returns for these inputs: as it is kept, or by running it, and kept then."""
+        key = self._key(component, method, inputs)
+        if key is None:
+            return run()
+        if (known := self._known(component, key)) is not None:
+            return known
+        result = run()
+        self._keep(component, key, result)
+        return result
+
+    def _key(self, component: BoundComponent, method: str, inputs: Any) -> Key | None:
         """By what an embedding is known; None where it is not kept.
 
         Kept are those of encoders in evaluation that are as they were planned: with nothing that came in, such as adapters,
@@ -71,7 +85,7 @@ class Embeddings:
         inputs_hash = _hash_of(inputs)
         return None if inputs_hash is None else (component.name, method, inputs_hash)
 
-    def known(self, component: BoundComponent, key: Key) -> Any:
+    def _known(self, component: BoundComponent, key: Key) -> Any:
         """The embedding as new tensors; None where there is none, or the encoder's weights were written to since."""
         embedding = self._by_key.get(key)
         if embedding is None:
@@ -82,16 +96,16 @@ class Embeddings:
         self._by_key.move_to_end(key)
         return _Reader(embedding).load()
 
-    def keep(self, component: BoundComponent, key: Key, result: Any) -> None:
+    def _keep(self, component: BoundComponent, key: Key, result: Any) -> None:
         """Keep an embedding, if it can be kept at all and is not too large; older ones go for it."""
         versions, writer = _versions(component), _Writer()
+        if versions is None:
+            return
         try:
             writer.dump(result)
-        except (pickle.PicklingError, TypeError, AttributeError):  # it holds something that cannot be copied
+        except (pickle.PicklingError, TypeError, AttributeError):  # too large, or with something that cannot be copied
             return
-        embedding = Embedding(component, versions or (), writer.stream.getvalue(), writer.tensors)
-        if versions is None or embedding.num_bytes > MOST_BYTES:
-            return
+        embedding = Embedding(component, versions, writer.stream.getvalue(), writer.tensors)
         self._by_key[key] = embedding
         while self.num_bytes > MOST_BYTES:
             self._by_key.popitem(last=False)
@@ -149,6 +163,7 @@ class _Writer(pickle.Pickler):
         self.stream = io.BytesIO()
         super().__init__(self.stream)
         self.tensors: list[tuple[torch.device, torch.Tensor]] = []
+        self._num_bytes = 0
         self._seen: dict[int, tuple[int, torch.Tensor]] = {}
         """Numbers by the tensors' ids, and the tensors themselves, so that no other one gets such an id."""
 
@@ -159,6 +174,9 @@ class _Writer(pickle.Pickler):
         if type(value) is not torch.Tensor:
             raise pickle.PicklingError(f"a {type(value).__name__} among an encoder's outputs")
         if id(value) not in self._seen:
+            self._num_bytes += value.nbytes
+            if self._num_bytes > MOST_BYTES:  # before it takes as much of the host
+                raise pickle.PicklingError(f"more than {MOST_BYTES} bytes of an encoder's outputs")
             self._seen[id(value)] = len(self.tensors), value
             self.tensors.append((value.device, value.detach().to("cpu", copy=True)))
         return self._seen[id(value)][0]

@@ -13,7 +13,8 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import nn
 
 from vramtune.compiled import call_attribute
-from vramtune.contract import METHODS, PlanHook, entries, is_half_unhooked, offload_hook
+from vramtune.contract import METHODS, entries, is_half_unhooked, offload_hook
+from vramtune.contract.refusals import PlanHook
 from vramtune.errors import UsageError
 from vramtune.offload.binding import BoundComponent, BoundPlacement
 from vramtune.offload.casts import unhook_casts

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from vramtune.contract import refuse_placed, refuse_tuned, refuse_unknown_weights
+from vramtune.contract.refusals import refuse_placed, refuse_tuned, refuse_unknown_weights
 from vramtune.errors import UsageError
 from vramtune.offload.device import resolve_device
 from vramtune.offload.runtime import Runtime

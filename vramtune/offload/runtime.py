@@ -76,20 +76,21 @@ class Runtime:
         """Those in which weights stay, as they were."""
         self._takeover = PipelineTakeover(pipe, self, plan)
         try:
-            self._takeover.apply()
-            with locking_bar(plan.estimate.locked_bytes, is_shown=progress) as self._conductor.on_locked:
-                with_room(
-                    self._put_back,
-                    lambda _: self._conductor.make_way(),
-                    device=self.device,
-                    name="taking components in",
-                )
-            torch.accelerator.empty_cache()
-            self._conductor.let_go_of_files(self._binding.placements)
-            self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
+            self._begin(progress=progress)
         except BaseException:
             self.remove()
             raise
+
+    def _begin(self, *, progress: bool) -> None:
+        """Take the pipeline over, and put every weight where the plan has it between calls."""
+        self._takeover.apply()
+        with locking_bar(self.plan.estimate.locked_bytes, is_shown=progress) as self._conductor.on_locked:
+            with_room(
+                self._put_back, lambda _: self._conductor.make_way(), device=self.device, name="taking components in"
+            )
+        torch.accelerator.empty_cache()
+        self._conductor.let_go_of_files(self._binding.placements)
+        self._files = snapshots(view for group in self._groups if group.is_in_place for view in group.master_views)
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +125,11 @@ class Runtime:
         """Bytes that out-of-memory errors took from the weights' share, by stage: activations needed them."""
         names = (stage.name for stage in self.plan.stages)
         return {name: num for name, num in zip(names, self._conductor.overrun_bytes, strict=True) if num}
+
+    @property
+    def embedding_bytes(self) -> int | None:
+        """What kept embeddings take of the host's memory now; None where none are kept."""
+        return None if self._embeddings is None else self._embeddings.num_bytes
 
     def remove(self) -> None:
         """Give the pipeline back as it was: devices, hooks, attributes, and the memory.

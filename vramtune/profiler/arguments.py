@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from vramtune.contract import Pipeline, call_parameters
+from vramtune.contract import Pipeline
+from vramtune.contract.tracing import call_parameters
 from vramtune.errors import UsageError
 from vramtune.schema import Scalar, Workload
 

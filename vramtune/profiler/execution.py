@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
 
-from vramtune.contract import masks_by_value
+from vramtune.contract.tracing import masks_by_value
 from vramtune.errors import TraceError
 from vramtune.plain_tensors import plain_tensors
 from vramtune.profiler.cuda_kernels import CudaKernels, temporaries
@@ -74,16 +74,7 @@ def trace_call(
     """
     weights = weights_of(target.module)
     tracker = ComponentTracker(weights, mode, *([temporaries] if kernels == "cuda" else []))
-    numbers = itertools.count()
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        number = next(numbers)
-        twin = fake_like(tensor, mode)
-        if tensor.numel() <= LARGEST_TWIN_ELEMENTS and is_known(tensor):
-            tracker.tell(twin, tensor, number)
-        return twin
-
-    args, kwargs = map_tensors(fake, inputs)
+    args, kwargs = _fakes(inputs, tracker, mode, is_known)
     tracker.know(tensors_of((args, kwargs)))
     paths = {module: path for path, module in target.module.named_modules()}
     owners = {owner for weight in weights.values() for owner in weight.owners}
@@ -116,6 +107,22 @@ def trace_call(
         deciding_values=deciding_values,
         left_behind=tuple(map(weakref.ref, _left_behind(tracker, outputs))),
     )
+
+
+def _fakes(
+    inputs: Any, tracker: ComponentTracker, mode: FakeTensorMode, is_known: Callable[[torch.Tensor], bool]
+) -> Any:
+    """Fakes of the inputs; the tracker is told the values of those that are known, by the input's number."""
+    numbers = itertools.count()
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        number = next(numbers)
+        twin = fake_like(tensor, mode)
+        if tensor.numel() <= LARGEST_TWIN_ELEMENTS and is_known(tensor):
+            tracker.tell(twin, tensor, number)
+        return twin
+
+    return map_tensors(fake, inputs)
 
 
 def _left_behind(tracker: ComponentTracker, outputs: Any) -> list[torch.UntypedStorage]:

@@ -21,16 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vramtune.compiled import COMPILED_CALL, is_wrapper_of_compiled, uncompiled
-from vramtune.contract import (
-    Pipeline,
-    computed_names,
-    drop_offload_hook,
-    is_cast_by_layers,
-    pipelines_in,
-    quieten,
-    shared_by_copies,
-    store_in_float8,
-)
+from vramtune.contract import Pipeline, computed_names, drop_offload_hook, is_cast_by_layers, store_in_float8
+from vramtune.contract.tracing import pipelines_in, quieten, shared_by_copies
 from vramtune.plain_tensors import is_wrapper, own_tables, plain_tensors, rebuilt
 from vramtune.profiler.fakes import fake_like, fake_view
 from vramtune.profiler.quantized_layers import add_state, compute_as_on_gpu, has_state

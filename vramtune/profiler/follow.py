@@ -1,19 +1,12 @@
 """A pipeline's call, followed: its own `__call__` runs, its components on tensors without values."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
-from vramtune.contract import (
-    CALL,
-    Pipeline,
-    excluded_components,
-    expect_pipeline,
-    missing_package,
-    offload_sequence,
-    refuse_layer_offload,
-    refuse_unknown_weights,
-)
+from vramtune.contract import CALL, Pipeline, excluded_components, offload_sequence
+from vramtune.contract.refusals import expect_pipeline, refuse_layer_offload, refuse_unknown_weights
+from vramtune.contract.tracing import missing_package
 from vramtune.errors import TraceError, UsageError, VramtuneError
 from vramtune.profiler import many_steps
 from vramtune.profiler.arguments import NOTHING, arguments_to_trace, calls_to_trace_first, workload_of
@@ -54,54 +47,96 @@ def follow(
     expect_pipeline(pipe)
     refuse_layer_offload(pipe)
     refuse_unknown_weights(pipe)
-    kwargs = arguments_to_trace(pipe, method, call_kwargs)
-    before = calls_to_trace_first(pipe, first)
-    permissions = tuple(dict.fromkeys((*ALWAYS_FOLLOWED, *allow)))
+    call = _Call(
+        pipe=pipe,
+        method=method,
+        asked=call_kwargs,
+        kwargs=arguments_to_trace(pipe, method, call_kwargs),
+        first=calls_to_trace_first(pipe, first),
+        kernels=kernels,
+        permissions=tuple(dict.fromkeys((*ALWAYS_FOLLOWED, *allow))),
+        on_call=on_call or (lambda name: None),
+    )
+    if few := many_steps.steps_to_follow(pipe, call.kwargs):
+        drawn = call.trace(call.recorded(few), num_steps=many_steps.asked(call.kwargs))
+        fewer, more = drawn.runs
+        if many_steps.are_alike(fewer, more, drawn.calls):
+            return drawn
+    asked = many_steps.asked_or_default(pipe, method, call.kwargs)
+    recording, *others = call.recorded(tries=[number for number in try_steps if asked is not None and number != asked])
+    trace = call.trace([recording], others)
+    return many_steps.with_exact_steps(trace) if others else trace
 
-    def recorded(steps: Sequence[int] = (), tries: Sequence[int] = ()) -> list[Recording]:
-        ways, others = ([kwargs | {many_steps.STEPS: number} for number in each] for each in (steps, tries))
-        return _recorded(
-            pipe, method, ways or [kwargs], before, on_call or (lambda name: None), kernels, permissions, others
-        )
 
-    def traced(recordings: Sequence[Recording], tries: Sequence[Recording] = (), num_steps: int | None = None) -> Trace:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What is followed, and how."""
+
+    pipe: Pipeline
+    method: str
+    asked: Mapping[str, object]
+    """The arguments as they were given."""
+    kwargs: dict[str, object]
+    """Those with which it runs, a prompt that was made up included."""
+    first: Mapping[str, Mapping[str, object]]
+    kernels: Kernels
+    permissions: tuple[str, ...]
+    on_call: Callable[[str], None]
+
+    def recorded(self, steps: Sequence[int] = (), tries: Sequence[int] = ()) -> list[Recording]:
+        """Run it with each number of steps, or as it is; a second time where the pipeline's own code reads what its
+        components return."""
+        ways, others = ([self.kwargs | {many_steps.STEPS: number} for number in each] for each in (steps, tries))
+        for largest_real_bytes in REAL_BYTES:
+            try:
+                return record_runs(
+                    self.pipe,
+                    ways or [self.kwargs],
+                    method=self.method,
+                    first=self.first,
+                    largest_real_bytes=largest_real_bytes,
+                    on_call=self.on_call,
+                    kernels=self.kernels,
+                    permissions=self.permissions,
+                    tries=others,
+                )
+            except VramtuneError:
+                raise
+            except Exception as error:
+                failure = error
+        raise _refusal(type(self.pipe).__name__, failure) from failure
+
+    def trace(
+        self, recordings: Sequence[Recording], tries: Sequence[Recording] = (), num_steps: int | None = None
+    ) -> Trace:
+        """What these runs did, and those tries whose components' calls are all among theirs."""
         if not recordings[0].calls:
             raise UsageError(
-                f"This call of {type(pipe).__name__}.{method} runs no component: there is nothing to plan."
+                f"This call of {type(self.pipe).__name__}.{self.method} runs no component: there is nothing to plan."
             )
         components, in_float8 = _weighed(recordings), _in_float8(recordings)
-        numbers, calls, work = _traced_calls(recordings, components, in_float8, kernels)
+        numbers, calls, work = _traced_calls(recordings, components, in_float8, self.kernels)
         recordings = [*recordings, *(each for each in tries if all(call.execution in numbers for call in each.calls))]
-        steps = [many_steps.asked_or_default(pipe, method, recording.call_kwargs) for recording in recordings]
+        steps = [many_steps.asked_or_default(self.pipe, self.method, each.call_kwargs) for each in recordings]
         runs = [
             replace(traced_run(recording, numbers, work), num_steps=number)
             for recording, number in zip(recordings, steps, strict=True)
         ]
         return Trace(
-            pipeline_class=type(pipe).__name__,
-            workload=workload_of(method, call_kwargs),
-            kernels=kernels,
+            pipeline_class=type(self.pipe).__name__,
+            workload=workload_of(self.method, self.asked),
+            kernels=self.kernels,
             components=components,
             in_float8=in_float8,
-            permissions=permissions,
-            offload_sequence=offload_sequence(pipe),
-            excluded=excluded_components(pipe),
+            permissions=self.permissions,
+            offload_sequence=offload_sequence(self.pipe),
+            excluded=excluded_components(self.pipe),
             work=tuple(work.numbers),
             calls=calls,
             runs=tuple(runs),
             num_steps=num_steps,
             versions={name: _version(name) for name in ("torch", "diffusers", "transformers", "vramtune")},
         )
-
-    if few := many_steps.steps_to_follow(pipe, kwargs):
-        drawn = traced(recorded(few), num_steps=many_steps.asked(kwargs))
-        fewer, more = drawn.runs
-        if many_steps.are_alike(fewer, more, drawn.calls):
-            return drawn
-    asked = many_steps.asked_or_default(pipe, method, kwargs)
-    recording, *others = recorded(tries=[number for number in try_steps if asked is not None and number != asked])
-    trace = traced([recording], others)
-    return many_steps.with_exact_steps(trace) if others else trace
 
 
 def _traced_calls(
@@ -124,45 +159,20 @@ def _traced_calls(
     return {execution: n for n, execution in enumerate(executions)}, (*calls, *permitted_calls), work
 
 
-def _recorded(
-    pipe: Pipeline,
-    method: str,
-    ways: Sequence[Mapping[str, object]],
-    first: Mapping[str, Mapping[str, object]],
-    on_call: Callable[[str], None],
-    kernels: Kernels,
-    permissions: Collection[str],
-    tries: Sequence[Mapping[str, object]],
-) -> list[Recording]:
-    """Run it in these ways; a second time where the pipeline's own code reads what its components return."""
-    for largest_real_bytes in REAL_BYTES:
-        try:
-            return record_runs(
-                pipe,
-                ways,
-                method=method,
-                first=first,
-                largest_real_bytes=largest_real_bytes,
-                on_call=on_call,
-                kernels=kernels,
-                permissions=permissions,
-                tries=tries,
-            )
-        except VramtuneError:
-            raise
-        except Exception as error:
-            failure = error
-    name, reason = type(pipe).__name__, f"{type(failure).__name__}: {failure}"
+def _refusal(pipeline_class: str, failure: Exception) -> UsageError | TraceError:
+    """What an error of the pipeline's own code means to who asked."""
+    reason = f"{type(failure).__name__}: {failure}"
     if package := missing_package(failure):
-        raise UsageError(
-            f"{name} needs the package {package}, which is not installed ({reason}). Install it: `pip install {package}`."
-        ) from failure
+        return UsageError(
+            f"{pipeline_class} needs the package {package}, which is not installed ({reason}). "
+            f"Install it: `pip install {package}`."
+        )
     if isinstance(failure, RuntimeError):
-        raise TraceError(
-            f"Cannot predict {name}: its own code failed on tensors without values ({reason}). "
+        return TraceError(
+            f"Cannot predict {pipeline_class}: its own code failed on tensors without values ({reason}). "
             "Pass what it computes there as an argument, or measure on the GPU."
-        ) from failure
-    raise UsageError(f"{name} refused the call. {reason}") from failure
+        )
+    return UsageError(f"{pipeline_class} refused the call. {reason}")
 
 
 def _weighed(recordings: Sequence[Recording]) -> tuple[Component, ...]:

@@ -9,7 +9,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from vramtune.contract import Pipeline, call_parameters
+from vramtune.contract import Pipeline
+from vramtune.contract.tracing import call_parameters
 from vramtune.errors import UsageError
 from vramtune.schema import LEAST_REPEATS, GrowingWork, Trace, TracedCall, TracedRun, Work, find_loops
 

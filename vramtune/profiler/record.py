@@ -28,11 +28,11 @@ from vramtune.contract import (
     blocks_by_shell,
     computed_names,
     entries,
-    forward_to_follow,
     may_be_stored_in_float8,
     modules_of,
     switched_off_tiling,
 )
+from vramtune.contract.tracing import forward_to_follow
 from vramtune.errors import TraceError
 from vramtune.layout import round_up
 from vramtune.profiler.arguments import NOTHING

@@ -116,13 +116,16 @@ def _plan_card(plan: Plan) -> Card:
     return tuned_card(plan, None)
 
 
-def tuned_card(plan: Plan, measurement: Measurement | None) -> Card:
-    """A tuned pipeline: the plan, and once a call has finished, what was measured beside it."""
+def tuned_card(plan: Plan, measurement: Measurement | None, *, embedding_bytes: int | None = None) -> Card:
+    """A tuned pipeline: the plan, and once a call has finished, what was measured beside it.
+
+    `embedding_bytes` is what kept embeddings take of the host now; None where none are kept.
+    """
     return Card(
         title=plan_title(plan),
         settings=settings(plan.workload),
         verdict=verdict(plan, measurement),
-        facts=plan_facts(plan, measurement),
+        facts=(*plan_facts(plan, measurement), *_embedding_facts(embedding_bytes)),
         reasons=tuple(map(sentence, plan.reasons)),
         tables=(*([tables.beside_table(plan, measurement)] if measurement else []), tables.placement_table(plan)),
         folded=(tables.stage_table(plan),),
@@ -312,6 +315,12 @@ def _host_fact(plan: Plan) -> Fact:
         return _predicted("host memory", format_bytes(host_bytes), locked)
     share = host_bytes / limit_bytes if limit_bytes else None
     return _predicted("host memory", format_bytes(host_bytes), f"of {format_bytes(limit_bytes)}, {locked}", share=share)
+
+
+def _embedding_facts(num_bytes: int | None) -> tuple[Fact, ...]:
+    if num_bytes is None:
+        return ()
+    return (_measured("embeddings kept", format_bytes(num_bytes), "of host memory, beside what weights take"),)
 
 
 def _measured_facts(measurement: Measurement) -> tuple[Fact, Fact, Fact, Fact]:

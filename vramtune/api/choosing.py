@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from vramtune import predict
-from vramtune.api import expect, permission_names
+from vramtune.api.arguments import expect, permission_names
 from vramtune.errors import UsageError
 from vramtune.pricing.price import price as price_trace
 from vramtune.schema import Device, Profile, Ranking, Trace, checked_path
