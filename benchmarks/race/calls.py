@@ -79,7 +79,7 @@ def race(task: Task, row: dict[str, Any], card: Card, build: Callable[[], Built]
     row["step"] = "later call"
     for _ in range(contestant.num_warm_calls - 1):
         call()
-    if task["contestant"] == "resident":
+    if task["contestant"] == "resident" and "kernel_seconds" in card.counters():
         row.update(of_the_denoiser(getattr(pipe, denoiser(pipe)), call, row["weights"], card))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()
@@ -106,32 +106,53 @@ def timed(card: Card, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def of_the_denoiser(
     module: torch.nn.Module, call: Callable[[], None], weights: dict[str, int], card: Card
-) -> dict[str, float]:
-    """What it allocates at most beyond all weights, and what kernels take before its first step and after its last one."""
-    peaks: list[int] = []
-    moments = [kernel_seconds(card)]
+) -> dict[str, Any]:
+    """Of a call with all weights on the card: what kernels take before the denoiser's first call and after its last, and of
+    that, its layers in their order, as `bound.Denoiser` has it."""
+    moments: list[float] = [kernel_seconds(card)]
+    begun: list[int] = []
+    layers: dict[torch.nn.Module, list[float]] = {}
+
+    def live_bytes() -> int:
+        return torch.cuda.memory_allocated() - sum(weights.values())
 
     def begin(*_: Any) -> None:
-        torch.cuda.reset_peak_memory_stats()
+        layers.clear()
         moments.append(kernel_seconds(card))
+        begun.append(live_bytes())
+        torch.cuda.reset_peak_memory_stats()
 
     def end(*_: Any) -> None:
-        peaks.append(torch.cuda.max_memory_allocated())
         moments.append(kernel_seconds(card))
 
-    hooks = module.register_forward_pre_hook(begin), module.register_forward_hook(end)
+    def layer_begin(layer: torch.nn.Module, *_: Any) -> None:
+        layers[layer] = [weight_bytes(layer), kernel_seconds(card) - moments[-1]]
+
+    def layer_end(layer: torch.nn.Module, *_: Any) -> None:
+        most_live_bytes = torch.cuda.max_memory_allocated() - sum(weights.values())
+        layers[layer] += [kernel_seconds(card) - moments[-1], live_bytes(), most_live_bytes]
+        torch.cuda.reset_peak_memory_stats()
+
+    hooks = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    for layer in (each for each in module.modules() if weight_bytes(each) and not [*each.children()]):
+        hooks += [layer.register_forward_pre_hook(layer_begin), layer.register_forward_hook(layer_end)]
     call()
     for hook in hooks:
         hook.remove()
     return {
-        "denoiser_activation_bytes": max(peaks) - sum(weights.values()),
         "kernel_seconds_around_denoiser": moments[1] - moments[0] + kernel_seconds(card) - moments[-1],
+        "denoiser": {
+            "num_calls": len(begun),
+            "kernel_seconds": moments[-1] - moments[-2],
+            "begin_bytes": begun[-1],
+            "layers": [*layers.values()],
+        },
     }
 
 
 def kernel_seconds(card: Card) -> float:
-    """What kernels have taken by now, where the card knows."""
-    return card.counters().get("kernel_seconds", 0.0)
+    """What kernels have taken by now."""
+    return card.counters()["kernel_seconds"]
 
 
 def predicted(tuned: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from benchmarks.race.report import (
     REQUIREMENTS,
     WHAT_THE_CLOCK_CANNOT_SAY,
     load,
+    most_taken_bytes,
     name_of,
     not_tried,
     place_of,
@@ -45,7 +46,7 @@ def main() -> None:
     path = parser.parse_args().path
     rows = with_foregone(load(path))
     known, chosen = bases(rows), best(rows)
-    link = min(LINKS, key=lambda name: (-sum(row.key.link == name for row in chosen), name))
+    link = min(LINKS, key=lambda name: (-sum(row.key.link == name and not row.reason for row in rows), name))
     drawn = [row for row in chosen if row.key.link == link and not row.reason and row.key.contestant != "vramtune-told"]
     draw("race_seconds", drawn, lambda row: row.seconds, "seconds of a steady call")
     draw("race_pinned", drawn, lambda row: row.found["counters"]["pinned_peak_bytes"] / 1e9, "page-locked memory, GB")
@@ -71,11 +72,23 @@ def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, l
         "",
         "## Who is fastest",
         "",
-        "Seconds of a steady call. *x bound*: by the kernels alone, by the copies of what no room is left for, or by those of the",
-        "denoiser with the kernels before and after it, whichever is longest.",
+        "Seconds of a steady call. *x bound*: by seconds that no contestant can beat, whichever are more: the kernels', the copies' of",
+        "what no room is left for, or the denoiser's, where at each moment activations and the weights of the layer that computes are",
+        "on the card and what else its next call needs is copied meanwhile ([bound.py](../benchmarks/race/bound.py)), with the kernels",
+        "before and after it. *x own*: what vramtune's plan is predicted to take, by its own bound, which has whole groups for slots,",
+        "activations as PyTorch reserves them, and nothing on the card between calls but what stays there all the time.",
         "",
         *table(
-            ["pipeline, cap, link", "vramtune, s", "x bound", "fastest other, s", "x bound", "which", "vramtune by it"],
+            [
+                "pipeline, cap, link",
+                "vramtune, s",
+                "x bound",
+                "x own",
+                "fastest other, s",
+                "x bound",
+                "which",
+                "vramtune by it",
+            ],
             [summary(place, group, known) for place, group in places.items()],
         ),
         "",
@@ -89,6 +102,20 @@ def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, l
             losses(places)
             or ["Nowhere in these runs: it is the fastest, or within 0.5% of the fastest, and locks no more memory."]
         ),
+        "",
+        "## Predicted, and run",
+        "",
+        "What vramtune predicted of itself, at all links; [all tables](../benchmarks/results/"
+        f"{path.with_suffix('.md').name}) have each run. Peaks are those under caps below 100%: with room PyTorch keeps what it likes.",
+        "",
+        *table(
+            ["pipeline, by", "runs", "seconds off, from", "to", "peak off, from", "to", "bytes exact"], predicted(rows)
+        ),
+        "",
+        "Seconds are predicted for GPUs, whose cuDNN copies a convolution's images, which takes time and memory; this card's does",
+        "not, which a *told* vramtune knows. Products of nf4 weights are predicted as on GPUs, dequantized and multiplied in 16 bits;",
+        "this card's clock counts no more than their traffic, so seconds of flux-nf4 say nothing of the prediction. Where a peak is",
+        "above what was predicted, PyTorch cached more than it needed, below the cap.",
         "",
         "## Who did not run",
         "",
@@ -107,9 +134,19 @@ def summary(place: Place, rows: list[Row], known: dict[tuple[str, str], Base]) -
     bound = known[pipeline, link].bound_seconds(rows[0])
     ours, other = ours_of(rows), fastest_other(rows)
     cells = [f"{pipeline}, {percent}%, {link}"]
-    cells += [f"{ours.seconds:.4f}", f"{ours.seconds / bound:.3f}"] if ours else ["did not run", ""]
+    cells += (
+        [f"{ours.seconds:.4f}", f"{ours.seconds / bound:.3f}", f"{of_own_bound(ours):.3f}"]
+        if ours
+        else ["did not run", "", ""]
+    )
     cells += [f"{other.seconds:.4f}", f"{other.seconds / bound:.3f}", name_of(other)] if other else ["none ran", "", ""]
     return [*cells, f"{ours.seconds / other.seconds:.3f}" if ours and other else ""]
+
+
+def of_own_bound(ours: Row) -> float:
+    """What the plan is predicted to take by what vramtune says that no plan can beat: both with cuDNN's copies of images."""
+    said = ours.found["predicted"]
+    return float(said["seconds"] / said["bound_seconds"])
 
 
 def ours_of(rows: list[Row]) -> Row | None:
@@ -131,7 +168,7 @@ def losses(places: dict[Place, list[Row]]) -> list[str]:
         if ours is None:
             refused = next((row.reason for row in rows if row.key.contestant == "vramtune"), "not tried")
             others = f"{name_of(other)} did" if other else "nor did any other with the settings tried"
-            found.append(f"{where}: it did not run, {others}. {refused}")
+            found.append(f"{where}: it did not run, {others}. {refused} {when_told(rows)}".rstrip())
         if ours is None or other is None:
             continue
         if ours.seconds > other.seconds * (1 + WITHIN):
@@ -143,6 +180,37 @@ def losses(places: dict[Place, list[Row]]) -> list[str]:
                 f"at {other.seconds / ours.seconds:.2f} times its seconds."
             )
     return found
+
+
+def predicted(rows: list[Row]) -> list[list[str]]:
+    """By pipeline and contestant of ours, how far off its predictions are."""
+    ours = [row for row in rows if row.key.contestant in OURS and not row.reason]
+    lines = []
+    for name, group in groupby(sorted(ours, key=pipeline_and_contestant), key=pipeline_and_contestant):
+        runs = list(group)
+        said = [row.found["predicted"] for row in runs]
+        seconds = [each["seconds"] / row.seconds - 1 for each, row in zip(said, runs, strict=True)]
+        short = [(e, row) for e, row in zip(said, runs, strict=True) if row.key.percent != 100]
+        peaks = [each["peak_bytes"] / most_taken_bytes(row) - 1 for each, row in short]
+        exact = sum(each["moved_bytes"] == each["measured"]["moved_bytes"] for each in said)
+        off = [f"{min(seconds):+.1%}", f"{max(seconds):+.1%}"]
+        off += [f"{min(peaks):+.2%}", f"{max(peaks):+.2%}"] if peaks else ["", ""]
+        lines.append([", ".join(name), str(len(runs)), *off, f"{exact} of {len(runs)}"])
+    return lines
+
+
+def pipeline_and_contestant(row: Row) -> tuple[str, str]:
+    """Names of both."""
+    return row.key.pipeline, row.key.contestant
+
+
+def when_told(rows: list[Row]) -> str:
+    """What it does where it counts nothing that this card's cuDNN does not take, in a sentence."""
+    told = next((row for row in rows if row.key.contestant == "vramtune-told"), None)
+    if told is None:
+        return ""
+    outcome = "does not fit either" if told.reason else f"takes {told.seconds:.4f} s"
+    return f"**Told** that cuDNN makes no copies of a convolution's images here, as it does on GPUs, it {outcome}."
 
 
 def failures(rows: list[Row]) -> list[str]:

@@ -65,9 +65,8 @@ def report(rows: list[Row]) -> list[str]:
         *WHAT_THE_CLOCK_CANNOT_SAY,
         "",
         "Seconds are a steady call's, of the best of a contestant's settings. *x resident*: by the same call with all weights on",
-        "a card that has room. *x bound*: by the kernels alone, by the copies of what no room is left for, or by those of the",
-        "denoiser with the kernels before and after it, whichever is longest. Device peak: the process's, its context with it;",
-        "reserved: without it. Copies: both ways, on the card left out. Retries: of PyTorch's allocator, which gave memory back",
+        "a card that has room. *x bound*: by seconds that no contestant can beat (benchmarks/race/bound.py). Device peak: the",
+        "process's, its context with it; reserved: without it. Copies: both ways, on the card left out. Retries: of PyTorch's allocator, which gave memory back",
         "and asked again. *vramtune, told ...* is patched for the sake of the predictions below: this card's cuDNN makes no copies",
         "of a convolution's images, GPUs' does.",
         "",
@@ -179,6 +178,11 @@ def peak_bytes(row: Row) -> int:
     return int(row.found["counters"]["used_peak_bytes"])
 
 
+def most_taken_bytes(row: Row) -> int:
+    """The same in the first call or a steady one."""
+    return max(peak_bytes(row), int(row.found["first_counters"]["used_peak_bytes"]))
+
+
 def megabytes(num_bytes: float) -> str:
     """In 10^6 bytes."""
     return f"{num_bytes / 1e6:.0f}"
@@ -193,7 +197,7 @@ def predictions(rows: list[Row]) -> Iterator[str]:
         if said is None:
             continue
         measured: dict[str, Any] = said["measured"]
-        peak = max(peak_bytes(row), int(row.found["first_counters"]["used_peak_bytes"]))
+        peak = most_taken_bytes(row)
         lines.append(
             [
                 f"{row.key.pipeline}, {row.key.link}, {row.key.percent}%",

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.race.bound import Denoiser
 from vramtune.units import MIB
 
 ROWS = Path(__file__).parents[2] / "build" / "race" / "rows.jsonl"
@@ -124,22 +125,20 @@ class Base:
         return CONTEXT_BYTES + (self.peak_bytes - CONTEXT_BYTES) * percent // 100 + 2 * MIB
 
     def bound_seconds(self, row: Row) -> float:
-        """No contestant can be faster: its kernels alone, or the copies of what no room is left for alone.
+        """No contestant can be faster: its kernels alone, its copies alone, or what its denoiser's calls take (`bound.py`)
+        with the kernels before the first and after the last.
 
-        A fractional knapsack: the denoiser's weights come once a step and are kept first, beside its activations; what
-        no room is left for of the other models comes once a call. At most
-        that room is full of them when the first step begins, so that all it lacks is copied between the first and the last step.
+        In copies alone the other models are copied once a call, as far as they are not kept beside the denoiser; what is
+        kept of them while that lacks room is copied of the denoiser instead, once a call at least.
         """
-        denoiser = max(self.weights, key=self.weights.__getitem__)
-        others_bytes = sum(self.weights.values()) - self.weights[denoiser]
-        room_bytes = row.cap_bytes - CONTEXT_BYTES - self.row.found["denoiser_activation_bytes"]
-        lacking_bytes = max(0, self.weights[denoiser] - room_bytes)
-        left_bytes = max(0, room_bytes - self.weights[denoiser])
-        moved_bytes = NUM_STEPS * lacking_bytes + max(0, others_bytes - left_bytes)
+        denoiser = Denoiser.of(self.row.found["denoiser"])
+        room_bytes, rate = row.cap_bytes - CONTEXT_BYTES, LINKS[row.key.link]
         kernel_seconds = float(self.row.found["counters"]["kernel_seconds"])
-        rate = LINKS[row.key.link]
-        around_seconds = float(self.row.found.get("kernel_seconds_around_denoiser", 0.0))
-        return max(kernel_seconds, moved_bytes / rate, around_seconds + NUM_STEPS * lacking_bytes / rate)
+        left_bytes = max(0, room_bytes - denoiser.weight_bytes)
+        others_bytes = sum(self.weights.values()) - denoiser.weight_bytes
+        moved_bytes = denoiser.least_copied_bytes(room_bytes) + max(0, others_bytes - left_bytes)
+        around_seconds = float(self.row.found["kernel_seconds_around_denoiser"])
+        return max(kernel_seconds, moved_bytes / rate, around_seconds + denoiser.least_seconds(room_bytes, rate))
 
 
 def bases(rows: Iterable[Row]) -> dict[tuple[str, str], Base]:

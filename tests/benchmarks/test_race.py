@@ -1,0 +1,104 @@
+"""The race's rows and tables: what need not be run again at another link, what counts as tried, what nobody can beat."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from benchmarks.race.bound import Denoiser, Layer
+from benchmarks.race.names import CONTESTANTS
+from benchmarks.race.page import losses
+from benchmarks.race.report import load, not_tried, report, with_foregone
+from benchmarks.race.rows import CONTEXT_BYTES, Key, Row, bases, foregone
+from benchmarks.results_file import RESULTS
+
+KEY = Key(pipeline="sdxl", link="pcie4x8", percent=60, contestant="aircanvas", knob="")
+OTHER_LINK = replace(KEY, link="pcie4x16")
+COUNTED = {"used_peak_bytes": CONTEXT_BYTES + 4 * 10**9, "kernel_seconds": 1.0}
+RESIDENT = {
+    "seconds": 1.0,
+    "weights": {"unet": 2 * 10**9, "vae": 10**9},
+    "denoiser": {"num_calls": 8, "kernel_seconds": 0.1, "begin_bytes": 0, "layers": [[2 * 10**9, 0.0, 0.1, 0, 0]]},
+    "kernel_seconds_around_denoiser": 0.2,
+    "first_counters": COUNTED,
+    "counters": COUNTED,
+}
+ERROR = {"step": "set-up", "failed": "FileNotFoundError: config.json"}
+
+
+def row(key: Key, found: dict[str, Any]) -> Row:
+    return Row(key=key, cap_bytes=2 * 10**9, found=found)
+
+
+def resident(link: str) -> Row:
+    return row(Key(pipeline="sdxl", link=link, percent=None, contestant="resident", knob=""), RESIDENT)
+
+
+def test_what_failed_for_good_is_known_at_every_link() -> None:
+    known = foregone([row(KEY, ERROR)], [OTHER_LINK, replace(OTHER_LINK, percent=40), replace(OTHER_LINK, knob="1")])
+    assert known == {OTHER_LINK: Row(key=OTHER_LINK, cap_bytes=2 * 10**9, found=ERROR, seen_at="pcie4x8")}
+
+
+def test_memory_time_and_a_lost_process_are_tried_again() -> None:
+    for found in (
+        {"step": "first call", "failed": "OutOfMemoryError: CUDA out of memory."},
+        {"failed": "no end within 400 s of real time"},
+        {"failed": "the process ended with -9"},
+        RESIDENT,
+    ):
+        assert foregone([row(KEY, found)], [OTHER_LINK]) == {}
+
+
+def test_it_counts_as_a_run_and_is_named_where_it_is_known_to_fail() -> None:
+    ran = row(replace(OTHER_LINK, contestant="model"), ERROR | {"failed": "OutOfMemoryError: out of memory"})
+    rows = [resident("pcie4x8"), resident("pcie4x16"), row(KEY, ERROR), ran]
+    title = CONTESTANTS["aircanvas"].title
+    assert f"{title} 1 of 2" in not_tried(rows)
+    assert title not in not_tried(with_foregone(rows))
+    table = "\n".join(report(rows)).partition("## sdxl, 60% = 2000 MB, pcie4x16")[2]
+    assert f"- Did not run at pcie4x8: {title}: set-up: FileNotFoundError: config.json" in table
+
+
+def test_a_loss_by_refusal_says_what_vramtune_does_when_told_what_the_card_lacks() -> None:
+    refused = row(replace(KEY, contestant="vramtune"), {"step": "set-up", "failed": "BudgetError: does not fit."})
+    told = row(replace(KEY, contestant="vramtune-told"), RESIDENT)
+    other = row(replace(KEY, contestant="model"), RESIDENT)
+    place = ("sdxl", "pcie4x8", 60)
+    (said,) = losses({place: [other, told, refused]})
+    assert said.startswith("- sdxl, 60%, pcie4x8: it did not run, diffusers: model offload did. set-up: BudgetError")
+    assert said.endswith("as it does on GPUs, it takes 1.0000 s.")
+    (said,) = losses({place: [replace(told, found=refused.found), refused]})
+    assert said.endswith("as it does on GPUs, it does not fit either.")
+
+
+def four_layers(live_bytes: int = 0, most_live_bytes: int = 0) -> Denoiser:
+    """Of a hundred bytes and a second each."""
+    layers = tuple(Layer(100, i, i + 1, live_bytes, most_live_bytes) for i in range(4))
+    return Denoiser(num_calls=3, kernel_seconds=4.0, begin_bytes=0, layers=layers)
+
+
+def test_with_room_for_all_weights_a_denoiser_takes_what_its_kernels_take() -> None:
+    assert four_layers(10, 20).least_seconds(420, 1.0) == 12.0
+    assert four_layers(10, 20).least_copied_bytes(420) == 0
+
+
+def test_what_has_no_room_is_copied_between_a_layers_end_and_its_next_begin() -> None:
+    # of the first layer's end on: 250 bytes a call are not there, 150 of the 300 after it in the last call
+    assert four_layers().least_copied_bytes(150) == 2 * 250 + 250
+    # its kernels, three times, beside no copy that counts
+    assert four_layers().least_seconds(150, 1.0) == 750 + 3 * 1.0
+
+
+def test_activations_leave_less_room_when_most_are_alive() -> None:
+    assert four_layers(10, 60).least_copied_bytes(150) == 2 * (400 - 90) + 300 - 90
+    assert four_layers(10, 60).least_seconds(150, 1.0) >= four_layers(10, 10).least_seconds(150, 1.0)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("race_2*.json")), ids=lambda path: path.stem)
+def test_nobody_beats_the_bound_in_the_committed_runs(path: Any) -> None:
+    rows = load(path)
+    known = bases(rows)
+    ran = [row for row in rows if row.key.percent is not None and not row.reason]
+    assert len(ran) > 50
+    for each in ran:
+        assert each.seconds >= known[each.key.pipeline, each.key.link].bound_seconds(each), each.key
