@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vramtune.errors import BudgetError, UnknownNameError, UsageError
 from vramtune.schema import PERMISSIONS, Device, Estimate, Placement, Plan, Profile, Reason
 from vramtune.tuner.budget import MARGIN_FRACTION, Budget, nothing_fits, too_little_ram
-from vramtune.tuner.linear_program import SLACK_FRACTION, solve
+from vramtune.tuner.linear_program import solve
 from vramtune.tuner.local_search import Candidate, Judge, polish, settle
 from vramtune.tuner.problem import DEFAULT_SLOTS, Problem, planned_stages, pose
 from vramtune.tuner.reasons import explain
@@ -197,13 +197,10 @@ def best_candidate(problem: Problem, budget_bytes: int) -> Candidate | None:
     judge = Judge(problem, budget_bytes)
     best: Candidate | None = None
     for start in (candidate.housed for candidate in _starts(problem, budget_bytes)):
-        if not start.is_within_ram:
-            continue
-        # once the allowance of effort is spent, what is left stands as it is, and must be worth more than a slack
-        allowed = 1 - SLACK_FRACTION if judge.is_exhausted else 1
-        polished = polish(judge, start)
-        if best is None or judge.score(polished) < allowed * judge.score(best):
-            best = polished
+        if start.is_within_ram:
+            best = min(filter(None, (best, polish(judge, start))), key=judge.score)
+        if judge.is_exhausted:
+            break
     return best
 
 

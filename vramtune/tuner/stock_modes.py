@@ -283,7 +283,8 @@ def _sequential(device: Device, component: Component, activity: Activity) -> _Co
     seconds = _compute(chunks) + sum(_pageable_in(device, chunk.weights) for chunk in chunks)
     num_tensors = sum(chunk.weights.num_tensors for chunk in chunks)
     seconds += SEQUENTIAL_OPERATIONS * device.operation_seconds * num_tensors
-    return _Cost(seconds, _peak(device, activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
+    # on the stream of the activations, in whose segments weights lie where they find room
+    return _Cost(seconds, _together_bytes(activity, chunks), sum(chunk.weights.num_bytes for chunk in chunks))
 
 
 def _leaf(device: Device, component: Component, activity: Activity) -> _Cost:
@@ -420,9 +421,12 @@ def _peak(device: Device, activity: Activity, chunks: list[_Chunk], *, is_ahead:
     """
     if device.takes_segments:
         return activity.activation_bytes + _stream_bytes(chunks, is_ahead=is_ahead)
+    return _together_bytes(activity, _with_next(chunks) if is_ahead else chunks)
+
+
+def _together_bytes(activity: Activity, chunks: list[_Chunk]) -> int:
+    """Weights and activations that share what is reserved, at the worst moment."""
     beyond = activity.activation_bytes - max((s.activation_bytes for s in activity.segments), default=0)
-    if is_ahead:
-        chunks = _with_next(chunks)
     moments = (max(c.weights.allocated_bytes + c.activation_bytes, c.after_activation_bytes) for c in chunks)
     return beyond + max(moments, default=0)  # a call may use no layer
 
