@@ -140,9 +140,15 @@ def test_the_how_to_shows_what_its_check_in_ci_prints(tmp_path, monkeypatch, cap
 
 
 PLANS = re.compile(
-    r"^```sh\n((?:vramtune plan (?![^\n]*--report)[^>\n]*\n)+)```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^```sh\n((?:vramtune (?:plan|which) (?![^\n]*--report)[^>\n]*\n)+)```\n\n```text\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
-"""Shell blocks of nothing but plans, and the text behind them."""
+"""Shell blocks of nothing but plans and rankings, and the text behind them."""
+LOOP = re.compile(
+    r"^```sh\nfor (\w+) in ([^;]+); do vramtune ([^|]+) \| head -(\d+); done\n```\n\n```text\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+"""A command for each value of a variable, of which the first lines are shown."""
 
 
 @pytest.mark.slow
@@ -153,3 +159,13 @@ def test_the_how_to_shows_what_its_commands_print(commands, shown):
     printed = iter([row for result in results for row in result.stdout.splitlines()])
     for row in shown.splitlines():
         assert row == "..." or row in printed, row  # in order: `in` goes past what it looks at
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(("name", "values", "command", "num_lines", "shown"), LOOP.findall(PAGES["docs/how-to.md"]))
+def test_the_how_to_shows_what_its_loops_print(name, values, command, num_lines, shown):
+    results = [run(*shlex.split(command.replace(f"${name}", value))) for value in values.split()]
+    assert shown == "".join(
+        line for result in results for line in result.stdout.splitlines(keepends=True)[: int(num_lines)]
+    )
