@@ -1,6 +1,6 @@
 """How long it takes to stage weights that lie in a file, with and without a thread that reads ahead, on this machine's storage.
 
-    python -m benchmarks.reading_ahead                    # writes results/reading_ahead_<date>.md; half a minute
+    python -m benchmarks.reading_ahead                    # writes results/reading_ahead_<date>.md; a minute
     python -m benchmarks.reading_ahead --folder /data     # on another file system
 
 A file of 1 GiB is written; the system forgets it before each timing. Groups of 64 MiB are staged slot by slot with the
@@ -28,7 +28,7 @@ from vramtune.plain_tensors import PlainTensor
 from vramtune.units import MIB
 
 FILE_BYTES, GROUP_BYTES, SLOT_BYTES = 1024 * MIB, 64 * MIB, 16 * MIB
-NUM_ROUNDS = 5
+NUM_ROUNDS = 11
 """Of all of them in turn: the drive's pace changes."""
 MOST_CACHED_FRACTION = 0.05
 
@@ -49,12 +49,20 @@ def main() -> None:
     lines = [
         "# Staging from storage, with and without reading ahead",
         "",
-        *environment("python -m benchmarks.reading_ahead", gpu="no GPU used; wall clock, the median of five"),
+        *environment(
+            "python -m benchmarks.reading_ahead",
+            gpu=f"no GPU used; wall clock, of {NUM_ROUNDS} rounds the median, lowest and highest",
+        ),
         "",
         *table(
-            ["1 GiB", "seconds", "GB/s", "by one thread's"],
+            ["1 GiB", "seconds", "from", "to", "GB/s", "by one thread's"],
             [
-                [name, f"{value:.3f}", f"{FILE_BYTES / value / 1e9:.2f}", f"{value / typical[ONE_THREAD]:.2f}"]
+                [
+                    name,
+                    *(f"{each:.3f}" for each in (value, min(seconds[name]), max(seconds[name]))),
+                    f"{FILE_BYTES / value / 1e9:.2f}",
+                    f"{value / typical[ONE_THREAD]:.2f}",
+                ]
                 for name, value in typical.items()
             ],
         ),
