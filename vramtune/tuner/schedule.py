@@ -167,7 +167,7 @@ def _iterations(
     most_ahead_bytes = max((size for _, _, size, *_ in steps), default=0)
     copy_clock = clock = asked = 0.0  # when the host asked for the last copy
     issued = _num_loaded(residency) * LOAD_OPERATIONS * problem.operation_seconds  # when the host is free
-    arrival_seconds = ARRIVAL_OPERATIONS * problem.operation_seconds
+    arrival_seconds, wait_seconds = ARRIVAL_OPERATIONS * problem.operation_seconds, problem.operation_seconds
     for _ in range(num_iterations):
         visits, ahead_bytes, begun = [], 0, issued
         for unit, group, size, gpu, host, is_streamed in steps:
@@ -204,6 +204,8 @@ def _iterations(
                 start = issued
             clock = start + gpu
             issued += host
+            if is_streamed and size and not rings[unit].overwrites:
+                issued -= wait_seconds  # which is for what its place overwrites
             if issued > clock:
                 clock = issued
             if is_streamed:
@@ -247,7 +249,7 @@ def _steps(problem: Problem, stage: StageProblem, residency: dict[int, Residency
 class _Ring:
     """First-in-first-out places in a ring of bytes; a place never wraps around the end."""
 
-    __slots__ = ("ends", "head", "issued", "num_bytes", "oldest", "starts")
+    __slots__ = ("ends", "head", "issued", "num_bytes", "oldest", "overwrites", "starts")
 
     def __init__(self, unit: Unit, residency: Residency) -> None:
         self.num_bytes = unit.ring_bytes(residency.kept, residency.num_slots)
@@ -257,6 +259,8 @@ class _Ring:
         """When the visit in each place is done, in seconds."""
         self.issued: list[float] = []
         """When the host had issued it."""
+        self.overwrites = False
+        """Whether the last place was the first over another one."""
 
     def place(self, num_bytes: int) -> float:
         """Take the next place; returns when the visits that it overwrites are done, in seconds."""
@@ -267,7 +271,7 @@ class _Ring:
         oldest = self.oldest
         while self.starts[oldest] < overwritten:
             oldest += 1
-        self.oldest = oldest
+        self.overwrites, self.oldest = oldest > self.oldest, oldest
         if not oldest:
             return 0.0
         return self.ends[oldest - 1]
