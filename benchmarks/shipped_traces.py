@@ -34,7 +34,7 @@ def made(name: str, *, try_steps: range = STEPS) -> Trace:
     trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=FEW_STEPS)
     if len(trace.exact_steps) > 1:  # or each step is a call of its own, and to try them all takes hours
         trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=try_steps)
-    # in the usual groups alone, in which all that is written of these models was planned
+    # finer groups change plans, and with them what docs and golden files show: those and all traces are remade at once, or none
     components, in_float8 = (
         tuple(replace(component, finer_groups=()) for component in each) for each in (trace.components, trace.in_float8)
     )

@@ -27,6 +27,9 @@ from vramtune.tuner.simulate import recall
 TOLERANCE = 0.03
 RAM_FRACTIONS = (1.0, 0.6, 0.4, 0.2)
 """Of the weights, what there is of the host's memory."""
+MOST_TIMES_SLOWEST_ONCE = 1.7
+"""Of a stage of one iteration, whose first group has nothing to hide behind: of so small a model it is a tenth, and a copy's
+latency is as long as some of its copies."""
 SLOW = pytest.mark.slow
 
 
@@ -88,19 +91,20 @@ def test_from_a_disk_bits_stay_the_host_s_budget_holds_and_a_call_takes_as_long_
         assert sim.max_pinned_memory_allocated() - pinned <= plan.estimate.host_bytes <= ram_bytes
         assert measured.moved_bytes == plan.estimate.moved_bytes
         assert call.seconds - inputs_seconds == pytest.approx(plan.estimate.seconds, rel=TOLERANCE)
-        streamed = [*in_time(host, plan, measured)]
-        num_streamed += len(streamed)
-        assert all(seconds <= MOST_TIMES_SLOWEST * least for _, seconds, least in streamed), streamed
+        for name_of_stage, num_iterations, times_slowest in in_time(host, plan, measured):
+            num_streamed += num_iterations > 1
+            most = MOST_TIMES_SLOWEST if num_iterations > 1 else MOST_TIMES_SLOWEST_ONCE
+            assert times_slowest <= most, (name_of_stage, fraction)
     assert num_streamed or name == "wan", "its transformer streams fewer groups"
 
 
-def in_time(profile: Profile, plan: Plan, measured: Measurement) -> Iterator[tuple[str, float, float]]:
-    """Stages of several iterations in which a component streams as many groups as count: the seconds that they took, and
-    those of what takes longest there if it waits for nothing."""
+def in_time(profile: Profile, plan: Plan, measured: Measurement) -> Iterator[tuple[str, int, float]]:
+    """Stages in which a component brings in as many groups as count: their iterations, and how many times what takes longest
+    there, if it waits for nothing, they took."""
     candidate = recall(profile, plan)
     for s, (stage, taken) in enumerate(zip(plan.estimate.stages, measured.stages, strict=True)):
-        if stage.num_iterations > 1 and num_brought_in(candidate, s) >= LEAST_GROUPS:
-            yield stage.name, taken.seconds, slowest_engine_seconds(candidate, s)
+        if num_brought_in(candidate, s) >= LEAST_GROUPS:
+            yield stage.name, stage.num_iterations, taken.seconds / slowest_engine_seconds(candidate, s)
 
 
 @pytest.mark.parametrize("name", ["flux.1-dev", "qwen-image"])

@@ -64,7 +64,6 @@ class Staging:
 
         The future is there when all of it has been asked of the device: `ready` is recorded behind it then.
         """
-
         parts = self._parts_of(group)
         reading = [self._reader.submit(read, part) if part.in_files else None for part in parts]
 
