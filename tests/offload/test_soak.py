@@ -85,7 +85,7 @@ def capacity(rng: random.Random, name: str, runtime: Runtime, settings: dict[str
     if settings["height"] * settings["width"] > 32 * 32 or rng.random() < 0.7:
         return int(torch.sim.DEFAULT_CAPACITY_BYTES)  # type: ignore[attr-defined]
     groups = (group for component in runtime._binding.components for group in component.groups)
-    resting = sum(group.num_bytes for group in groups if group.master is None)
+    resting = sum(group.num_bytes for group in groups if not group.master_views)
     less = int(rng.uniform(0, 0.1) * weight_bytes(name))
     return held_bytes() - resting + runtime.plan.estimate.peak_bytes - less
 
