@@ -92,6 +92,12 @@ class TestForeignFiles:
         with pytest.raises(FileError, match="99"):
             from_json(Plan, json.dumps(envelope))
 
+    def test_a_profile_with_more_tensors_than_could_be_counted_one_by_one_is_refused(self) -> None:
+        envelope = json.loads(to_json(small()))
+        envelope["body"]["components"][0]["layers"][0]["parameters"]["num_tensors"] = 2**31
+        with pytest.raises(FileError, match="This Profile is damaged"):
+            from_json(Profile, json.dumps(envelope))
+
     def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match=r"missing\.json"):
             Plan.load(tmp_path / "missing.json")

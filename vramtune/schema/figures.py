@@ -6,6 +6,8 @@ from msgspec import Meta
 
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 Index = Annotated[int, Meta(ge=0, le=2**31)]
+Tensors = Annotated[int, Meta(ge=0, le=2**20)]
+"""A number of tensors: what the allocator takes for them is replayed one by one."""
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 """How many there are of something that is there."""
 Repeats = Annotated[int, Meta(ge=1, le=1000)]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
-from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds, Share
+from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds, Share, Tensors
 from vramtune.schema.files import Saved
 from vramtune.schema.machine import CERTAIN, Device, Spread
 from vramtune.schema.shown import Shown
@@ -23,7 +23,7 @@ class Weights:
     """Bytes that a copy of them moves."""
     allocated_bytes: Bytes = 0
     """Bytes on the device: each tensor rounded up to 512."""
-    num_tensors: Index = 0
+    num_tensors: Tensors = 0
 
     def __add__(self, other: "Weights") -> "Weights":
         """The sum of both."""
