@@ -2,6 +2,7 @@
 
     python -m benchmarks.shipped_traces            # all, some ten minutes
     python -m benchmarks.shipped_traces sdxl sd15  # these
+    python -m benchmarks.shipped_traces --reserved # what the allocators make of those that are there: a minute
 
 A trace holds for the versions that it was made under, which are in it. `tests/catalog/test_shipped.py` holds two of them
 against fresh ones.
@@ -14,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vramtune import catalog
-from vramtune.catalog.shipped import shipped_file
+from vramtune.catalog.shipped import shipped_file, shipped_trace
 from vramtune.machine.gpus import gpus
 from vramtune.pricing.stages import with_reserved
 from vramtune.profiler.follow import follow
@@ -38,18 +39,25 @@ def made(name: str, *, try_steps: range = STEPS) -> Trace:
     components, in_float8 = (
         tuple(replace(component, finer_groups=()) for component in each) for each in (trace.components, trace.in_float8)
     )
-    trace = replace(trace, components=components, in_float8=in_float8)
-    return with_reserved(trace, {gpu.workspace_bytes for gpu in gpus()})
+    return reserved(replace(trace, components=components, in_float8=in_float8))
+
+
+def reserved(trace: Trace) -> Trace:
+    """The trace, with what the listed GPUs' allocators make of it now."""
+    calls = tuple(replace(call, reserved={}) for call in trace.calls)
+    return with_reserved(replace(trace, calls=calls), {gpu.workspace_bytes for gpu in gpus()})
 
 
 def main() -> None:
     """Write those that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of `vramtune models`; left out: all of them")
-    total = 0
-    for name in parser.parse_args().names or catalog.names():
+    parser.add_argument("--reserved", action="store_true", help="follow no call again")
+    options, total = parser.parse_args(), 0
+    for name in options.names or catalog.names():
         began = time.perf_counter()
-        trace = made(name)
+        known = shipped_trace(name) if options.reserved else None
+        trace = made(name) if known is None else reserved(known)
         path = Path(str(shipped_file(name)))
         path.parent.mkdir(exist_ok=True)
         trace.save(path)

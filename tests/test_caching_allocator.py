@@ -124,3 +124,22 @@ def test_at_its_limit_the_allocator_gives_free_segments_back():
     assert least_limit_bytes(events) == 40 * MIB
     held = [(0, 30 * MIB), (1, 4 * MIB), (0, -30 * MIB), (2, 40 * MIB)]  # the small one has a segment of its own
     assert least_limit_bytes(held) == 60 * MIB
+
+
+def test_what_an_allocation_can_do_without_is_asked_for_first_as_long_as_there_is_room():
+    events = [(0, 30 * MIB), (1, 60 * MIB), (1, -60 * MIB), (2, 40 * MIB)]
+    assert least_limit_bytes(events) == 90 * MIB
+    assert least_limit_bytes(events, {1: 20 * MIB}) == 70 * MIB
+    allocator = Allocator({1: 20 * MIB})
+    allocator.replay(events, 0, limit_bytes=None)
+    assert allocator.peak_bytes == 90 * MIB  # for the last one lies where the second was
+
+
+def test_where_the_whole_was_is_what_comes_next_and_that_may_take_more_than_without_it():
+    # there is room for the whole of the second; then the third lies in its segment, which cannot be given back for the last
+    events = [(0, 20 * MIB), (1, 40 * MIB), (1, -40 * MIB), (2, 11 * MIB), (0, -20 * MIB), (3, 44 * MIB)]
+    without = [(key, num_bytes // 2 if key == 1 else num_bytes) for key, num_bytes in events]
+    assert least_limit_bytes(without) == 64 * MIB
+    assert Allocator().replay(without, 0, limit_bytes=64 * MIB) == len(events)
+    assert Allocator({1: 20 * MIB}).replay(events, 0, limit_bytes=64 * MIB) < len(events)
+    assert least_limit_bytes(events, {1: 20 * MIB}) > 64 * MIB

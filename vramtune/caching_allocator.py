@@ -5,7 +5,7 @@ one stream, no expandable segments, no garbage collection, no largest split size
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vramtune.layout import (
@@ -105,7 +105,9 @@ class Allocator:
     An event is (key, bytes) for an allocation or (key, -bytes) for a free.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spare: Mapping[int, int] | None = None) -> None:
+        self.spare = spare or {}
+        """By key, what an allocation can do without where it is refused: it is asked for again with so much less."""
         self._pools = Pool(least_rest_bytes=ALIGNMENT_BYTES), Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
         """For small and for large requests."""
         self._in_use: dict[int, tuple[int, Block]] = {}
@@ -129,20 +131,29 @@ class Allocator:
                 which, freed = in_use.pop(key)
                 pools[which].release(freed)
                 continue
-            needed = rounded_bytes(num_bytes)
-            which = 0 if needed <= SMALL_REQUEST_BYTES else 1
-            block = pools[which].take(needed)
-            if block is None:
-                block = Block(address=self._next_address, num_bytes=segment_bytes(needed))
-                if not self._has_room(block, limit_bytes, gives_back=gives_back):
-                    return number
-                self._reserved_bytes += block.num_bytes
-                self.peak_bytes = max(self.peak_bytes, self._reserved_bytes)
-                self._next_address += block.num_bytes
-            block.is_free = False
-            pools[which].split(block, needed)
-            in_use[key] = which, block
+            taken = self._take(num_bytes, limit_bytes, gives_back=gives_back)
+            if taken is None and gives_back and key in self.spare:
+                taken = self._take(num_bytes - self.spare[key], limit_bytes, gives_back=True)
+            if taken is None:
+                return number
+            in_use[key] = taken
         return len(events)
+
+    def _take(self, num_bytes: int, limit_bytes: int | None, *, gives_back: bool) -> tuple[int, Block] | None:
+        """A block and the number of its pool; None beyond the limit."""
+        needed = rounded_bytes(num_bytes)
+        which = 0 if needed <= SMALL_REQUEST_BYTES else 1
+        block = self._pools[which].take(needed)
+        if block is None:
+            block = Block(address=self._next_address, num_bytes=segment_bytes(needed))
+            if not self._has_room(block, limit_bytes, gives_back=gives_back):
+                return None
+            self._reserved_bytes += block.num_bytes
+            self.peak_bytes = max(self.peak_bytes, self._reserved_bytes)
+            self._next_address += block.num_bytes
+        block.is_free = False
+        self._pools[which].split(block, needed)
+        return which, block
 
     def _has_room(self, segment: Block, limit_bytes: int | None, *, gives_back: bool) -> bool:
         if limit_bytes is None or self._reserved_bytes + segment.num_bytes <= limit_bytes:
@@ -154,7 +165,7 @@ class Allocator:
 
     def copy(self) -> "Allocator":
         """Another one in the same state."""
-        twin = Allocator()
+        twin = Allocator(self.spare)
         free = [block for pool in self._pools for block in pool.blocks.values()]
         twins = {block: replace(block) for block in [*free, *(block for _, block in self._in_use.values())]}
         for block in twins.values():
@@ -178,11 +189,15 @@ def reserved_peak_bytes(events: Sequence[tuple[int, int]]) -> int:
     return allocator.peak_bytes
 
 
-def least_limit_bytes(events: Sequence[tuple[int, int]]) -> int:
-    """The lowest limit under which the allocator gets through, to `TOLERANCE_FRACTION` or a large segment's rounding."""
-    least = _most_in_use_bytes(events) - 1
+def least_limit_bytes(events: Sequence[tuple[int, int]], spare: Mapping[int, int] | None = None) -> int:
+    """The lowest limit under which the allocator gets through, to `TOLERANCE_FRACTION` or a large segment's rounding.
+
+    What an allocation can do without (`Allocator`) is asked for all the same as long as there is room; what lies beside
+    it then may need more elsewhere.
+    """
+    alike = Allocator(spare)
+    least = _most_in_use_bytes(events, alike.spare) - 1
     # Until it reserves more than the least, every limit is alike; of a tiled decode that is nearly all.
-    alike = Allocator()
     start = alike.replay(events, 0, limit_bytes=least, gives_back=False)
 
     def peak_bytes(limit_bytes: int | None) -> int | None:
@@ -202,13 +217,13 @@ def least_limit_bytes(events: Sequence[tuple[int, int]]) -> int:
     return most
 
 
-def _most_in_use_bytes(events: Iterable[tuple[int, int]]) -> int:
-    """The most that all live requests take together: no limit below is enough."""
+def _most_in_use_bytes(events: Iterable[tuple[int, int]], spare: Mapping[int, int]) -> int:
+    """The most that all live requests take together without what they can do without: no limit below is enough."""
     in_use = most = 0
     sizes: dict[int, int] = {}
     for key, num_bytes in events:
         if num_bytes > 0:
-            sizes[key] = rounded_bytes(num_bytes)
+            sizes[key] = rounded_bytes(num_bytes - spare.get(key, 0))
             in_use += sizes[key]
             most = max(most, in_use)
         else:

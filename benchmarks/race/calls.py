@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.race.contestants import INSTALLS, Start
-from benchmarks.race.names import CONTESTANTS, OURS
+from benchmarks.race.names import CONTESTANTS
 from benchmarks.race.pipelines import Built, denoiser, models, weight_bytes
 
 LONGEST_REASON = 200
@@ -89,7 +89,7 @@ def race(task: Task, row: dict[str, Any], card: Card, build: Callable[[], Built]
     row["allocated_peak_bytes"] = torch.cuda.max_memory_allocated()
     row["num_alloc_retries"] = after["num_alloc_retries"] - before["num_alloc_retries"]
     row["num_out_of_memory"] = after["num_ooms"] - before["num_ooms"]
-    if task["contestant"] in OURS:
+    if task["contestant"] == "vramtune":
         row["predicted"] = predicted(installed)
     row["step"] = "done"
 

@@ -8,14 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
 
 from benchmarks.race.pipelines import denoiser, models, weight_bytes
-from vramtune.pricing import roofline
-from vramtune.profiler import tapes
 from vramtune.units import GIB, MIB
 
 BLOCKS = {
@@ -69,13 +66,6 @@ def vramtune(start: Start) -> Installed:
     from vramtune import autotune
 
     return autotune(start.pipe, start.cap_bytes / GIB, call_kwargs=start.call_kwargs, device="cuda", progress=False)
-
-
-def vramtune_told(start: Start) -> Installed:
-    """With what no setting says: on GPUs cuDNN copies a convolution's images, which takes memory and time, and here not."""
-    mock.patch.object(roofline, "LAYOUT_PASSES", 0).start()
-    mock.patch.object(tapes, "with_images", lambda tape, kernels: iter(tape)).start()
-    return vramtune(start)
 
 
 def resident(start: Start) -> Installed:
@@ -198,7 +188,6 @@ def aircanvas(start: Start) -> Installed:
 
 INSTALLS: dict[str, Callable[[Start], Installed]] = {
     "vramtune": vramtune,
-    "vramtune-told": vramtune_told,
     "resident": resident,
     "model": model_offload,
     "sequential": sequential_offload,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 PIPELINES = {
     "flux": "like FLUX.1, 512 x 512",
     "flux-awkward": "like FLUX.1, 512 x 512, with groups just above multiples of 2 MiB",
-    "flux-nf4": "like FLUX.1, 512 x 512, transformer and T5 in bitsandbytes' nf4, whose products take what their traffic takes",
+    "flux-nf4": "like FLUX.1, 512 x 512, transformer and T5 in bitsandbytes' nf4",
     "sdxl": "like SDXL, 1024 x 1024",
     "wan": "like Wan 2.1 14B, 33 frames of 416 x 240",
 }
@@ -28,7 +28,6 @@ class Contestant:
 
 CONTESTANTS = {
     "vramtune": Contestant(title="vramtune", package="vramtune"),
-    "vramtune-told": Contestant(title="vramtune, told that cuDNN copies no images", package="vramtune"),
     "resident": Contestant(title="all resident", package="diffusers"),
     "model": Contestant(title="diffusers: model offload", package="diffusers"),
     "sequential": Contestant(title="diffusers: sequential offload", package="diffusers"),
@@ -52,5 +51,3 @@ CONTESTANTS = {
     "aircanvas": Contestant(title="AirCanvas", package="aircanvas", is_pipeline=True),
 }
 """By the name that the command line takes."""
-OURS = ("vramtune", "vramtune-told")
-"""The second is for the predictions: it is patched, so its seconds count for nobody."""

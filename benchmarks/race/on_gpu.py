@@ -42,7 +42,7 @@ HALF_VAE = "fp16-vae-"
 """A model whose VAE stays in float16, as with weights made for that: diffusers' group offload and most rivals fail where
 SDXL's pipeline casts it to float32 for the decode."""
 MODELS = (*catalog.names(), *(SMALL + name for name in PIPELINES), HALF_VAE + "sdxl")
-NAMES = [name for name in CONTESTANTS if name not in ("resident", "vramtune-told", "sequential")]
+NAMES = [name for name in CONTESTANTS if name not in ("resident", "sequential")]
 SHARES_TOLD = (1.25, 0.5)
 """Of what is allocated for activations with all weights and the whole card's memory; the second, because with little memory
 kernels make do with less."""

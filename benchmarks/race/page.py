@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.race.gpu_rows import Result, Run
-from benchmarks.race.names import CONTESTANTS, OURS, PIPELINES
+from benchmarks.race.names import CONTESTANTS, PIPELINES
 from benchmarks.race.report import (
     REQUIREMENTS,
     WHAT_THE_CLOCK_CANNOT_SAY,
@@ -35,7 +35,7 @@ COLUMNS, NUM_COLORS = 2, 128
 """Of the plots."""
 WITHIN = 0.005
 """Of the fastest: as fast."""
-RIVALS_OF_OURS = [name for name in CONTESTANTS if name not in (*OURS, "resident")]
+RIVALS_OF_OURS = [name for name in CONTESTANTS if name not in ("vramtune", "resident")]
 
 Place = tuple[str, str, int]
 
@@ -47,7 +47,7 @@ def main() -> None:
     rows = with_foregone(load(path))
     known, chosen = bases(rows), best(rows)
     link = min(LINKS, key=lambda name: (-sum(row.key.link == name and not row.reason for row in rows), name))
-    drawn = [row for row in chosen if row.key.link == link and not row.reason and row.key.contestant != "vramtune-told"]
+    drawn = [row for row in chosen if row.key.link == link and not row.reason]
     draw("race_seconds", drawn, lambda row: row.seconds, "seconds of a steady call")
     draw("race_pinned", drawn, lambda row: row.found["counters"]["pinned_peak_bytes"] / 1e9, "page-locked memory, GB")
     page = DOCS / "race.md"
@@ -108,14 +108,9 @@ def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, l
         "What vramtune predicted of itself, at all links; [all tables](../benchmarks/results/"
         f"{path.with_suffix('.md').name}) have each run. Peaks are those under caps below 100%: with room PyTorch keeps what it likes.",
         "",
-        *table(
-            ["pipeline, by", "runs", "seconds off, from", "to", "peak off, from", "to", "bytes exact"], predicted(rows)
-        ),
+        *table(["pipeline", "runs", "seconds off, from", "to", "peak off, from", "to", "bytes exact"], predicted(rows)),
         "",
-        "Seconds are predicted for GPUs, whose cuDNN copies a convolution's images, which takes time and memory; this card's does",
-        "not, which a *told* vramtune knows. Products of nf4 weights are predicted as on GPUs, dequantized and multiplied in 16 bits;",
-        "this card's clock counts no more than their traffic, so seconds of flux-nf4 say nothing of the prediction. Where a peak is",
-        "above what was predicted, PyTorch cached more than it needed, below the cap.",
+        "Where a peak is above what was predicted, PyTorch cached more than it needed, below the cap.",
         "",
         "## Who did not run",
         "",
@@ -144,7 +139,7 @@ def summary(place: Place, rows: list[Row], known: dict[tuple[str, str], Base]) -
 
 
 def of_own_bound(ours: Row) -> float:
-    """What the plan is predicted to take by what vramtune says that no plan can beat: both with cuDNN's copies of images."""
+    """What the plan is predicted to take by what vramtune says that no plan can beat."""
     said = ours.found["predicted"]
     return float(said["seconds"] / said["bound_seconds"])
 
@@ -168,7 +163,7 @@ def losses(places: dict[Place, list[Row]]) -> list[str]:
         if ours is None:
             refused = next((row.reason for row in rows if row.key.contestant == "vramtune"), "not tried")
             others = f"{name_of(other)} did" if other else "nor did any other with the settings tried"
-            found.append(f"{where}: it did not run, {others}. {refused} {when_told(rows)}".rstrip())
+            found.append(f"{where}: it did not run, {others}. {refused}")
         if ours is None or other is None:
             continue
         if ours.seconds > other.seconds * (1 + WITHIN):
@@ -183,10 +178,10 @@ def losses(places: dict[Place, list[Row]]) -> list[str]:
 
 
 def predicted(rows: list[Row]) -> list[list[str]]:
-    """By pipeline and contestant of ours, how far off its predictions are."""
-    ours = [row for row in rows if row.key.contestant in OURS and not row.reason]
+    """By pipeline, how far off vramtune's predictions are."""
+    ours = [row for row in rows if row.key.contestant == "vramtune" and not row.reason]
     lines = []
-    for name, group in groupby(sorted(ours, key=pipeline_and_contestant), key=pipeline_and_contestant):
+    for name, group in groupby(ours, key=lambda row: row.key.pipeline):
         runs = list(group)
         said = [row.found["predicted"] for row in runs]
         seconds = [each["seconds"] / row.seconds - 1 for each, row in zip(said, runs, strict=True)]
@@ -195,22 +190,8 @@ def predicted(rows: list[Row]) -> list[list[str]]:
         exact = sum(each["moved_bytes"] == each["measured"]["moved_bytes"] for each in said)
         off = [f"{min(seconds):+.1%}", f"{max(seconds):+.1%}"]
         off += [f"{min(peaks):+.2%}", f"{max(peaks):+.2%}"] if peaks else ["", ""]
-        lines.append([", ".join(name), str(len(runs)), *off, f"{exact} of {len(runs)}"])
+        lines.append([name, str(len(runs)), *off, f"{exact} of {len(runs)}"])
     return lines
-
-
-def pipeline_and_contestant(row: Row) -> tuple[str, str]:
-    """Names of both."""
-    return row.key.pipeline, row.key.contestant
-
-
-def when_told(rows: list[Row]) -> str:
-    """What it does where it counts nothing that this card's cuDNN does not take, in a sentence."""
-    told = next((row for row in rows if row.key.contestant == "vramtune-told"), None)
-    if told is None:
-        return ""
-    outcome = "does not fit either" if told.reason else f"takes {told.seconds:.4f} s"
-    return f"**Told** that cuDNN makes no copies of a convolution's images here, as it does on GPUs, it {outcome}."
 
 
 def failures(rows: list[Row]) -> list[str]:
@@ -287,7 +268,8 @@ def method(known: dict[tuple[str, str], Base]) -> Iterator[str]:
         "PyTorch's CUDA build, unmodified, runs over libraries that stand in the place of NVIDIA's "
         "([the null card](../tests/nullcuda/README.md)). It has virtual clocks: one for each thread of the host and each "
         "stream, and three engines (copies to the card, copies back, kernels) that each do one thing at a time. "
-        "A kernel takes a roofline of PyTorch's own FLOP formulas at 40 TFLOP/s and 250 GB/s; a launch takes the host 8 "
+        "A kernel takes a roofline of PyTorch's own FLOP formulas at 40 TFLOP/s and 250 GB/s; cuDNN copies a convolution's "
+        "images, as it was seen to on GPUs, which takes memory and time; a launch takes the host 8 "
         "microseconds with PyTorch's own work, a copy 8, `cudaMalloc` 100. `cudaFree` waits for the card."
     )
     yield ""
@@ -323,8 +305,7 @@ def draw(name: str, rows: list[Row], value: Callable[[Row], float], label: str) 
     for axes in all_axes[len(pipelines) :]:
         axes.set_axis_off()
     for axes, pipeline in zip(all_axes, pipelines, strict=False):
-        shown = {name: about for name, about in CONTESTANTS.items() if name != "vramtune-told"}
-        for number, (contestant, about) in enumerate(shown.items()):
+        for number, (contestant, about) in enumerate(CONTESTANTS.items()):
             points = sorted(
                 (row.cap_bytes / 1e9, value(row))
                 for row in rows

@@ -67,8 +67,7 @@ def report(rows: list[Row]) -> list[str]:
         "Seconds are a steady call's, of the best of a contestant's settings. *x resident*: by the same call with all weights on",
         "a card that has room. *x bound*: by seconds that no contestant can beat (benchmarks/race/bound.py). Device peak: the",
         "process's, its context with it; reserved: without it. Copies: both ways, on the card left out. Retries: of PyTorch's allocator, which gave memory back",
-        "and asked again. *vramtune, told ...* is patched for the sake of the predictions below: this card's cuDNN makes no copies",
-        "of a convolution's images, GPUs' does.",
+        "and asked again.",
         "",
         not_tried(rows),
         *(line for place, group in groupby(chosen, key=place_of) for line in section(place, list(group), known)),
@@ -190,7 +189,7 @@ def megabytes(num_bytes: float) -> str:
 
 def predictions(rows: list[Row]) -> Iterator[str]:
     """vramtune's own, beside what was counted."""
-    header = ["pipeline, link, cap", "by", "seconds", "predicted", "off", "peak, MB", "predicted", "off", "moved, MB", "predicted", "out of memory"]  # fmt: skip
+    header = ["pipeline, link, cap", "seconds", "predicted", "off", "peak, MB", "predicted", "off", "moved, MB", "predicted", "out of memory"]  # fmt: skip
     lines = []
     for row in rows:
         said = row.found.get("predicted")
@@ -201,7 +200,6 @@ def predictions(rows: list[Row]) -> Iterator[str]:
         lines.append(
             [
                 f"{row.key.pipeline}, {row.key.link}, {row.key.percent}%",
-                row.key.contestant,
                 f"{row.seconds:.4f}",
                 f"{said['seconds']:.4f}",
                 f"{said['seconds'] / row.seconds - 1:+.1%}",
@@ -243,7 +241,6 @@ def predicted_modes(rows: list[Row]) -> Iterator[str]:
             lines.append(
                 [
                     f"{row.key.pipeline}, {row.key.link}, {row.key.percent}%",
-                    row.key.contestant,
                     mode["mode"],
                     "" if run.reason else f"{run.seconds:.4f}",
                     f"{mode['seconds']:.4f}",

@@ -23,6 +23,7 @@ def settings(key: Key, cap_bytes: int) -> dict[str, str]:
     return {
         "NULLCUDA_TOTAL_BYTES": str(cap_bytes),
         "NULLCUDA_CONTEXT_BYTES": str(CONTEXT_BYTES),
+        "NULLCUDA_WORKSPACE": "images",
         "NULLCUDA_COPY_LIMIT_BYTES": "1e6",
         "NULLCUDA_COPY_BYTES_PER_SECOND": str(LINKS[key.link]),
         "NULLCUDA_PAGEABLE_COPY_BYTES_PER_SECOND": str(pageable_bytes_per_second(key.link)),

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import flop_registry
 
 from tests.nullcuda.card import host_seconds, runtime
 
+FOUR_BIT_PRODUCT = "gemm_4bit"
+"""Of bitsandbytes, which brings no formula: for more than a few rows it writes the weights in 16 bits and multiplies by those."""
 EFFICIENCIES = {"attention": 0.6, "convolution": 0.5, "matrix product": 0.8}
 """Shares of the card's arithmetic rate."""
 FLOAT32_SLOWER = 4
@@ -69,6 +71,8 @@ class Cost(TorchDispatchMode):
         tensors = {id(t): t for t in tree_iter((args, kwargs, out)) if isinstance(t, torch.Tensor) and t.is_cuda}
         moving_seconds = sum(map(_touched_bytes, tensors.values())) / self.memory_bytes_per_second
         packet = func.overloadpacket
+        if packet.__name__ == FOUR_BIT_PRODUCT:
+            return self._four_bit_seconds(*args[:2], out)
         if packet not in flop_registry:
             return moving_seconds
         flops = flop_registry[packet](*args, **kwargs, out_val=out)
@@ -77,6 +81,15 @@ class Cost(TorchDispatchMode):
         if result.dtype == torch.float32:
             rate /= FLOAT32_SLOWER
         return max(moving_seconds, flops / rate)
+
+    def _four_bit_seconds(self, rows: torch.Tensor, packed: torch.Tensor, out: torch.Tensor) -> float:
+        """Of rows [..., in] by weights [out, in], two of which are packed in a byte: written as the rows are, then read."""
+        weight_bytes = 2 * packed.numel() * rows.element_size()
+        moved_bytes = rows.nbytes + out.nbytes + weight_bytes
+        flops_seconds = 2 * rows.numel() * out.shape[-1] / (self.flops_per_second * EFFICIENCIES["matrix product"])
+        return (packed.nbytes + weight_bytes) / self.memory_bytes_per_second + max(
+            moved_bytes / self.memory_bytes_per_second, flops_seconds
+        )
 
 
 def _kind(name: str) -> str:

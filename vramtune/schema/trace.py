@@ -100,12 +100,12 @@ class TracedCall:
     reserved: dict[Bytes, Reserved] = field(default_factory=dict)
     """What the allocator makes of the events beside a workspace of so many bytes, as far as that was computed."""
 
-    def allocations(self, *, is_short: bool = False) -> Iterator[tuple[int, int]]:
+    def allocations(self) -> Iterator[tuple[int, int]]:
         """The events as (number, bytes) of an allocation and (number, -bytes) of its end."""
         sizes: list[int] = []
         for event in self.events:
             if event > 0:
-                sizes.append(event - (self.images.get(len(sizes) + 1, 0) if is_short else 0))
+                sizes.append(event)
                 yield len(sizes), sizes[-1]
             else:
                 number = len(sizes) + event + 1

@@ -48,4 +48,5 @@ void nullcuda_map(void *at, size_t bytes);              // addresses become devi
 void nullcuda_unmap(void *at);
 
 void nullcuda_work(void *stream, double flops, double bytes);  // a kernel: it takes time and does nothing
+void nullcuda_busy(void *stream, double seconds);              // kernels, whoever tells what others take
 }
