@@ -63,8 +63,17 @@ def stubs() -> list[Path]:
         # built apart and then moved: a build that is killed leaves no half of one
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
             built = build(Path(scratch))
-            built.rename(folder)
+            move(built, folder)
     return [folder / RUNTIME, *sorted(library for library in folder.iterdir() if library.name != RUNTIME)]
+
+
+def move(built: Path, folder: Path) -> None:
+    """Put a finished build in its place, unless another process's is there by now."""
+    try:
+        built.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
 
 
 def fingerprint() -> str:

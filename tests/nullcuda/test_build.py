@@ -74,3 +74,14 @@ def test_pytorch_runs_on_the_stubs_and_on_nothing_of_nvidias() -> None:
     ours = {Path(name).name for name in loaded if Path(name).is_relative_to(build.CACHE)}
     assert ours >= build.BY_HAND.keys()
     assert not {Path(name).name for name in loaded if not Path(name).is_relative_to(build.CACHE)} & ours
+
+
+def test_of_two_processes_that_build_at_once_the_second_finds_the_first_ones(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "folder"
+    for each, text in ((mine, "mine"), (folder, "the other's")):
+        each.mkdir()
+        (each / "lib").write_text(text)
+    build.move(mine, folder)
+    assert (folder / "lib").read_text() == "the other's"
+    with pytest.raises(FileNotFoundError):
+        build.move(tmp_path / "nothing", tmp_path / "new")
