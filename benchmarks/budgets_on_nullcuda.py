@@ -10,6 +10,7 @@ memory: 7 GB. Writes `benchmarks/results/budgets_nullcuda_<date>.md` as each row
 
 import argparse
 import gc
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS_GIB, metavar="GIB")
     options = parser.parse_args()
+    os.environ["NULLCUDA_WORKSPACE"] = "images"
     card().copy_limit_bytes = COPY_LIMIT_BYTES
     card().total_bytes = int(max(options.budgets) * GIB) + GIB
     pipe = catalog.load(MODEL)
