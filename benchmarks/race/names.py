@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 PIPELINES = {
-    "flux": "like FLUX.1, 512 x 512",
     "flux-awkward": "like FLUX.1, 512 x 512, with groups just above multiples of 2 MiB",
     "flux-nf4": "like FLUX.1, 512 x 512, transformer and T5 in bitsandbytes' nf4",
     "sdxl": "like SDXL, 1024 x 1024",

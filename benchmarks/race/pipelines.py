@@ -150,7 +150,6 @@ def wan() -> Built:
 
 
 PIPELINES: dict[str, Callable[[], Built]] = {
-    "flux": lambda: flux(num_heads=18),
     "flux-awkward": lambda: flux(num_heads=16),
     "flux-nf4": flux_in_nf4,
     "sdxl": sdxl,
