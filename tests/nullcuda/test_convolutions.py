@@ -32,6 +32,16 @@ TOLERANCE_BYTES = 4 * MIB
 """How near the lowest limit is found, and a segment's rounding."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_stays() -> Iterator[None]:
+    """On the card, for other tests' sake."""
+    yield
+    layer.cache_clear()
+    decoder.cache_clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 @pytest.fixture(autouse=True)
 def images(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(os.environ, "NULLCUDA_WORKSPACE", "images")
