@@ -4,8 +4,8 @@
     ... -m benchmarks.budgets_on_nullcuda --budgets 6.2 7
 
 Runs on the null card (`tests/nullcuda`): PyTorch's allocator is real, kernels do nothing, cuDNN copies a convolution's
-images as it does on a GPU. The masters of weights at real size lie in host
-memory: 7 GB. Writes `benchmarks/results/budgets_nullcuda_<date>.md` as each row is known.
+images as it does on a GPU. The masters of weights at real size lie in host memory: 7 GB. Writes
+`benchmarks/results/budgets_nullcuda_<date>.md` as each row is known.
 """
 
 import argparse

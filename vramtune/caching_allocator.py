@@ -105,8 +105,8 @@ class Allocator:
     An event is (key, bytes) for an allocation or (key, -bytes) for a free.
     """
 
-    def __init__(self, dispensable: Mapping[int, int] | None = None) -> None:
-        self.dispensable = dispensable or {}
+    def __init__(self, dispensable_bytes: Mapping[int, int] | None = None) -> None:
+        self.dispensable_bytes = dispensable_bytes or {}
         """By key, what an allocation can do without where it is refused: it is asked for again with so much less."""
         self._pools = Pool(least_rest_bytes=ALIGNMENT_BYTES), Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
         """For small and for large requests."""
@@ -132,8 +132,8 @@ class Allocator:
                 pools[which].release(freed)
                 continue
             taken = self._take(num_bytes, limit_bytes, gives_back=gives_back)
-            if taken is None and gives_back and key in self.dispensable:
-                taken = self._take(num_bytes - self.dispensable[key], limit_bytes, gives_back=True)
+            if taken is None and gives_back and key in self.dispensable_bytes:
+                taken = self._take(num_bytes - self.dispensable_bytes[key], limit_bytes, gives_back=True)
             if taken is None:
                 return number
             in_use[key] = taken
@@ -165,7 +165,7 @@ class Allocator:
 
     def copy(self) -> "Allocator":
         """Another one in the same state."""
-        twin = Allocator(self.dispensable)
+        twin = Allocator(self.dispensable_bytes)
         free = [block for pool in self._pools for block in pool.blocks.values()]
         twins = {block: replace(block) for block in [*free, *(block for _, block in self._in_use.values())]}
         for block in twins.values():
@@ -189,14 +189,14 @@ def reserved_peak_bytes(events: Sequence[tuple[int, int]]) -> int:
     return allocator.peak_bytes
 
 
-def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable: Mapping[int, int] | None = None) -> int:
+def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable_bytes: Mapping[int, int] | None = None) -> int:
     """The lowest limit under which the allocator gets through, to `TOLERANCE_FRACTION` or a large segment's rounding.
 
     What an allocation can do without (`Allocator`) is asked for all the same as long as there is room; what lies beside
     it then may need more elsewhere.
     """
-    alike = Allocator(dispensable)
-    least = _most_in_use_bytes(events, alike.dispensable) - 1
+    alike = Allocator(dispensable_bytes)
+    least = _most_in_use_bytes(events, alike.dispensable_bytes) - 1
     # Until it reserves more than the least, every limit is alike; of a tiled decode that is nearly all.
     start = alike.replay(events, 0, limit_bytes=least, gives_back=False)
 
@@ -217,13 +217,13 @@ def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable: Mapping[in
     return most
 
 
-def _most_in_use_bytes(events: Iterable[tuple[int, int]], dispensable: Mapping[int, int]) -> int:
+def _most_in_use_bytes(events: Iterable[tuple[int, int]], dispensable_bytes: Mapping[int, int]) -> int:
     """The most that all live requests take together without what they can do without: no limit below is enough."""
     in_use = most = 0
     sizes: dict[int, int] = {}
     for key, num_bytes in events:
         if num_bytes > 0:
-            sizes[key] = rounded_bytes(num_bytes - dispensable.get(key, 0))
+            sizes[key] = rounded_bytes(num_bytes - dispensable_bytes.get(key, 0))
             in_use += sizes[key]
             most = max(most, in_use)
         else:

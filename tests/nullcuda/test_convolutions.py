@@ -134,9 +134,8 @@ def test_a_decode_gets_through_under_the_lowest_limit_of_its_profile_and_no_lowe
     torch.cuda.empty_cache()
     module, least = decoder(), least_bytes(traced_decode(), workspace_bytes)
     torch.backends.cudnn.deterministic = is_enough  # PyTorch remembers the engines that it chose, for each of both
-    gaps_bytes = (
-        torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    )  # beside the weights, which a profile has not
+    # what weights leave of their segments, of which a profile knows nothing
+    gaps_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     limit(least if is_enough else least - TOLERANCE_BYTES - gaps_bytes)
     if is_enough:
         for _ in "12":

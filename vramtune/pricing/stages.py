@@ -137,7 +137,9 @@ def least_bytes(call: TracedCall, workspace_bytes: int) -> int:
     """The same under the lowest limit that the call gets through."""
     if (known := call.reserved.get(workspace_bytes)) is not None:
         return known.least_bytes
-    return _beside_workspace(partial(least_limit_bytes, dispensable=call.images), call.allocations(), workspace_bytes)
+    return _beside_workspace(
+        partial(least_limit_bytes, dispensable_bytes=call.images), call.allocations(), workspace_bytes
+    )
 
 
 def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
