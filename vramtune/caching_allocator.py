@@ -5,12 +5,13 @@ one stream, no expandable segments, no garbage collection, no largest split size
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vramtune.layout import (
     ALIGNMENT_BYTES,
     LARGE_SEGMENT_ROUNDING_BYTES,
+    MEDIUM_REQUEST_BYTES,
     SMALL_REQUEST_BYTES,
     rounded_bytes,
     segment_bytes,
@@ -18,6 +19,12 @@ from vramtune.layout import (
 
 TOLERANCE_FRACTION = 0.005
 """How near the lowest limit is found."""
+ARENA_PERCENTS = (110, 105, 115, 100, 120, 125, 95, 130, 90, 85, 80, 70, 60, 50, 40, 30, 20)
+"""Of what is in use at the most: sizes of an arena that are tried, the likeliest first."""
+MOST_REPLAYED = 2_000_000
+"""Events, of all those tries: of a tiled video's decode there are 300,000."""
+ARENA = -1
+"""The key of an arena among allocations."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -215,6 +222,56 @@ def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable_bytes: Mapp
         else:
             most = found
     return most
+
+
+def best_arena(
+    before: Sequence[tuple[int, int]],
+    events: Sequence[tuple[int, int]],
+    most_bytes: int,
+    *,
+    dispensable_bytes: Mapping[int, int] | None = None,
+    gives_back: bool,
+) -> tuple[int, int] | None:
+    """Bytes of an arena between `before` and `events` with which the allocator reserves least, and how much it does then;
+    None if no arena makes it less than `most_bytes`.
+
+    An arena is a segment that is there, free, before the others are asked for, and that they are taken from. Without one,
+    each large tensor for which no cached block is large enough becomes a segment, which later ones do not fill: of a
+    denoiser's, twice as much may be reserved as is ever in use. With `gives_back`, what is reserved is the lowest limit
+    that is found, as in `least_limit_bytes`.
+    """
+    in_use = _most_in_use_bytes(events, dispensable_bytes or {})
+    percents = ARENA_PERCENTS[: max(1, MOST_REPLAYED // max(1, len(events)))]
+    sizes = [in_use * percent // 100 // LARGE_SEGMENT_ROUNDING_BYTES for percent in percents]
+    best: tuple[int, int] | None = None
+    for arena_bytes in dict.fromkeys(size * LARGE_SEGMENT_ROUNDING_BYTES for size in sizes):
+        if arena_bytes < MEDIUM_REQUEST_BYTES:  # would share its segment
+            continue
+        with_it = [*before, (ARENA, arena_bytes), (ARENA, -arena_bytes), *events]
+        found = most_bytes if best is None else best[1]
+        while True:
+            step = max(LARGE_SEGMENT_ROUNDING_BYTES, int(TOLERANCE_FRACTION * found) if gives_back else 0)
+            allocator = Allocator(dispensable_bytes)
+            if allocator.replay(with_it, 0, limit_bytes=found - step, gives_back=gives_back) < len(with_it):
+                break
+            found = allocator.peak_bytes
+            best = arena_bytes, found
+    return best
+
+
+def repeated(events: Sequence[tuple[int, int]], times: int) -> Iterator[tuple[int, int]]:
+    """The same call again and again: what it does not free is freed once the next one has ended."""
+    last = max((key for key, _ in events), default=0)
+    sizes: dict[int, int] = {}
+    for key, num_bytes in events:
+        if num_bytes > 0:
+            sizes[key] = num_bytes
+        else:
+            del sizes[key]
+    for start in range(0, times * last, last):
+        yield from ((start + key, num_bytes) for key, num_bytes in events)
+        if start:
+            yield from ((start - last + key, -num_bytes) for key, num_bytes in sizes.items())
 
 
 def _most_in_use_bytes(events: Iterable[tuple[int, int]], dispensable_bytes: Mapping[int, int]) -> int:

@@ -169,7 +169,7 @@ def _raised(profile: Profile, overrun_bytes: Mapping[str, int]) -> Profile:
 
     def raised(stage: Stage) -> Stage:
         more = overrun_bytes.get(stage.name, 0)
-        activities = tuple(replace(a, activation_bytes=a.activation_bytes + more) for a in stage.activities)
+        activities = tuple(a.with_more(more) for a in stage.activities)
         return replace(stage, activities=activities) if more else stage
 
     if not overrun_bytes:

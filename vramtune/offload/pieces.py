@@ -1,5 +1,6 @@
 """Device memory of weight groups, in pieces that several of them share."""
 
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -10,6 +11,8 @@ from vramtune.layout import asked_bytes, piece_ends
 from vramtune.offload.binding import BoundComponent, BoundPlacement
 from vramtune.offload.groups import Group
 from vramtune.offload.memory_limit import segments_of
+
+logger = logging.getLogger(__name__)
 
 
 def new_piece(num_bytes: int, device: torch.device) -> torch.Tensor:
@@ -26,6 +29,20 @@ def flats(groups: list[Group], device: torch.device) -> Iterator[tuple[Group, to
     for group in groups:
         yield group, flat[start : start + group.num_bytes]
         start += group.num_bytes
+
+
+def make_arena(num_bytes: int, device: torch.device) -> None:
+    """Leave PyTorch's allocator a free segment of so many bytes, from which it takes what is asked for next.
+
+    Where the device has less, there is none: activations then take segments of their own, and what those lack the weights
+    give up (`retry.py`), not all that an arena would have.
+    """
+    if not num_bytes:
+        return
+    try:
+        new_piece(num_bytes, device)
+    except torch.OutOfMemoryError:
+        logger.debug("no arena of %d bytes: out of memory", num_bytes)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from vramtune.caching_allocator import least_limit_bytes, reserved_peak_bytes
+from vramtune.caching_allocator import best_arena, least_limit_bytes, repeated, reserved_peak_bytes
 from vramtune.layout import workspace_block_bytes
 from vramtune.pricing.roofline import host_seconds, work_seconds
 from vramtune.schema import (
@@ -14,6 +14,7 @@ from vramtune.schema import (
     LEAST_REPEATS,
     Activity,
     Device,
+    InArena,
     Loop,
     Reserved,
     Segment,
@@ -28,6 +29,8 @@ from vramtune.schema import (
 
 WORKSPACE = 0
 """Number of the workspace among a call's allocations, which begin at 1."""
+REPEATS = 2
+"""Calls in which an arena is tried: what one returns is there until the next one has ended."""
 
 
 class Cost(NamedTuple):
@@ -111,11 +114,18 @@ class Estimator:
             high=max(gpu_seconds * gpu.high, host_seconds * host.high) / expected,
         )
 
+    def repeated(self, call: int) -> Activity:
+        """As a call that is repeated: no memory is given back meanwhile, which would cost time at every iteration."""
+        activity = self.activity(call)
+        if self._device.kernels != "cuda":
+            return activity
+        traced, first = self._trace.calls[call], first_of_stage(self._trace, call)
+        return replace(activity, in_arena=peak_in_arena(traced, self._device.workspace_bytes, first=first))
+
     def once(self, call: int) -> Activity:
         """As a call that is not repeated, in which memory may run short before PyTorch has to give up.
 
-        It gives cached memory back, and cuDNN falls back to kernels that need a copy of the images alone: in a loop both
-        would cost time at every iteration. Four VAEs decoded in this much on an H200, and not in 9 to 13% less
+        It gives cached memory back, and cuDNN falls back to kernels that need a copy of the images alone. Four VAEs decoded in this much on an H200, and not in 9 to 13% less
         (`benchmarks/results/least_memory_nvidia_h200_*.json`). Another accelerator than CUDA's is not supposed to.
         """
         activity = self.activity(call)
@@ -123,7 +133,12 @@ class Estimator:
             return activity
         taken_bytes = self._device.workspace_bytes
         least = least_bytes(self._trace.calls[call], taken_bytes)
-        return replace(activity, activation_bytes=least, cached_bytes=max(activity.activation_bytes - least, 0))
+        return replace(
+            activity,
+            activation_bytes=least,
+            cached_bytes=max(activity.activation_bytes - least, 0),
+            in_arena=least_in_arena(self._trace.calls[call], taken_bytes),
+        )
 
 
 def peak_bytes(call: TracedCall, workspace_bytes: int) -> int:
@@ -142,14 +157,66 @@ def least_bytes(call: TracedCall, workspace_bytes: int) -> int:
     )
 
 
+def first_of_stage(trace: Trace, call: int) -> TracedCall | None:
+    """The other call of the same component, if there is one, that comes right before a repeated one begins: it makes tables
+    that are kept."""
+    calls, turns = trace.calls, trace.runs[0].turns
+    begin = next((number for number, turn in enumerate(turns) if turn.call == call), 0)
+    before = calls[turns[begin - 1].call] if begin else None
+    is_like = before is not None and (before.component, before.method) == (calls[call].component, calls[call].method)
+    return before if is_like else None
+
+
+def peak_in_arena(call: TracedCall, workspace_bytes: int, *, first: TracedCall | None = None) -> InArena | None:
+    """What is reserved for calls one after the other, in the arena that makes it least; None where that is no less.
+
+    What the first call, where it is another one, does not free lies in the arena from then on.
+    """
+    if (known := call.reserved.get(workspace_bytes)) is not None:
+        return known.peak_in_arena
+    before = [] if first is None else [*first.allocations()]
+    start = max((key for key, _ in before), default=0)
+    again = ((start + key, num_bytes) for key, num_bytes in repeated([*call.allocations()], REPEATS))
+    found = best_arena(
+        _workspace(workspace_bytes),
+        [*before, *again],
+        peak_bytes(call, workspace_bytes) + workspace_bytes,
+        gives_back=False,
+    )
+    return None if found is None else InArena(found[0], found[1] - workspace_bytes)
+
+
+def least_in_arena(call: TracedCall, workspace_bytes: int) -> InArena | None:
+    """The lowest limit that a single call gets through, in an arena; None where it is no lower."""
+    if (known := call.reserved.get(workspace_bytes)) is not None:
+        return known.least_in_arena
+    found = best_arena(
+        _workspace(workspace_bytes),
+        [*call.allocations()],
+        least_bytes(call, workspace_bytes) + workspace_bytes,
+        dispensable_bytes=call.images,
+        gives_back=True,
+    )
+    return None if found is None else InArena(found[0], found[1] - workspace_bytes)
+
+
 def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
     """The trace, with what the allocator makes of its calls beside workspaces of these bytes: that takes longest."""
 
-    def known(call: TracedCall) -> TracedCall:
-        found = {size: Reserved(peak_bytes(call, size), least_bytes(call, size)) for size in sorted({*workspaces})}
+    def known(index: int, call: TracedCall) -> TracedCall:
+        first = first_of_stage(trace, index)
+        found = {
+            size: Reserved(
+                peak_bytes(call, size),
+                least_bytes(call, size),
+                peak_in_arena(call, size, first=first),
+                least_in_arena(call, size),
+            )
+            for size in sorted({*workspaces})
+        }
         return replace(call, reserved={**call.reserved, **found})
 
-    return replace(trace, calls=tuple(map(known, trace.calls)))
+    return replace(trace, calls=tuple(known(index, call) for index, call in enumerate(trace.calls)))
 
 
 def _beside_workspace(
@@ -157,8 +224,12 @@ def _beside_workspace(
     allocations: Iterable[tuple[int, int]],
     workspace_bytes: int,
 ) -> int:
-    workspace = [(WORKSPACE, workspace_block_bytes(workspace_bytes))] if workspace_bytes else []
-    return reserved_bytes([*workspace, *allocations]) - workspace_bytes
+    return reserved_bytes([*_workspace(workspace_bytes), *allocations]) - workspace_bytes
+
+
+def _workspace(workspace_bytes: int) -> list[tuple[int, int]]:
+    """The workspace among allocations."""
+    return [(WORKSPACE, workspace_block_bytes(workspace_bytes))] if workspace_bytes else []
 
 
 def _segments(call: TracedCall, costs: Sequence[Cost], *, waits_for_host: bool) -> Iterator[Segment]:
@@ -187,21 +258,23 @@ def _intervals(run: TracedRun, estimator: Estimator) -> Iterator[Interval]:
 
 
 def _stage(loop: Loop, calls: Sequence[int], intervals: Sequence[Interval], estimator: Estimator) -> Stage:
-    cost_of = estimator.once if loop.num_iterations == 1 else estimator.activity
+    cost_of = estimator.once if loop.num_iterations == 1 else estimator.repeated
     iteration = calls[loop.start : loop.start + loop.period]
     active = tuple(replace(cost_of(call), num_calls=len(list(same))) for call, same in groupby(iteration))
     around = intervals[loop.start : loop.stop]
-    activation_bytes = max(activity.activation_bytes for activity in active)
     held_bytes = max(interval.held_bytes for interval in around)
-    # The pipeline's own peak between calls (a decoded video being converted) must fit as well.
-    between_bytes = max(interval.peak_bytes for interval in around) - activation_bytes
-    return Stage(
+    stage = Stage(
         name=" + ".join(dict.fromkeys(call_name(a.component, a.method) for a in active)),
         num_iterations=loop.num_iterations,
         activities=active,
-        pipeline_bytes=max(held_bytes, between_bytes),
+        pipeline_bytes=held_bytes,
         pipeline_seconds=sum(interval.seconds for interval in around) / loop.num_iterations,
     )
+    if loop.num_iterations == 1 and sum(activity.num_calls for activity in active) > 1:
+        stage = _without_arena(stage)
+    # The pipeline's own peak between calls (a decoded video being converted) must fit as well.
+    between_bytes = max(interval.peak_bytes for interval in around) - stage.planned_activation_bytes
+    return replace(stage, pipeline_bytes=max(held_bytes, between_bytes))
 
 
 def _can_merge(first: Stage, second: Stage) -> bool:
@@ -211,6 +284,8 @@ def _can_merge(first: Stage, second: Stage) -> bool:
 
 def _merged(first: Stage, second: Stage) -> Stage:
     costlier = max(first, second, key=lambda stage: (stage.activation_bytes, stage.seconds))
+    if costlier.num_iterations == 1:
+        costlier = _without_arena(costlier)
     num_iterations = first.num_iterations + second.num_iterations
     pipeline_seconds = sum(stage.num_iterations * stage.pipeline_seconds for stage in (first, second))
     return replace(
@@ -219,6 +294,11 @@ def _merged(first: Stage, second: Stage) -> Stage:
         pipeline_bytes=max(first.pipeline_bytes, second.pipeline_bytes),
         pipeline_seconds=pipeline_seconds / num_iterations,
     )
+
+
+def _without_arena(stage: Stage) -> Stage:
+    """Of calls for which the arena of a single one is none: what the first returns would lie in it during the second."""
+    return replace(stage, activities=tuple(replace(activity, in_arena=None) for activity in stage.activities))
 
 
 def _uniquely_named(stages: Iterable[Stage]) -> tuple[Stage, ...]:

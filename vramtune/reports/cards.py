@@ -93,8 +93,8 @@ def _profile_card(profile: Profile) -> Card:
 def _profile_facts(profile: Profile) -> tuple[Fact, ...]:
     compute = sum(stage.num_iterations * stage.seconds for stage in profile.stages)
     weights = sum(component.weights.num_bytes for component in profile.components)
-    largest = max(profile.stages, key=lambda stage: stage.activation_bytes + stage.pipeline_bytes)
-    activation_bytes = largest.activation_bytes + largest.pipeline_bytes
+    largest = max(profile.stages, key=lambda stage: stage.planned_activation_bytes + stage.pipeline_bytes)
+    activation_bytes = largest.planned_activation_bytes + largest.pipeline_bytes
     device, total = profile.device, format_bytes(profile.device.total_bytes)
     return (
         _predicted("weights", format_bytes(weights)),

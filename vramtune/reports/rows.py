@@ -195,10 +195,7 @@ def component_rows(profile: Profile, *, permissions: tuple[str, ...] = ()) -> tu
 
 def _component_row(component: Component, profile: Profile, stages: tuple[Stage, ...]) -> ComponentRow:
     calls = [
-        (stage.num_iterations, activity)
-        for stage in stages
-        for activity in stage.activities
-        if activity.component == component.name
+        (stage, activity) for stage in stages for activity in stage.activities if activity.component == component.name
     ]
     return ComponentRow(
         component=component.name,
@@ -207,9 +204,9 @@ def _component_row(component: Component, profile: Profile, stages: tuple[Stage, 
         weight_bytes=component.weights.num_bytes,
         used_bytes=component.used_bytes,
         is_excluded=component.name in profile.excluded,
-        activation_bytes=max((activity.activation_bytes for _, activity in calls), default=None),
-        num_calls=sum(repeats * activity.num_calls for repeats, activity in calls),
-        compute_seconds=sum(repeats * activity.seconds for repeats, activity in calls),
+        activation_bytes=max((stage.planned_bytes_of(activity) for stage, activity in calls), default=None),
+        num_calls=sum(stage.num_iterations * activity.num_calls for stage, activity in calls),
+        compute_seconds=sum(stage.num_iterations * activity.seconds for stage, activity in calls),
         copy_seconds=component.used_bytes / profile.device.pinned_copy_bytes_per_second,
     )
 

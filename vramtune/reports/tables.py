@@ -307,7 +307,7 @@ def activity_table(profile: Profile) -> Table:
         "predicted",
         profile.stages,
         words("stage", lambda stage: stage_label(stage.name, stage.num_iterations)),
-        gib("activations", lambda stage: stage.activation_bytes + stage.pipeline_bytes),
+        gib("activations", lambda stage: stage.planned_activation_bytes + stage.pipeline_bytes),
         time("one iteration", lambda stage: stage.seconds),
         time("compute", lambda stage: stage.num_iterations * stage.seconds),
     )

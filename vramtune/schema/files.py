@@ -11,8 +11,8 @@ import msgspec
 from vramtune.errors import FileError, UsageError
 from vramtune.printable import printable
 
-SCHEMA_VERSION = 6
-"""6: plans say what host memory weights take and which of them are page-locked; devices how fast others are staged."""
+SCHEMA_VERSION = 7
+"""7: plans say in which stages activations have an arena, profiles what they take in it."""
 MAX_FILE_BYTES = 2**26
 """Largest file that is read: a profile of the largest pipeline takes a few MiB."""
 

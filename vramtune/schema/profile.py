@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vramtune.schema.figures import Bytes, Count, Index, Repeats, Seconds, Share, Tensors
 from vramtune.schema.files import Saved
@@ -170,6 +170,14 @@ def call_name(component: str, method: str) -> str:
     return component if method == "forward" else f"{component}.{method}"
 
 
+class InArena(NamedTuple):
+    """A call's activations where an arena is there before them: a free segment of PyTorch's allocator, which it then splits."""
+
+    arena_bytes: Bytes
+    reserved_bytes: Bytes
+    """What is reserved for them, the arena included."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
     """What one component does in one iteration of a stage: `num_calls` equal calls of one method."""
@@ -184,6 +192,8 @@ class Activity:
     cached_bytes: Bytes = 0
     """What the allocator reserves beyond that where it may: of a call that is not repeated, whose activations are those of the
     lowest limit that it gets through."""
+    in_arena: InArena | None = None
+    """The same activations in an arena; None where they take no less."""
     gpu_fraction: Share = 1.0
     """Of its seconds, how many the GPU computes; 1 unless it waits for the host..."""
     host_fraction: Share = 0.0
@@ -195,6 +205,13 @@ class Activity:
     def seconds(self) -> float:
         """Compute seconds of all calls in one iteration."""
         return self.num_calls * sum([s.layer_seconds + s.after_seconds for s in self.segments])  # asked for very often
+
+    def with_more(self, num_bytes: int) -> Self:
+        """The same with larger activations."""
+        arena = self.in_arena
+        if arena is not None:
+            arena = arena._replace(reserved_bytes=arena.reserved_bytes + num_bytes)
+        return replace(self, activation_bytes=self.activation_bytes + num_bytes, in_arena=arena)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +232,25 @@ class Stage:
     def activation_bytes(self) -> int:
         """Highest reserved bytes of activations during the stage (no weights, nothing of the pipeline's own)."""
         return max(activity.activation_bytes for activity in self.activities)
+
+    @property
+    def in_arena(self) -> InArena | None:
+        """The same in an arena, which a plan has where all other calls of the stage fit into that of the largest."""
+        largest = max(self.activities, key=lambda activity: activity.activation_bytes)
+        arena, others = largest.in_arena, (each for each in self.activities if each is not largest)
+        if arena is None or any(each.activation_bytes > arena.arena_bytes for each in others):
+            return None
+        return arena
+
+    @property
+    def planned_activation_bytes(self) -> int:
+        """What activations take under a plan."""
+        return max(map(self.planned_bytes_of, self.activities))
+
+    def planned_bytes_of(self, activity: Activity) -> int:
+        """What those of one of its activities take then."""
+        arena = self.in_arena
+        return activity.activation_bytes if arena is None else min(activity.activation_bytes, arena.reserved_bytes)
 
     @property
     def seconds(self) -> float:

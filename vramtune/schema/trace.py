@@ -17,7 +17,7 @@ from vramtune.schema.figures import Bytes, Index
 from vramtune.schema.files import read_file, write_file
 from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import Kernels
-from vramtune.schema.profile import Component, Workload, call_name
+from vramtune.schema.profile import Component, InArena, Workload, call_name
 from vramtune.uncollected import uncollected
 
 Kind = Literal[
@@ -36,8 +36,8 @@ Event = Annotated[int, Meta(ge=-(2**31), le=2**60)]
 ALWAYS_FOLLOWED = ("vae_tiling",)
 """Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
 is followed soon. To follow a denoiser once more takes half as long again as the rest."""
-TRACE_VERSION = 6
-"""6: what ends is named by its age. Of traces alone: those that come with the package take long to make, and plans and
+TRACE_VERSION = 7
+"""7: what calls take in an arena. Of traces alone: those that come with the package take long to make, and plans and
 profiles change without them."""
 MOST_BYTES = 2**28
 """Of a trace in memory: what is read may claim to be any size. The largest of the catalog's takes 4 MiB."""
@@ -81,6 +81,10 @@ class Reserved(NamedTuple):
     """Where nothing limits it."""
     least_bytes: Bytes
     """Under the lowest limit that the call gets through."""
+    peak_in_arena: InArena | None = None
+    """The peak of a call that is repeated, in an arena; None where that is no less."""
+    least_in_arena: InArena | None = None
+    """The lowest limit of a call, in an arena."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,6 +113,8 @@ class StageProblem:
     pipeline_seconds: float
     activation_bytes: int
     """The highest activations, with what the pipeline itself holds."""
+    arena_bytes: int
+    """Of the segment that they are taken from; 0: of many."""
     overhead_bytes: int
     """On the device besides the units: activations, workspaces, context, and the problem's `unused_bytes`."""
     spread: Spread = CERTAIN
@@ -248,6 +250,7 @@ def planned_stages(problem: Problem) -> tuple[PlannedStage, ...]:
             num_iterations=stage.num_iterations,
             calls=stage.calls,
             visits=tuple((visit.unit, visit.group) for visit in stage.visits),
+            arena_bytes=stage.arena_bytes,
         )
         for stage in problem.stages
     )
@@ -411,7 +414,7 @@ def _stage_problem(
     pipeline_bytes = stage.pipeline_bytes
     if profile.device.takes_segments:
         pipeline_bytes = round_up(pipeline_bytes, SMALL_SEGMENT_BYTES)
-    activation_bytes = stage.activation_bytes + pipeline_bytes
+    activation_bytes = stage.planned_activation_bytes + pipeline_bytes
     fixed_bytes = profile.device.workspace_bytes + profile.device.context_bytes
     return StageProblem(
         name=stage.name,
@@ -426,6 +429,7 @@ def _stage_problem(
         compute_seconds=stage.seconds,
         pipeline_seconds=stage.pipeline_seconds,
         activation_bytes=activation_bytes,
+        arena_bytes=0 if stage.in_arena is None else stage.in_arena.arena_bytes,
         overhead_bytes=activation_bytes + fixed_bytes + unused_bytes,
         spread=stage.spread,
     )

@@ -159,8 +159,8 @@ def _levels(
             stage=s,
             component_bytes=_by_component(candidate, weights),
             slot_bytes=candidate.slot_bytes(s),
-            activation_bytes=stage.activation_bytes,
-            pipeline_bytes=problem.stages[s].activation_bytes - stage.activation_bytes,
+            activation_bytes=stage.planned_activation_bytes,
+            pipeline_bytes=problem.stages[s].activation_bytes - stage.planned_activation_bytes,
             workspace_bytes=problem.device.workspace_bytes,
             context_bytes=problem.device.context_bytes,
         )

@@ -1,0 +1,77 @@
+"""In an arena a call's activations take what is planned for them, whichever call of its stage comes."""
+
+from dataclasses import replace
+from itertools import chain, groupby
+
+import pytest
+
+from vramtune.caching_allocator import ARENA, Allocator
+from vramtune.catalog.shipped import shipped_trace
+from vramtune.layout import round_up, workspace_block_bytes
+from vramtune.machine.gpus import find_gpu
+from vramtune.pricing.price import price
+from vramtune.pricing.stages import WORKSPACE
+from vramtune.schema import LEAST_REPEATS
+from vramtune.units import MIB
+
+DEVICE = find_gpu("RTX 4060")
+NAMES = ["chroma1-hd", "flux.1-dev", "hunyuanvideo", "ltx-2.3", "qwen-image", "qwen-image-2.1", "sdxl", "wan2.1-14b"]
+
+
+def in_turn(calls):
+    """One call after the other, each freed but for what it returns, which goes after the next one."""
+    start, before = 0, []
+    for call in calls:
+        events = [(start + key, num_bytes) for key, num_bytes in call.allocations()]
+        live = {key: num_bytes for key, num_bytes in events if num_bytes > 0}
+        for key, num_bytes in events:
+            if num_bytes < 0:
+                del live[key]
+        yield from chain(events, before)
+        before = [(key, -num_bytes) for key, num_bytes in live.items()]
+        start = max(key for key, _ in events) + 1
+
+
+def followed(name):
+    """The trace of the last call that was followed, instead of one that is drawn out of two."""
+    trace = shipped_trace(name)
+    return replace(trace, runs=trace.runs[-1:], num_steps=None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loop_takes_no_more_than_is_planned_of_all_its_calls(name):
+    trace = followed(name)
+    turns = iter(trace.runs[0].turns)
+    num_with_arena = 0
+    for stage in price(trace, DEVICE).stages:
+        num_turns = stage.num_iterations * sum(activity.num_calls for activity in stage.activities)
+        indices = [next(turns).call for _ in range(num_turns)]
+        if stage.in_arena is None or num_turns == 1:
+            continue
+        num_with_arena += 1
+        kinds = [trace.calls[index] for index, _ in groupby(indices)][:12]
+        kinds += kinds * (stage.num_iterations >= LEAST_REPEATS)
+        workspace = [(WORKSPACE, workspace_block_bytes(DEVICE.workspace_bytes))]
+        arena = [(ARENA, stage.in_arena.arena_bytes), (ARENA, -stage.in_arena.arena_bytes)]
+        events = [*workspace, *arena, *((key + 1, num_bytes) for key, num_bytes in in_turn(kinds))]
+        planned_bytes = stage.planned_activation_bytes + round_up(stage.pipeline_bytes, 2 * MIB)
+        limit_bytes = planned_bytes + DEVICE.workspace_bytes
+        may_give_back = stage.num_iterations < LEAST_REPEATS  # which in a loop would cost time at every iteration
+        assert Allocator().replay(events, 0, limit_bytes=limit_bytes, gives_back=may_give_back) == len(events)
+    assert num_with_arena
+
+
+def test_a_large_denoiser_takes_little_more_than_half():
+    (stage,) = (stage for stage in price(shipped_trace("flux.1-dev"), DEVICE).stages if stage.name == "transformer")
+    assert stage.planned_activation_bytes < 0.6 * stage.activation_bytes
+
+
+def test_several_calls_share_the_arena_of_the_largest_if_the_others_fit_into_it():
+    (stage,) = (stage for stage in price(followed("ltx-2.3"), DEVICE).stages if len(stage.activities) == 3)
+    largest, *others = sorted(stage.activities, key=lambda activity: -activity.activation_bytes)
+    assert stage.in_arena == largest.in_arena is not None
+    for activity in others:
+        assert stage.planned_bytes_of(activity) <= activity.activation_bytes < stage.in_arena.arena_bytes
+    too_large = replace(others[0], activation_bytes=stage.in_arena.arena_bytes + 1)
+    stage = replace(stage, activities=(largest, too_large))
+    assert (stage.in_arena, stage.planned_activation_bytes) == (None, largest.activation_bytes)
