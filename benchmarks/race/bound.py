@@ -1,93 +1,91 @@
-"""Seconds that no contestant's denoiser can beat, from what is on the card besides weights at every moment of its call.
+"""Seconds of a steady call that no contestant can beat, from what is on the card besides weights at every moment.
 
 Whoever computes a layer has all of that layer's weights on the card, beside the activations that are alive then and what
-else there is room for. From one moment to the same one in the denoiser's next call all of its weights are used, so what
-the card has no room for at that moment is copied in between. Where the moment is a layer's end, its own weights fill
-room without being of use before the next time, and what is copied for the layers in between is there before that next
-time begins: so the copies and the layer's own kernels follow one another. That is what a slot costs, of a single
-layer at the least. Which moment says most depends on room and link; all are tried, one at a time.
+else there is room for. So between two moments a contestant copies what the layers in between use, as far as the card had
+no room for it at the first of both; and as the kernels in between need their time as well, what lies between takes the
+longer of both. However a call is cut at such moments, from one of them to the same one in the next call, it takes the sum
+at the least. Of all cuts the one that says most is found, moment by moment, as a longest path.
+
+The moments are the ends of layers' kernels. A layer's weights are still there then, and of no use before its next turn; what
+is copied for a stretch is there before its last layer begins, whose kernels follow. That is what a slot costs, of a single
+layer at the least.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+MOST_MOMENTS = 3000
+"""At which a call may be cut: the time that it takes to look grows by their square."""
 
 
-class Layer(NamedTuple):
-    """One layer of a denoiser's call, with all weights on the card."""
+class Visit(NamedTuple):
+    """One layer's turn, with all weights on the card."""
 
+    layer: int
+    """Its number among all of the pipeline's."""
     weight_bytes: int
     begin_seconds: float
-    """Kernels of the call until it begins."""
+    """Kernels from the begin of the call until it begins."""
     end_seconds: float
     """The same until it has ended."""
     live_bytes: int
-    """What is on the card besides weights at its end."""
-    most_live_bytes: int
-    """The most of that since the end of the layer before."""
+    """What is on the card besides weights as its kernels end; of a convolution with a copy of its images, which cuDNN takes
+    for as long as it computes, and without one of its result, which it can do without."""
 
-
-class Stretch(NamedTuple):
-    """What lies between two moments, so often in a pipeline's call."""
-
-    times: int
-    kernel_seconds: float
-    copied_bytes: int
+    def later(self, seconds: float) -> Self:
+        """The same later in the call."""
+        return self._replace(begin_seconds=self.begin_seconds + seconds, end_seconds=self.end_seconds + seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Denoiser:
-    """Its calls, which are alike."""
+class Call:
+    """A call of the pipeline."""
 
-    num_calls: int
+    visits: tuple[Visit, ...]
     kernel_seconds: float
-    """Of one call."""
-    begin_bytes: int
-    """What is on the card besides weights as a call begins."""
-    layers: tuple[Layer, ...]
-    """In the order of a call."""
 
     @classmethod
-    def of(cls, found: dict[str, Any]) -> "Denoiser":
-        """As `calls.py` has found it."""
-        return cls(**{**found, "layers": tuple(Layer(*layer) for layer in found["layers"])})
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of all layers."""
-        return sum(layer.weight_bytes for layer in self.layers)
+    def of(cls, found: dict[str, Any]) -> Self:
+        """As `calls.py` has found it: what is before the denoiser's calls, one of them, which are alike, and what is after."""
+        visits: list[Visit] = []
+        seconds = 0.0
+        for part, times in (("before", 1), ("denoiser", found["num_calls"]), ("after", 1)):
+            for _ in range(times):
+                visits += [Visit(*visit).later(seconds) for visit in found[part]["visits"]]
+                seconds += found[part]["kernel_seconds"]
+        return cls(visits=tuple(visits), kernel_seconds=seconds)
 
     def least_seconds(self, room_bytes: int, bytes_per_second: float) -> float:
-        """From the begin of the first call to the end of the last one, with so much room for weights and activations."""
-        return max(
-            sum(s.times * max(s.kernel_seconds, s.copied_bytes / bytes_per_second) for s in stretches)
-            for stretches in self._ways(room_bytes)
-        )
+        """Of a call, with so much room for weights and activations, where one follows the other."""
+        num_visits = len(self.visits)
+        first = max(range(num_visits), key=lambda number: self.visits[number].live_bytes)
+        # from the visit with which most is alive to the same one in the next call, and as much again to see who comes when
+        turns = range(first, first + 2 * num_visits + 1)
+        visits = [self.visits[turn % num_visits].later(turn // num_visits * self.kernel_seconds) for turn in turns]
+        column = dict(zip(Visit._fields, np.array(visits, dtype=float).T, strict=True))
+        begins, ends, weights = column["begin_seconds"], column["end_seconds"], column["weight_bytes"]
+        next_turn = _next_turns([visit.layer for visit in visits])
+        stride = -(-num_visits // MOST_MOMENTS)
+        moments = np.unique([*range(0, num_visits, stride), num_visits])
+        reached = np.zeros(num_visits + 1)
+        for number, turn in enumerate(moments[1:], 1):
+            before = moments[:number]
+            used_last = np.where(next_turn[: turn + 1] > turn, weights[: turn + 1], 0.0)
+            used = np.cumsum(used_last)  # each layer once, at its last turn
+            kernels, needed = begins[turn] - ends[before], used[turn] - used[before]
+            room = np.maximum(room_bytes - column["live_bytes"][before] - used_last[before], 0)
+            arrived = reached[before] + np.maximum(kernels, (needed - room) / bytes_per_second)
+            reached[turn] = float(arrived.max()) + ends[turn] - begins[turn]
+        return max(float(reached[num_visits]), self.kernel_seconds)
 
-    def least_copied_bytes(self, room_bytes: int) -> int:
-        """In all calls."""
-        return max(sum(s.times * s.copied_bytes for s in stretches) for stretches in self._ways(room_bytes))
 
-    def _ways(self, room_bytes: int) -> Iterator[tuple[Stretch, ...]]:
-        """The calls cut at one moment of each, for every moment: a layer's end, and when most was alive before that."""
-        total_bytes = self.weight_bytes
-        before_bytes, before_seconds = 0, 0.0
-        for layer in self.layers:
-            after_bytes = total_bytes - before_bytes - layer.weight_bytes
-            after_seconds = self.kernel_seconds - layer.end_seconds
-            first_bytes = max(0, before_bytes - room_bytes + self.begin_bytes)
-            room = room_bytes - layer.live_bytes
-            lasts_seconds = layer.end_seconds - layer.begin_seconds
-            yield (
-                Stretch(1, layer.begin_seconds, first_bytes),
-                Stretch(self.num_calls, lasts_seconds, 0),
-                Stretch(self.num_calls - 1, self.kernel_seconds - lasts_seconds, max(0, total_bytes - room)),
-                Stretch(1, after_seconds, max(0, after_bytes - room + layer.weight_bytes)),
-            )
-            room = room_bytes - layer.most_live_bytes
-            yield (
-                Stretch(1, before_seconds, first_bytes),
-                Stretch(self.num_calls - 1, self.kernel_seconds, max(0, total_bytes - room)),
-                Stretch(1, after_seconds, max(0, after_bytes - room)),
-            )
-            before_bytes, before_seconds = before_bytes + layer.weight_bytes, layer.end_seconds
+def _next_turns(layers: list[int]) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """By turn, when the same layer's next one is; after all others where there is none."""
+    upcoming: dict[int, int] = {}
+    found = np.full(len(layers), len(layers))
+    for turn in range(len(layers) - 1, -1, -1):
+        found[turn] = upcoming.get(layers[turn], len(layers))
+        upcoming[layers[turn]] = turn
+    return found

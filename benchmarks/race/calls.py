@@ -80,7 +80,7 @@ def race(task: Task, row: dict[str, Any], card: Card, build: Callable[[], Built]
     for _ in range(contestant.num_warm_calls - 1):
         call()
     if task["contestant"] == "resident" and "kernel_seconds" in card.counters():
-        row.update(of_the_denoiser(getattr(pipe, denoiser(pipe)), call, row["weights"], card))
+        row["call"] = of_the_call(pipe, call, card)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()
     _, row["seconds"] = timed(card, call)
@@ -104,50 +104,54 @@ def timed(card: Card, work: Callable[[], Any]) -> tuple[Any, float]:
     return result, card.host_seconds() - began
 
 
-def of_the_denoiser(
-    module: torch.nn.Module, call: Callable[[], None], weights: dict[str, int], card: Card
-) -> dict[str, Any]:
-    """Of a call with all weights on the card: what kernels take before the denoiser's first call and after its last, and of
-    that, its layers in their order, as `bound.Denoiser` has it."""
-    moments: list[float] = [kernel_seconds(card)]
-    begun: list[int] = []
-    layers: dict[torch.nn.Module, list[float]] = {}
+def of_the_call(pipe: Any, call: Callable[[], None], card: Card) -> dict[str, Any]:
+    """The layers of a call with all weights on the card, in their order, as `bound.Call` has them: what is before the
+    denoiser's calls, one of these, what is after, each from its own begin."""
+    components = models(pipe).values()
+    layers = [
+        layer for each in components for layer in each.modules() if weight_bytes(layer) and not [*layer.children()]
+    ]
+    number_of = {layer: number for number, layer in enumerate(dict.fromkeys(layers))}
+    weights = {layer: weight_bytes(layer) for layer in number_of}
+    total_bytes = sum(map(weight_bytes, components))
+    parts: list[dict[str, Any]] = []
+    began_seconds = 0.0
 
-    def live_bytes() -> int:
-        return torch.cuda.memory_allocated() - sum(weights.values())
+    def passed_seconds() -> float:
+        return round(kernel_seconds(card) - began_seconds, 9)
 
-    def begin(*_: Any) -> None:
-        layers.clear()
-        moments.append(kernel_seconds(card))
-        begun.append(live_bytes())
+    def begin_part(*_: Any) -> None:
+        nonlocal began_seconds
+        end_part()
+        began_seconds = kernel_seconds(card)
+        parts.append({"visits": []})
+
+    def end_part() -> None:
+        if parts:
+            parts[-1]["kernel_seconds"] = passed_seconds()
+
+    def begin(layer: torch.nn.Module, *_: Any) -> None:
         torch.cuda.reset_peak_memory_stats()
+        parts[-1]["visits"].append([number_of[layer], weights[layer], passed_seconds()])
 
-    def end(*_: Any) -> None:
-        moments.append(kernel_seconds(card))
+    def end(layer: torch.nn.Module, _: Any, output: Any) -> None:
+        live_bytes = torch.cuda.memory_allocated()
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d):
+            live_bytes = max(live_bytes, torch.cuda.max_memory_allocated() - output.nbytes)
+        parts[-1]["visits"][-1] += [passed_seconds(), live_bytes - total_bytes]
 
-    def layer_begin(layer: torch.nn.Module, *_: Any) -> None:
-        layers[layer] = [weight_bytes(layer), kernel_seconds(card) - moments[-1]]
-
-    def layer_end(layer: torch.nn.Module, *_: Any) -> None:
-        most_live_bytes = torch.cuda.max_memory_allocated() - sum(weights.values())
-        layers[layer] += [kernel_seconds(card) - moments[-1], live_bytes(), most_live_bytes]
-        torch.cuda.reset_peak_memory_stats()
-
-    hooks = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    for layer in (each for each in module.modules() if weight_bytes(each) and not [*each.children()]):
-        hooks += [layer.register_forward_pre_hook(layer_begin), layer.register_forward_hook(layer_end)]
+    module = getattr(pipe, denoiser(pipe))
+    hooks = [module.register_forward_pre_hook(begin_part), module.register_forward_hook(begin_part)]
+    for layer in number_of:
+        hooks += [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end)]
+    begin_part()
     call()
+    end_part()
     for hook in hooks:
         hook.remove()
-    return {
-        "kernel_seconds_around_denoiser": moments[1] - moments[0] + kernel_seconds(card) - moments[-1],
-        "denoiser": {
-            "num_calls": len(begun),
-            "kernel_seconds": moments[-1] - moments[-2],
-            "begin_bytes": begun[-1],
-            "layers": [*layers.values()],
-        },
-    }
+    # after each of the denoiser's calls begins a part, without layers but for the last
+    before, *calls, after = parts
+    return {"num_calls": len(calls[::2]), "before": before, "denoiser": calls[-1], "after": after}
 
 
 def kernel_seconds(card: Card) -> float:

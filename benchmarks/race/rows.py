@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.race.bound import Denoiser
+from benchmarks.race.bound import Call
 from vramtune.units import MIB
 
 ROWS = Path(__file__).parents[2] / "build" / "race" / "rows.jsonl"
@@ -105,6 +105,8 @@ class Base:
     """A pipeline with all of its weights on a card that has room for them."""
 
     row: Row
+    bounds: dict[int, float] = field(default_factory=dict, compare=False)
+    """What is known of `bound_seconds`, by cap."""
 
     @property
     def peak_bytes(self) -> int:
@@ -125,20 +127,11 @@ class Base:
         return CONTEXT_BYTES + (self.peak_bytes - CONTEXT_BYTES) * percent // 100 + 2 * MIB
 
     def bound_seconds(self, row: Row) -> float:
-        """No contestant can be faster: its kernels alone, its copies alone, or what its denoiser's calls take (`bound.py`)
-        with the kernels before the first and after the last.
-
-        In copies alone the other models are copied once a call, as far as they are not kept beside the denoiser; what is
-        kept of them while that lacks room is copied of the denoiser instead, once a call at least.
-        """
-        denoiser = Denoiser.of(self.row.found["denoiser"])
-        room_bytes, rate = row.cap_bytes - CONTEXT_BYTES, LINKS[row.key.link]
-        kernel_seconds = float(self.row.found["counters"]["kernel_seconds"])
-        left_bytes = max(0, room_bytes - denoiser.weight_bytes)
-        others_bytes = sum(self.weights.values()) - denoiser.weight_bytes
-        moved_bytes = denoiser.least_copied_bytes(room_bytes) + max(0, others_bytes - left_bytes)
-        around_seconds = float(self.row.found["kernel_seconds_around_denoiser"])
-        return max(kernel_seconds, moved_bytes / rate, around_seconds + denoiser.least_seconds(room_bytes, rate))
+        """No contestant's steady call can be shorter (`bound.py`)."""
+        if row.cap_bytes not in self.bounds:
+            room_bytes, rate = row.cap_bytes - CONTEXT_BYTES, LINKS[self.row.key.link]
+            self.bounds[row.cap_bytes] = Call.of(self.row.found["call"]).least_seconds(room_bytes, rate)
+        return self.bounds[row.cap_bytes]
 
 
 def bases(rows: Iterable[Row]) -> dict[tuple[str, str], Base]:

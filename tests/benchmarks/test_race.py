@@ -1,11 +1,14 @@
 """The race's rows and tables: what need not be run again at another link, what counts as tried, what nobody can beat."""
 
+from collections import deque
 from dataclasses import replace
+from itertools import accumulate
+from random import Random
 from typing import Any
 
 import pytest
 
-from benchmarks.race.bound import Denoiser, Layer
+from benchmarks.race.bound import Call
 from benchmarks.race.names import CONTESTANTS
 from benchmarks.race.page import losses
 from benchmarks.race.report import load, not_tried, report, with_foregone
@@ -18,8 +21,12 @@ COUNTED = {"used_peak_bytes": CONTEXT_BYTES + 4 * 10**9, "kernel_seconds": 1.0}
 RESIDENT = {
     "seconds": 1.0,
     "weights": {"unet": 2 * 10**9, "vae": 10**9},
-    "denoiser": {"num_calls": 8, "kernel_seconds": 0.1, "begin_bytes": 0, "layers": [[2 * 10**9, 0.0, 0.1, 0, 0]]},
-    "kernel_seconds_around_denoiser": 0.2,
+    "call": {
+        "num_calls": 8,
+        "before": {"visits": [], "kernel_seconds": 0.1},
+        "denoiser": {"visits": [[0, 2 * 10**9, 0.0, 0.1, 0]], "kernel_seconds": 0.1},
+        "after": {"visits": [], "kernel_seconds": 0.1},
+    },
     "first_counters": COUNTED,
     "counters": COUNTED,
 }
@@ -71,27 +78,63 @@ def test_a_loss_by_refusal_says_who_ran_and_why_vramtune_did_not() -> None:
     assert said.startswith("- sdxl, 60%, pcie4x8: it did not run, nor did any other with the settings tried.")
 
 
-def four_layers(live_bytes: int = 0, most_live_bytes: int = 0) -> Denoiser:
-    """Of a hundred bytes and a second each."""
-    layers = tuple(Layer(100, i, i + 1, live_bytes, most_live_bytes) for i in range(4))
-    return Denoiser(num_calls=3, kernel_seconds=4.0, begin_bytes=0, layers=layers)
+def four_layers(live_bytes: int = 0) -> Call:
+    """Of a hundred bytes and a second each, three times, between an encoder of as much and a decoder without weights."""
+    layers = [[1 + number, 100, number, number + 1, live_bytes] for number in range(4)]
+    encoder, decoder = [0, 100, 0, 1, 0], [5, 0, 0, 1, live_bytes]
+    return Call.of(
+        {
+            "num_calls": 3,
+            "before": {"visits": [encoder], "kernel_seconds": 1},
+            "denoiser": {"visits": layers, "kernel_seconds": 4},
+            "after": {"visits": [decoder], "kernel_seconds": 1},
+        }
+    )
 
 
-def test_with_room_for_all_weights_a_denoiser_takes_what_its_kernels_take() -> None:
-    assert four_layers(10, 20).least_seconds(420, 1.0) == 12.0
-    assert four_layers(10, 20).least_copied_bytes(420) == 0
+def test_with_room_for_all_weights_a_call_takes_what_its_kernels_take() -> None:
+    assert four_layers(20).least_seconds(520, 1.0) == 14.0
 
 
 def test_what_has_no_room_is_copied_between_a_layers_end_and_its_next_begin() -> None:
-    # of the first layer's end on: 250 bytes a call are not there, 150 of the 300 after it in the last call
-    assert four_layers().least_copied_bytes(150) == 2 * 250 + 250
-    # its kernels, three times, beside no copy that counts
-    assert four_layers().least_seconds(150, 1.0) == 750 + 3 * 1.0
+    # beside a layer there is room for 50 bytes of the three that come until its next turn; their last one's kernels
+    # follow; and once the encoder is among them
+    assert four_layers().least_seconds(150, 1.0) == 3 * (250 + 1) + (350 + 1)
+    assert four_layers().least_seconds(150, 2.0) == 3 * (125 + 1) + (175 + 1)
 
 
 def test_activations_leave_less_room_when_most_are_alive() -> None:
-    assert four_layers(10, 60).least_copied_bytes(150) == 2 * (400 - 90) + 300 - 90
-    assert four_layers(10, 60).least_seconds(150, 1.0) >= four_layers(10, 10).least_seconds(150, 1.0)
+    assert four_layers(40).least_seconds(150, 1.0) == 3 * (290 + 1) + (390 + 1)
+
+
+def test_a_contestant_that_copies_ahead_in_any_way_takes_at_least_the_bound() -> None:
+    random = Random(0)
+    for _ in range(50):
+        sizes = [random.randrange(1, 100) for _ in range(8)]
+        seconds = [random.randrange(1, 60) for _ in range(8)]
+        begins = [0, *accumulate(seconds)]
+        visits = [[n, sizes[n], begins[n], begins[n + 1], 0] for n in range(8)]
+        empty = {"visits": [], "kernel_seconds": 0}
+        part = {"visits": visits, "kernel_seconds": begins[-1]}
+        call = Call.of({"num_calls": 1, "before": empty, "denoiser": part, "after": empty})
+        room = random.randrange(max(sizes), sum(sizes) + 1)
+        assert call.least_seconds(room, 1.0) <= streamed_seconds(sizes, seconds, room) + 1e-9
+
+
+def streamed_seconds(sizes: list[int], seconds: list[int], room: int) -> float:
+    """Of a steady call in which each layer is copied as soon as there is room beside those that wait for their turn."""
+    copied = computed = 0.0
+    ends: list[float] = []
+    waiting: deque[int] = deque()
+    for turn in range(8 * 20):
+        size = sizes[turn % 8]
+        while sum(sizes[each % 8] for each in waiting) + size > room:
+            copied = max(copied, ends[waiting.popleft()])
+        waiting.append(turn)
+        copied += size
+        computed = max(computed, copied) + seconds[turn % 8]
+        ends.append(computed)
+    return (ends[-1] - ends[-1 - 8 * 10]) / 10
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("race_2*.json")), ids=lambda path: path.stem)
