@@ -18,7 +18,7 @@ from vramtune.offload.hooks import hook_groups, hook_unplanned, unhook_groups, u
 from vramtune.offload.inputs import Brought
 from vramtune.offload.memory_limit import let_go_of_workspaces
 from vramtune.offload.meter import Meter
-from vramtune.offload.pieces import gaps_filled, make_arena, pieces
+from vramtune.offload.pieces import gaps_filled, make_arenas, pieces
 from vramtune.offload.position import Position, active_placements, counts, itinerary, kept_groups, next_position
 from vramtune.offload.settling import put_on, take_off
 from vramtune.offload.shares import Shares
@@ -317,7 +317,7 @@ class Conductor:
                 placement: self._passage(placement, position) for placement in active_placements(self.binding, position)
             }
             if position.stage is not None:
-                make_arena(self.plan.stages[position.stage].arena_bytes, self.device)
+                make_arenas(self.plan.stages[position.stage].arenas, self.device)
         self._lane.follow_compute()
         tables = Tables(self._recipes.get(position, ()))  # now, or they would wait behind the copies of weights
         visits, num_iterations = itinerary(self.binding, position)

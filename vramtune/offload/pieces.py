@@ -1,7 +1,7 @@
 """Device memory of weight groups, in pieces that several of them share."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -31,18 +31,17 @@ def flats(groups: list[Group], device: torch.device) -> Iterator[tuple[Group, to
         start += group.num_bytes
 
 
-def make_arena(num_bytes: int, device: torch.device) -> None:
-    """Leave PyTorch's allocator a free segment of so many bytes, from which it takes what is asked for next.
+def make_arenas(sizes: Sequence[int], device: torch.device) -> None:
+    """Leave PyTorch's allocator free segments of so many bytes, from which it takes what is asked for next.
 
-    Where the device has less, there is none: activations then take segments of their own, and what those lack the weights
+    Where the device has less, there are none: activations then take segments of their own, and what those lack the weights
     give up (`retry.py`), not all that an arena would have.
     """
-    if not num_bytes:
-        return
     try:
-        new_piece(num_bytes, device)
+        held = [new_piece(num_bytes, device) for num_bytes in sizes]  # all are there before the first one goes
+        held.clear()
     except torch.OutOfMemoryError:
-        logger.debug("no arena of %d bytes: out of memory", num_bytes)
+        logger.debug("no arenas of %s bytes: out of memory", sizes)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from vramtune.caching_allocator import best_arena, least_limit_bytes, repeated, reserved_peak_bytes
+from vramtune.caching_allocator import best_arenas, least_limit_bytes, repeated, reserved_peak_bytes
 from vramtune.layout import workspace_block_bytes
 from vramtune.pricing.roofline import host_seconds, work_seconds
 from vramtune.schema import (
@@ -14,7 +14,7 @@ from vramtune.schema import (
     LEAST_REPEATS,
     Activity,
     Device,
-    InArena,
+    InArenas,
     Loop,
     Reserved,
     Segment,
@@ -30,7 +30,7 @@ from vramtune.schema import (
 WORKSPACE = 0
 """Number of the workspace among a call's allocations, which begin at 1."""
 REPEATS = 2
-"""Calls in which an arena is tried: what one returns is there until the next one has ended."""
+"""Calls in which arenas are tried: what one returns is there until the next one has ended."""
 
 
 class Cost(NamedTuple):
@@ -120,7 +120,7 @@ class Estimator:
         if self._device.kernels != "cuda":
             return activity
         traced, first = self._trace.calls[call], first_of_stage(self._trace, call)
-        return replace(activity, in_arena=peak_in_arena(traced, self._device.workspace_bytes, first=first))
+        return replace(activity, in_arenas=peak_in_arenas(traced, self._device.workspace_bytes, first=first))
 
     def once(self, call: int) -> Activity:
         """As a call that is not repeated, in which memory may run short before PyTorch has to give up.
@@ -137,7 +137,7 @@ class Estimator:
             activity,
             activation_bytes=least,
             cached_bytes=max(activity.activation_bytes - least, 0),
-            in_arena=least_in_arena(self._trace.calls[call], taken_bytes),
+            in_arenas=least_in_arenas(self._trace.calls[call], taken_bytes),
         )
 
 
@@ -167,37 +167,41 @@ def first_of_stage(trace: Trace, call: int) -> TracedCall | None:
     return before if is_like else None
 
 
-def peak_in_arena(call: TracedCall, workspace_bytes: int, *, first: TracedCall | None = None) -> InArena | None:
-    """What is reserved for calls one after the other, in the arena that makes it least; None where that is no less.
+def peak_in_arenas(call: TracedCall, workspace_bytes: int, *, first: TracedCall | None = None) -> InArenas | None:
+    """What is reserved for calls one after the other, in the arenas that make it least; None where that is no less.
 
-    What the first call, where it is another one, does not free lies in the arena from then on.
+    What the first call, where it is another one, does not free lies in an arena from then on.
     """
+    if call.depends_on_card:
+        return None
     if (known := call.reserved.get(workspace_bytes)) is not None:
-        return known.peak_in_arena
+        return known.peak_in_arenas
     before = [] if first is None else [*first.allocations()]
     start = max((key for key, _ in before), default=0)
     again = ((start + key, num_bytes) for key, num_bytes in repeated([*call.allocations()], REPEATS))
-    found = best_arena(
+    found = best_arenas(
         _workspace(workspace_bytes),
         [*before, *again],
         peak_bytes(call, workspace_bytes) + workspace_bytes,
         gives_back=False,
     )
-    return None if found is None else InArena(found[0], found[1] - workspace_bytes)
+    return None if found is None else InArenas(found[0], found[1] - workspace_bytes)
 
 
-def least_in_arena(call: TracedCall, workspace_bytes: int) -> InArena | None:
-    """The lowest limit that a single call gets through, in an arena; None where it is no lower."""
+def least_in_arenas(call: TracedCall, workspace_bytes: int) -> InArenas | None:
+    """The lowest limit that a single call gets through, in arenas; None where it is no lower."""
+    if call.depends_on_card:
+        return None
     if (known := call.reserved.get(workspace_bytes)) is not None:
-        return known.least_in_arena
-    found = best_arena(
+        return known.least_in_arenas
+    found = best_arenas(
         _workspace(workspace_bytes),
         [*call.allocations()],
         least_bytes(call, workspace_bytes) + workspace_bytes,
         dispensable_bytes=call.images,
         gives_back=True,
     )
-    return None if found is None else InArena(found[0], found[1] - workspace_bytes)
+    return None if found is None else InArenas(found[0], found[1] - workspace_bytes)
 
 
 def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
@@ -209,8 +213,8 @@ def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
             size: Reserved(
                 peak_bytes(call, size),
                 least_bytes(call, size),
-                peak_in_arena(call, size, first=first),
-                least_in_arena(call, size),
+                peak_in_arenas(call, size, first=first),
+                least_in_arenas(call, size),
             )
             for size in sorted({*workspaces})
         }
@@ -271,7 +275,7 @@ def _stage(loop: Loop, calls: Sequence[int], intervals: Sequence[Interval], esti
         pipeline_seconds=sum(interval.seconds for interval in around) / loop.num_iterations,
     )
     if loop.num_iterations == 1 and sum(activity.num_calls for activity in active) > 1:
-        stage = _without_arena(stage)
+        stage = _without_arenas(stage)
     # The pipeline's own peak between calls (a decoded video being converted) must fit as well.
     between_bytes = max(interval.peak_bytes for interval in around) - stage.planned_activation_bytes
     return replace(stage, pipeline_bytes=max(held_bytes, between_bytes))
@@ -285,7 +289,7 @@ def _can_merge(first: Stage, second: Stage) -> bool:
 def _merged(first: Stage, second: Stage) -> Stage:
     costlier = max(first, second, key=lambda stage: (stage.activation_bytes, stage.seconds))
     if costlier.num_iterations == 1:
-        costlier = _without_arena(costlier)
+        costlier = _without_arenas(costlier)
     num_iterations = first.num_iterations + second.num_iterations
     pipeline_seconds = sum(stage.num_iterations * stage.pipeline_seconds for stage in (first, second))
     return replace(
@@ -296,9 +300,9 @@ def _merged(first: Stage, second: Stage) -> Stage:
     )
 
 
-def _without_arena(stage: Stage) -> Stage:
-    """Of calls for which the arena of a single one is none: what the first returns would lie in it during the second."""
-    return replace(stage, activities=tuple(replace(activity, in_arena=None) for activity in stage.activities))
+def _without_arenas(stage: Stage) -> Stage:
+    """Of calls for which the arenas of a single one are none: what the first returns would lie there during the second."""
+    return replace(stage, activities=tuple(replace(activity, in_arenas=None) for activity in stage.activities))
 
 
 def _uniquely_named(stages: Iterable[Stage]) -> tuple[Stage, ...]:

@@ -40,6 +40,7 @@ def traced_call(
         segments=tuple(_segments(tape, component, work)),
         events=tuple(_events(entry for entry in tape if isinstance(entry, Allocation))),
         images=_images(tape),
+        depends_on_card=execution.usage.depends_on_card,
         permitted=permitted,
     )
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vramtune.layout import rounded_bytes
 from vramtune.profiler.fakes import is_pure_view, storage_id
 from vramtune.profiler.operations import operation_work
-from vramtune.profiler.quantized_layers import of_library
+from vramtune.profiler.quantized_layers import is_chosen_by_card, of_library
 from vramtune.schema import Work
 
 Stack = tuple[str, ...]
@@ -68,6 +68,8 @@ class Usage:
     """Names of the weights that were read, each with the stack at that moment."""
     entered: dict[str, None] = field(default_factory=dict)
     """Modules that were called through their `forward`, in order of their first call."""
+    depends_on_card: bool = False
+    """Whether a library chooses by the card among kernels that allocate differently."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -127,6 +129,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return  # a view costs nothing
         for identity in read & self.weights.keys():
             self._use(self.weights[identity])
+        self.usage.depends_on_card |= is_chosen_by_card(func)
         for tensor in outputs:
             self.count(tensor)
         work = operation_work(func, args, inputs=inputs, outputs=outputs)

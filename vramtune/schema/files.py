@@ -12,7 +12,7 @@ from vramtune.errors import FileError, UsageError
 from vramtune.printable import printable
 
 SCHEMA_VERSION = 7
-"""7: plans say in which stages activations have an arena, profiles what they take in it."""
+"""7: plans say in which stages activations have arenas, profiles what they take in these."""
 MAX_FILE_BYTES = 2**26
 """Largest file that is read: a profile of the largest pipeline takes a few MiB."""
 

@@ -117,8 +117,8 @@ class PlannedStage:
     """Calls made in it: `transformer`, `vae.decode`."""
     visits: tuple[tuple[Index, Index], ...]
     """One iteration in execution order, as pairs of indices: placement, and group of that placement."""
-    arena_bytes: Bytes = 0
-    """A segment that PyTorch's allocator has, free, when the stage begins, and takes activations from; 0: none."""
+    arenas: tuple[Bytes, ...] = ()
+    """Bytes of segments that PyTorch's allocator has, free, when the stage begins, and takes activations from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,12 +170,13 @@ def call_name(component: str, method: str) -> str:
     return component if method == "forward" else f"{component}.{method}"
 
 
-class InArena(NamedTuple):
-    """A call's activations where an arena is there before them: a free segment of PyTorch's allocator, which it then splits."""
+class InArenas(NamedTuple):
+    """A call's activations where arenas are there before them: free segments of PyTorch's allocator, which it then splits."""
 
-    arena_bytes: Bytes
+    arenas: tuple[Bytes, ...]
+    """Bytes of each."""
     reserved_bytes: Bytes
-    """What is reserved for them, the arena included."""
+    """What is reserved for them, the arenas included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +193,8 @@ class Activity:
     cached_bytes: Bytes = 0
     """What the allocator reserves beyond that where it may: of a call that is not repeated, whose activations are those of the
     lowest limit that it gets through."""
-    in_arena: InArena | None = None
-    """The same activations in an arena; None where they take no less."""
+    in_arenas: InArenas | None = None
+    """The same activations in arenas; None where they take no less."""
     gpu_fraction: Share = 1.0
     """Of its seconds, how many the GPU computes; 1 unless it waits for the host..."""
     host_fraction: Share = 0.0
@@ -208,10 +209,10 @@ class Activity:
 
     def with_more(self, num_bytes: int) -> Self:
         """The same with larger activations."""
-        arena = self.in_arena
-        if arena is not None:
-            arena = arena._replace(reserved_bytes=arena.reserved_bytes + num_bytes)
-        return replace(self, activation_bytes=self.activation_bytes + num_bytes, in_arena=arena)
+        found = self.in_arenas
+        if found is not None:
+            found = found._replace(reserved_bytes=found.reserved_bytes + num_bytes)
+        return replace(self, activation_bytes=self.activation_bytes + num_bytes, in_arenas=found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,13 +235,13 @@ class Stage:
         return max(activity.activation_bytes for activity in self.activities)
 
     @property
-    def in_arena(self) -> InArena | None:
-        """The same in an arena, which a plan has where all other calls of the stage fit into that of the largest."""
+    def in_arenas(self) -> InArenas | None:
+        """The same in arenas, which a plan has where all other calls of the stage fit into the largest one of the largest call."""
         largest = max(self.activities, key=lambda activity: activity.activation_bytes)
-        arena, others = largest.in_arena, (each for each in self.activities if each is not largest)
-        if arena is None or any(each.activation_bytes > arena.arena_bytes for each in others):
+        found, others = largest.in_arenas, (each for each in self.activities if each is not largest)
+        if found is None or any(each.activation_bytes > max(found.arenas) for each in others):
             return None
-        return arena
+        return found
 
     @property
     def planned_activation_bytes(self) -> int:
@@ -249,8 +250,8 @@ class Stage:
 
     def planned_bytes_of(self, activity: Activity) -> int:
         """What those of one of its activities take then."""
-        arena = self.in_arena
-        return activity.activation_bytes if arena is None else min(activity.activation_bytes, arena.reserved_bytes)
+        found = self.in_arenas
+        return activity.activation_bytes if found is None else min(activity.activation_bytes, found.reserved_bytes)
 
     @property
     def seconds(self) -> float:

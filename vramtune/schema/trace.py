@@ -17,7 +17,7 @@ from vramtune.schema.figures import Bytes, Index
 from vramtune.schema.files import read_file, write_file
 from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import Kernels
-from vramtune.schema.profile import Component, InArena, Workload, call_name
+from vramtune.schema.profile import Component, InArenas, Workload, call_name
 from vramtune.uncollected import uncollected
 
 Kind = Literal[
@@ -37,7 +37,7 @@ ALWAYS_FOLLOWED = ("vae_tiling",)
 """Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
 is followed soon. To follow a denoiser once more takes half as long again as the rest."""
 TRACE_VERSION = 7
-"""7: what calls take in an arena. Of traces alone: those that come with the package take long to make, and plans and
+"""7: what calls take in arenas. Of traces alone: those that come with the package take long to make, and plans and
 profiles change without them."""
 MOST_BYTES = 2**28
 """Of a trace in memory: what is read may claim to be any size. The largest of the catalog's takes 4 MiB."""
@@ -81,10 +81,10 @@ class Reserved(NamedTuple):
     """Where nothing limits it."""
     least_bytes: Bytes
     """Under the lowest limit that the call gets through."""
-    peak_in_arena: InArena | None = None
-    """The peak of a call that is repeated, in an arena; None where that is no less."""
-    least_in_arena: InArena | None = None
-    """The lowest limit of a call, in an arena."""
+    peak_in_arenas: InArenas | None = None
+    """The peak of a call that is repeated, in arenas; None where that is no less."""
+    least_in_arenas: InArenas | None = None
+    """The lowest limit of a call, in arenas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +99,8 @@ class TracedCall:
     what is repeated is written alike."""
     images: dict[Index, Bytes] = field(default_factory=dict)
     """By number of an allocation, what it takes less where memory is short: cuDNN's copy of a convolution's result."""
+    depends_on_card: bool = False
+    """Whether a library chooses kernels by the card: the events are the most that it allocates, and may be others."""
     permitted: dict[str, Index] = field(default_factory=dict)
     """The same call under permissions: indices into the trace's calls, by the permission that changes something of it."""
     reserved: dict[Bytes, Reserved] = field(default_factory=dict)

@@ -113,8 +113,8 @@ class StageProblem:
     pipeline_seconds: float
     activation_bytes: int
     """The highest activations, with what the pipeline itself holds."""
-    arena_bytes: int
-    """Of the segment that they are taken from; 0: of many."""
+    arenas: tuple[int, ...]
+    """Bytes of the segments that they are taken from."""
     overhead_bytes: int
     """On the device besides the units: activations, workspaces, context, and the problem's `unused_bytes`."""
     spread: Spread = CERTAIN
@@ -250,7 +250,7 @@ def planned_stages(problem: Problem) -> tuple[PlannedStage, ...]:
             num_iterations=stage.num_iterations,
             calls=stage.calls,
             visits=tuple((visit.unit, visit.group) for visit in stage.visits),
-            arena_bytes=stage.arena_bytes,
+            arenas=stage.arenas,
         )
         for stage in problem.stages
     )
@@ -429,7 +429,7 @@ def _stage_problem(
         compute_seconds=stage.seconds,
         pipeline_seconds=stage.pipeline_seconds,
         activation_bytes=activation_bytes,
-        arena_bytes=0 if stage.in_arena is None else stage.in_arena.arena_bytes,
+        arenas=() if stage.in_arenas is None else stage.in_arenas.arenas,
         overhead_bytes=activation_bytes + fixed_bytes + unused_bytes,
         spread=stage.spread,
     )

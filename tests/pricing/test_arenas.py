@@ -1,11 +1,11 @@
-"""In an arena a call's activations take what is planned for them, whichever call of its stage comes."""
+"""In arenas a call's activations take what is planned for them, whichever call of its stage comes."""
 
 from dataclasses import replace
 from itertools import chain, groupby
 
 import pytest
 
-from vramtune.caching_allocator import ARENA, Allocator
+from vramtune.caching_allocator import Allocator, arena_events
 from vramtune.catalog.shipped import shipped_trace
 from vramtune.layout import round_up, workspace_block_bytes
 from vramtune.machine.gpus import find_gpu
@@ -42,23 +42,26 @@ def followed(name):
 def test_a_loop_takes_no_more_than_is_planned_of_all_its_calls(name):
     trace = followed(name)
     turns = iter(trace.runs[0].turns)
-    num_with_arena = 0
+    num_with_arenas = 0
     for stage in price(trace, DEVICE).stages:
         num_turns = stage.num_iterations * sum(activity.num_calls for activity in stage.activities)
         indices = [next(turns).call for _ in range(num_turns)]
-        if stage.in_arena is None or num_turns == 1:
+        if stage.in_arenas is None or num_turns == 1:
             continue
-        num_with_arena += 1
+        num_with_arenas += 1
         kinds = [trace.calls[index] for index, _ in groupby(indices)][:12]
         kinds += kinds * (stage.num_iterations >= LEAST_REPEATS)
         workspace = [(WORKSPACE, workspace_block_bytes(DEVICE.workspace_bytes))]
-        arena = [(ARENA, stage.in_arena.arena_bytes), (ARENA, -stage.in_arena.arena_bytes)]
-        events = [*workspace, *arena, *((key + 1, num_bytes) for key, num_bytes in in_turn(kinds))]
+        events = [
+            *workspace,
+            *arena_events(stage.in_arenas.arenas),
+            *((key + 1, num_bytes) for key, num_bytes in in_turn(kinds)),
+        ]
         planned_bytes = stage.planned_activation_bytes + round_up(stage.pipeline_bytes, 2 * MIB)
         limit_bytes = planned_bytes + DEVICE.workspace_bytes
         may_give_back = stage.num_iterations < LEAST_REPEATS  # which in a loop would cost time at every iteration
         assert Allocator().replay(events, 0, limit_bytes=limit_bytes, gives_back=may_give_back) == len(events)
-    assert num_with_arena
+    assert num_with_arenas
 
 
 def test_a_large_denoiser_takes_little_more_than_half():
@@ -66,12 +69,12 @@ def test_a_large_denoiser_takes_little_more_than_half():
     assert stage.planned_activation_bytes < 0.6 * stage.activation_bytes
 
 
-def test_several_calls_share_the_arena_of_the_largest_if_the_others_fit_into_it():
+def test_several_calls_share_the_arenas_of_the_largest_if_the_others_fit_into_one():
     (stage,) = (stage for stage in price(followed("ltx-2.3"), DEVICE).stages if len(stage.activities) == 3)
     largest, *others = sorted(stage.activities, key=lambda activity: -activity.activation_bytes)
-    assert stage.in_arena == largest.in_arena is not None
+    assert stage.in_arenas == largest.in_arenas is not None
     for activity in others:
-        assert stage.planned_bytes_of(activity) <= activity.activation_bytes < stage.in_arena.arena_bytes
-    too_large = replace(others[0], activation_bytes=stage.in_arena.arena_bytes + 1)
+        assert stage.planned_bytes_of(activity) <= activity.activation_bytes <= max(stage.in_arenas.arenas)
+    too_large = replace(others[0], activation_bytes=max(stage.in_arenas.arenas) + 1)
     stage = replace(stage, activities=(largest, too_large))
-    assert (stage.in_arena, stage.planned_activation_bytes) == (None, largest.activation_bytes)
+    assert (stage.in_arenas, stage.planned_activation_bytes) == (None, largest.activation_bytes)

@@ -1,4 +1,4 @@
-"""A stage's activations lie in one segment that is there before them, where that takes less than the many that they would ask for."""
+"""A stage's activations lie in segments that are there before them, where these take less than what they would ask for."""
 
 import gc
 from collections.abc import Iterator
@@ -96,26 +96,26 @@ def taken_bytes(plan: Plan) -> int:
         return counters().used_peak_bytes
 
 
-def test_what_is_planned_is_taken_and_without_the_arena_much_more() -> None:
+def test_what_is_planned_is_taken_and_without_the_arenas_much_more() -> None:
     plan, stage = planned(), profiled().stages[-1]
-    assert plan.stages[-1].arena_bytes
+    assert plan.stages[-1].arenas
     saved_bytes = stage.activation_bytes - stage.planned_activation_bytes
     assert saved_bytes > 50 * MIB
     taken = taken_bytes(plan)
     assert 0 <= plan.estimate.peak_bytes - taken <= 2 * MIB
-    without = replace(plan, stages=tuple(replace(each, arena_bytes=0) for each in plan.stages))
+    without = replace(plan, stages=tuple(replace(each, arenas=()) for each in plan.stages))
     assert taken_bytes(without) - taken > saved_bytes - 2 * MIB
 
 
-def test_where_the_card_has_no_room_for_it_the_call_does_without(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_the_card_has_no_room_for_them_the_call_does_without(caplog: pytest.LogCaptureFixture) -> None:
     wanted, pipe = expected(), build()
     gc.collect()
     torch.cuda.empty_cache()
     with install(pipe, planned(), device="cuda", context_bytes=context_bytes()), caplog.at_level("DEBUG", "vramtune"):
         assert torch.equal(pipe(), wanted)
-        assert "no arena of" not in caplog.text
+        assert "no arenas of" not in caplog.text
         torch.cuda.empty_cache()
         free_bytes = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
         card().others_bytes = free_bytes - (planned().budget_bytes - context_bytes()) + 30 * MIB
         assert torch.equal(pipe(), wanted)
-        assert f"no arena of {planned().stages[-1].arena_bytes} bytes: out of memory" in caplog.text
+        assert f"no arenas of {planned().stages[-1].arenas} bytes: out of memory" in caplog.text
