@@ -32,12 +32,13 @@ from benchmarks.results_file import environment, result_path, table, write_resul
 from tests.nullcuda.card import card
 from tests.nullcuda.values import BY_VALUE, Call, Values, alias
 from vramtune import api, catalog
-from vramtune.caching_allocator import best_arenas, repeated, reserved_peak_bytes
+from vramtune.caching_allocator import reserved_peak_bytes
 from vramtune.contract import CALL, entries, modules_of
 from vramtune.contract.tracing import call_parameters
 from vramtune.layout import rounded_bytes
 from vramtune.offload.computed import hook_computed, unhook_computed
 from vramtune.offload.pieces import make_arenas
+from vramtune.pricing.arenas import best_arenas, repeated
 from vramtune.profiler import record
 from vramtune.profiler.execution import ComponentMethod, Execution
 from vramtune.profiler.known_values import LARGEST_TWIN_ELEMENTS

@@ -2,14 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramtune.caching_allocator import (
-    Allocator,
-    arena_events,
-    best_arenas,
-    least_limit_bytes,
-    repeated,
-    reserved_peak_bytes,
-)
+from vramtune.caching_allocator import Allocator, least_limit_bytes, reserved_peak_bytes
 from vramtune.layout import rounded_bytes
 from vramtune.units import MIB
 
@@ -150,50 +143,3 @@ def test_where_the_whole_was_is_what_comes_next_and_that_may_take_more_than_with
     assert Allocator().replay(without, 0, limit_bytes=64 * MIB) == len(events)
     assert Allocator({1: 20 * MIB}).replay(events, 0, limit_bytes=64 * MIB) < len(events)
     assert least_limit_bytes(events, {1: 20 * MIB}) > 64 * MIB
-
-
-GROWING = [
-    event
-    for key, num_bytes in enumerate(range(20 * MIB, 120 * MIB, 20 * MIB))
-    for event in [(key, num_bytes), *([(key - 1, 20 * MIB - num_bytes)] if key else [])]
-]
-"""Each tensor is larger than the one before, which is freed after: none fits where another was."""
-
-
-def with_arenas(before, arenas, events):
-    return [*before, *arena_events(arenas), *events]
-
-
-def test_tensors_that_grow_take_a_segment_each_and_with_arenas_little_more_than_is_in_use():
-    assert reserved_peak_bytes(GROWING) == (20 + 40 + 60 + 80 + 100) * MIB
-    assert allocated_peak_bytes(GROWING) == (80 + 100) * MIB
-    arenas, reserved_bytes = best_arenas([], GROWING, 300 * MIB, gives_back=False)
-    assert reserved_peak_bytes(with_arenas([], arenas, GROWING)) == reserved_bytes <= 190 * MIB
-
-
-@given(histories(), histories())
-def test_arenas_make_what_is_reserved_less_or_there_are_none(before, events):
-    before = [(-2 - key, num_bytes) for key, num_bytes in before]
-    most_bytes = reserved_peak_bytes([*before, *events])
-    found = best_arenas(before, events, most_bytes, gives_back=False)
-    if found is not None:
-        arenas, reserved_bytes = found
-        assert reserved_bytes < most_bytes
-        assert reserved_bytes == reserved_peak_bytes(with_arenas(before, arenas, events))
-
-
-@given(histories())
-def test_the_same_of_the_lowest_limit(events):
-    most_bytes = least_limit_bytes(events)
-    found = best_arenas([], events, most_bytes, gives_back=True)
-    if found is not None:
-        arenas, reserved_bytes = found
-        tried, allocator = with_arenas([], arenas, events), Allocator()
-        assert reserved_bytes < most_bytes
-        assert allocator.replay(tried, 0, limit_bytes=reserved_bytes) == len(tried)
-
-
-def test_what_a_repeated_call_does_not_free_is_there_until_the_next_one_has_ended():
-    call = [(1, 5), (2, 7), (1, -5)]
-    again, and_again = [(4, 5), (5, 7), (4, -5), (2, -7)], [(7, 5), (8, 7), (7, -5), (5, -7)]
-    assert [*repeated(call, 3)] == [*call, *again, *and_again]

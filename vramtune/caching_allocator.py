@@ -5,33 +5,19 @@ one stream, no expandable segments, no garbage collection, no largest split size
 """
 
 from bisect import bisect_left, insort
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, combinations_with_replacement
 
 from vramtune.layout import (
     ALIGNMENT_BYTES,
     LARGE_SEGMENT_ROUNDING_BYTES,
-    MEDIUM_REQUEST_BYTES,
     SMALL_REQUEST_BYTES,
-    round_up,
     rounded_bytes,
     segment_bytes,
 )
 
 TOLERANCE_FRACTION = 0.005
 """How near the lowest limit is found."""
-ARENA_PERCENTS = (*range(100, 125, 5), *range(95, 0, -5))
-"""Of what is in use at the most: sizes of arenas that are tried..."""
-NUM_LIVE_SIZES = 24
-"""...beside so many of what is in use together most often."""
-LIKELIEST = 1.1
-"""Arenas with so many times as much together as is in use at the most are tried first."""
-MOST_REPLAYED = 1_500_000
-"""Events, in all tries of arenas: a second."""
-ARENA = -1
-"""The key of the first arena among allocations; others have those below."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -210,7 +196,7 @@ def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable_bytes: Mapp
     it then may need more elsewhere.
     """
     alike = Allocator(dispensable_bytes)
-    least = _most_in_use_bytes(events, alike.dispensable_bytes) - 1
+    least = most_in_use_bytes(events, alike.dispensable_bytes) - 1
     # Until it reserves more than the least, every limit is alike; of a tiled decode that is nearly all.
     start = alike.replay(events, 0, limit_bytes=least, gives_back=False)
 
@@ -231,104 +217,7 @@ def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable_bytes: Mapp
     return most
 
 
-def best_arenas(
-    before: Sequence[tuple[int, int]],
-    events: Sequence[tuple[int, int]],
-    most_bytes: int,
-    *,
-    dispensable_bytes: Mapping[int, int] | None = None,
-    gives_back: bool,
-) -> tuple[tuple[int, ...], int] | None:
-    """Bytes of one or two arenas between `before` and `events` with which the allocator reserves least, and how much it does
-    then; None if none are found that make it less than `most_bytes`.
-
-    An arena is a segment that is there, free, before the others are asked for, and that they are taken from. Without one,
-    each large tensor for which no cached block is large enough becomes a segment, which later ones do not fill: of a
-    denoiser's, twice as much may be reserved as is ever in use. With `gives_back`, what is reserved is the lowest limit
-    that is found, as in `least_limit_bytes`.
-    """
-    best: tuple[tuple[int, ...], int] | None = None
-    limit_bytes, num_replayed = most_bytes, 0
-    least_bytes = _most_in_use_bytes(events, dispensable_bytes or {})
-    for arenas in _tried_arenas(events, dispensable_bytes or {}):
-        if sum(arenas) >= limit_bytes:
-            continue
-        with_them = [*before, *arena_events(arenas), *events]
-        while num_replayed < MOST_REPLAYED:
-            step = max(LARGE_SEGMENT_ROUNDING_BYTES, int(TOLERANCE_FRACTION * limit_bytes) if gives_back else 0)
-            if limit_bytes - step < least_bytes:
-                return best
-            allocator = Allocator(dispensable_bytes)
-            reached = allocator.replay(with_them, 0, limit_bytes=limit_bytes - step, gives_back=gives_back)
-            num_replayed += reached
-            if reached < len(with_them):
-                break
-            limit_bytes = allocator.peak_bytes
-            best = arenas, limit_bytes
-    return best
-
-
-def arena_events(arenas: Sequence[int]) -> list[tuple[int, int]]:
-    """Allocations after which segments of so many bytes are there, and free."""
-    taken = [(ARENA - number, num_bytes) for number, num_bytes in enumerate(arenas)]
-    return [*taken, *((key, -num_bytes) for key, num_bytes in taken)]
-
-
-def _tried_arenas(events: Sequence[tuple[int, int]], dispensable_bytes: Mapping[int, int]) -> Iterator[tuple[int, ...]]:
-    """Shares of what is in use at the most, alone and in pairs, then with sizes of what is in use together."""
-    most = _most_in_use_bytes(events, dispensable_bytes)
-    shares = [_whole(most * percent // 100) for percent in ARENA_PERCENTS]
-    sizes = [*shares, *map(_whole, _live_sizes(events, dispensable_bytes))]
-
-    def alone_and_in_pairs(large: list[int]) -> list[tuple[int, ...]]:
-        pairs = combinations_with_replacement(sorted(large, reverse=True), 2)
-        return sorted([*((size,) for size in large), *pairs], key=lambda arenas: abs(sum(arenas) - LIKELIEST * most))
-
-    tried = chain.from_iterable(
-        alone_and_in_pairs(
-            [size for size in dict.fromkeys(wanted) if size >= MEDIUM_REQUEST_BYTES]
-        )  # or share a segment
-        for wanted in (shares, sizes)
-    )
-    yield from dict.fromkeys(tried)
-
-
-def _whole(num_bytes: int) -> int:
-    return num_bytes // LARGE_SEGMENT_ROUNDING_BYTES * LARGE_SEGMENT_ROUNDING_BYTES
-
-
-def _live_sizes(events: Sequence[tuple[int, int]], dispensable_bytes: Mapping[int, int]) -> Iterator[int]:
-    """Bytes that are in use together after an allocation, rounded up, those first that are so most often."""
-    in_use = 0
-    sizes: dict[int, int] = {}
-    times: Counter[int] = Counter()
-    for key, num_bytes in events:
-        if num_bytes > 0:
-            sizes[key] = rounded_bytes(num_bytes - dispensable_bytes.get(key, 0))
-            in_use += sizes[key]
-            times[round_up(in_use, LARGE_SEGMENT_ROUNDING_BYTES)] += 1
-        else:
-            in_use -= sizes.pop(key)
-    for size, _ in times.most_common(NUM_LIVE_SIZES):
-        yield size
-
-
-def repeated(events: Sequence[tuple[int, int]], times: int) -> Iterator[tuple[int, int]]:
-    """The same call again and again: what it does not free is freed once the next one has ended."""
-    num_keys = max((key for key, _ in events), default=0) + 1
-    sizes: dict[int, int] = {}
-    for key, num_bytes in events:
-        if num_bytes > 0:
-            sizes[key] = num_bytes
-        else:
-            del sizes[key]
-    for start in range(0, times * num_keys, num_keys):
-        yield from ((start + key, num_bytes) for key, num_bytes in events)
-        if start:
-            yield from ((start - num_keys + key, -num_bytes) for key, num_bytes in sizes.items())
-
-
-def _most_in_use_bytes(events: Iterable[tuple[int, int]], dispensable_bytes: Mapping[int, int]) -> int:
+def most_in_use_bytes(events: Iterable[tuple[int, int]], dispensable_bytes: Mapping[int, int]) -> int:
     """The most that all live requests take together without what they can do without: no limit below is enough."""
     in_use = most = 0
     sizes: dict[int, int] = {}

@@ -4,11 +4,14 @@ from dataclasses import replace
 from itertools import chain, groupby
 
 import pytest
+from hypothesis import given
 
-from vramtune.caching_allocator import Allocator, arena_events
+from tests.test_caching_allocator import allocated_peak_bytes, histories
+from vramtune.caching_allocator import Allocator, least_limit_bytes, reserved_peak_bytes
 from vramtune.catalog.shipped import shipped_trace
 from vramtune.layout import round_up, workspace_block_bytes
 from vramtune.machine.gpus import find_gpu
+from vramtune.pricing.arenas import arena_events, best_arenas, repeated
 from vramtune.pricing.price import price
 from vramtune.pricing.stages import WORKSPACE
 from vramtune.schema import LEAST_REPEATS
@@ -78,3 +81,50 @@ def test_several_calls_share_the_arenas_of_the_largest_if_the_others_fit_into_on
     too_large = replace(others[0], activation_bytes=max(stage.in_arenas.arenas) + 1)
     stage = replace(stage, activities=(largest, too_large))
     assert (stage.in_arenas, stage.planned_activation_bytes) == (None, largest.activation_bytes)
+
+
+GROWING = [
+    event
+    for key, num_bytes in enumerate(range(20 * MIB, 120 * MIB, 20 * MIB))
+    for event in [(key, num_bytes), *([(key - 1, 20 * MIB - num_bytes)] if key else [])]
+]
+"""Each tensor is larger than the one before, which is freed after: none fits where another was."""
+
+
+def with_arenas(before, arenas, events):
+    return [*before, *arena_events(arenas), *events]
+
+
+def test_tensors_that_grow_take_a_segment_each_and_with_arenas_little_more_than_is_in_use():
+    assert reserved_peak_bytes(GROWING) == (20 + 40 + 60 + 80 + 100) * MIB
+    assert allocated_peak_bytes(GROWING) == (80 + 100) * MIB
+    arenas, reserved_bytes = best_arenas([], GROWING, 300 * MIB, gives_back=False)
+    assert reserved_peak_bytes(with_arenas([], arenas, GROWING)) == reserved_bytes <= 190 * MIB
+
+
+@given(histories(), histories())
+def test_arenas_make_what_is_reserved_less_or_there_are_none(before, events):
+    before = [(-2 - key, num_bytes) for key, num_bytes in before]
+    most_bytes = reserved_peak_bytes([*before, *events])
+    found = best_arenas(before, events, most_bytes, gives_back=False)
+    if found is not None:
+        arenas, reserved_bytes = found
+        assert reserved_bytes < most_bytes
+        assert reserved_bytes == reserved_peak_bytes(with_arenas(before, arenas, events))
+
+
+@given(histories())
+def test_the_same_of_the_lowest_limit(events):
+    most_bytes = least_limit_bytes(events)
+    found = best_arenas([], events, most_bytes, gives_back=True)
+    if found is not None:
+        arenas, reserved_bytes = found
+        tried, allocator = with_arenas([], arenas, events), Allocator()
+        assert reserved_bytes < most_bytes
+        assert allocator.replay(tried, 0, limit_bytes=reserved_bytes) == len(tried)
+
+
+def test_what_a_repeated_call_does_not_free_is_there_until_the_next_one_has_ended():
+    call = [(1, 5), (2, 7), (1, -5)]
+    again, and_again = [(4, 5), (5, 7), (4, -5), (2, -7)], [(7, 5), (8, 7), (7, -5), (5, -7)]
+    assert [*repeated(call, 3)] == [*call, *again, *and_again]

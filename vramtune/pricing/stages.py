@@ -6,8 +6,9 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from vramtune.caching_allocator import best_arenas, least_limit_bytes, repeated, reserved_peak_bytes
+from vramtune.caching_allocator import least_limit_bytes, reserved_peak_bytes
 from vramtune.layout import workspace_block_bytes
+from vramtune.pricing.arenas import best_arenas, repeated
 from vramtune.pricing.roofline import host_seconds, work_seconds
 from vramtune.schema import (
     CERTAIN,
