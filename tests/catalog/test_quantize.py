@@ -11,7 +11,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
 from tests import tiny_pipelines
-from vramtune import catalog, profile
+from vramtune import catalog, profile, trace
 from vramtune.catalog.quantizations import QUANTIZATIONS
 from vramtune.catalog.quantize import quantize_components
 from vramtune.contract import modules_of
@@ -137,6 +137,14 @@ def test_what_a_layer_makes_of_its_weight_is_counted_and_takes_time(way: str) ->
     plain, other = (mlp_segment(pipe) for pipe in (pipeline(), quantized(transformer=way)))
     assert other.layer_activation_bytes > plain.layer_activation_bytes
     assert other.layer_seconds > plain.layer_seconds
+
+
+@pytest.mark.parametrize(("way", "is_chosen"), [("nf4", True), ("int8", False), ("gguf-q4_k_s", False)])
+def test_which_kernels_multiply_by_four_bits_depends_on_the_card(way: str, is_chosen: bool) -> None:
+    call = {"prompt": "a cat", "num_inference_steps": 2} | tiny_pipelines.CALL["flux"]
+    found = trace(quantized(transformer=way), call_kwargs=call, progress=False)
+    assert {each.component: each.depends_on_card for each in found.calls}["transformer"] is is_chosen
+    assert not any(each.depends_on_card for each in found.calls if each.component != "transformer")
 
 
 def mlp_segment(pipe: FluxPipeline) -> Segment:

@@ -72,6 +72,14 @@ def test_a_large_denoiser_takes_little_more_than_half():
     assert stage.planned_activation_bytes < 0.6 * stage.activation_bytes
 
 
+def test_there_are_none_where_a_library_chooses_kernels_by_the_card():
+    trace = followed("flux.1-dev")
+    calls = tuple(replace(call, depends_on_card=call.component == "transformer") for call in trace.calls)
+    stages = {stage.name: stage for stage in price(replace(trace, calls=calls), DEVICE).stages}
+    assert stages["transformer"].in_arenas is None
+    assert stages["vae.decode"].in_arenas is not None
+
+
 def test_several_calls_share_the_arenas_of_the_largest_if_the_others_fit_into_one():
     (stage,) = (stage for stage in price(followed("ltx-2.3"), DEVICE).stages if len(stage.activities) == 3)
     largest, *others = sorted(stage.activities, key=lambda activity: -activity.activation_bytes)
