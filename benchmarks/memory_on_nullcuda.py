@@ -243,7 +243,7 @@ def compared(module: nn.Module, call: TracedCall) -> Row:
 
 def compared_in_arenas(run: Callable[[], Any], tape: list[Allocation], most_bytes: int) -> dict[str, Any] | None:
     """Two calls one after the other in the arenas that are best by the tape; None where there are none."""
-    found = best_arenas([], [*repeated(tape, 2)], most_bytes, gives_back=False)
+    found = best_arenas((), tuple(repeated(tape, 2)), most_bytes, gives_back=False)
     if found is None:
         return None
     arenas, predicted_bytes = found

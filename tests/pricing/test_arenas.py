@@ -106,7 +106,7 @@ def with_arenas(before, arenas, events):
 def test_tensors_that_grow_take_a_segment_each_and_with_arenas_little_more_than_is_in_use():
     assert reserved_peak_bytes(GROWING) == (20 + 40 + 60 + 80 + 100) * MIB
     assert allocated_peak_bytes(GROWING) == (80 + 100) * MIB
-    arenas, reserved_bytes = best_arenas([], GROWING, 300 * MIB, gives_back=False)
+    arenas, reserved_bytes = best_arenas((), tuple(GROWING), 300 * MIB, gives_back=False)
     assert reserved_peak_bytes(with_arenas([], arenas, GROWING)) == reserved_bytes <= 190 * MIB
 
 
@@ -114,7 +114,7 @@ def test_tensors_that_grow_take_a_segment_each_and_with_arenas_little_more_than_
 def test_arenas_make_what_is_reserved_less_or_there_are_none(before, events):
     before = [(-2 - key, num_bytes) for key, num_bytes in before]
     most_bytes = reserved_peak_bytes([*before, *events])
-    found = best_arenas(before, events, most_bytes, gives_back=False)
+    found = best_arenas(tuple(before), tuple(events), most_bytes, gives_back=False)
     if found is not None:
         arenas, reserved_bytes = found
         assert reserved_bytes < most_bytes
@@ -124,7 +124,7 @@ def test_arenas_make_what_is_reserved_less_or_there_are_none(before, events):
 @given(histories())
 def test_the_same_of_the_lowest_limit(events):
     most_bytes = least_limit_bytes(events)
-    found = best_arenas([], events, most_bytes, gives_back=True)
+    found = best_arenas((), tuple(events), most_bytes, gives_back=True)
     if found is not None:
         arenas, reserved_bytes = found
         tried, allocator = with_arenas([], arenas, events), Allocator()

@@ -7,6 +7,7 @@ before a call's tensors are asked for; these are taken from it.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations_with_replacement
 
 from vramtune.caching_allocator import TOLERANCE_FRACTION, Allocator, most_in_use_bytes
@@ -23,25 +24,21 @@ MOST_REPLAYED = 1_500_000
 ARENA = -1
 """The key of the first arena among allocations; others have those below."""
 
-Events = Sequence[tuple[int, int]]
+Events = tuple[tuple[int, int], ...]
 """As the allocator has them: (key, bytes) for an allocation, (key, -bytes) for a free."""
 
 
+@lru_cache(maxsize=32)  # a ranking prices one call on dozens of GPUs, whose workspaces are of two sizes
 def best_arenas(
-    before: Events,
-    events: Events,
-    most_bytes: int,
-    *,
-    dispensable_bytes: Mapping[int, int] | None = None,
-    gives_back: bool,
+    before: Events, events: Events, most_bytes: int, *, dispensable: tuple[tuple[int, int], ...] = (), gives_back: bool
 ) -> tuple[tuple[int, ...], int] | None:
     """Bytes of one or two arenas between `before` and `events` with which the allocator reserves least, and how much it does
     then; None if none are found that make it less than `most_bytes`.
 
-    With `gives_back`, what is reserved is the lowest limit that is found, as in `least_limit_bytes`, with the same
-    `dispensable_bytes`.
+    With `gives_back`, what is reserved is the lowest limit that is found, as in `least_limit_bytes`; `dispensable` are the
+    items of its `dispensable_bytes`.
     """
-    dispensable_bytes = dispensable_bytes or {}
+    dispensable_bytes = dict(dispensable)
     best: tuple[tuple[int, ...], int] | None = None
     limit_bytes, num_replayed = most_bytes, 0
     least_bytes = most_in_use_bytes(events, dispensable_bytes)
@@ -101,7 +98,7 @@ def _live_sizes(events: Events, dispensable_bytes: Mapping[int, int]) -> Iterato
     yield from (size for size, _ in times.most_common(NUM_LIVE_SIZES))
 
 
-def repeated(events: Events, times: int) -> Iterator[tuple[int, int]]:
+def repeated(events: Sequence[tuple[int, int]], times: int) -> Iterator[tuple[int, int]]:
     """The same call again and again: what it does not free is freed once the next one has ended."""
     num_keys = max((key for key, _ in events), default=0) + 1
     kept: dict[int, int] = {}

@@ -177,12 +177,12 @@ def peak_in_arenas(call: TracedCall, workspace_bytes: int, *, first: TracedCall 
         return None
     if (known := call.reserved.get(workspace_bytes)) is not None:
         return known.peak_in_arenas
-    before = [] if first is None else [*first.allocations()]
+    before = () if first is None else tuple(first.allocations())
     start = max((key for key, _ in before), default=0)
     again = ((start + key, num_bytes) for key, num_bytes in repeated([*call.allocations()], REPEATS))
     found = best_arenas(
         _workspace(workspace_bytes),
-        [*before, *again],
+        (*before, *again),
         peak_bytes(call, workspace_bytes) + workspace_bytes,
         gives_back=False,
     )
@@ -197,9 +197,9 @@ def least_in_arenas(call: TracedCall, workspace_bytes: int) -> InArenas | None:
         return known.least_in_arenas
     found = best_arenas(
         _workspace(workspace_bytes),
-        [*call.allocations()],
+        tuple(call.allocations()),
         least_bytes(call, workspace_bytes) + workspace_bytes,
-        dispensable_bytes=call.images,
+        dispensable=tuple(call.images.items()),
         gives_back=True,
     )
     return None if found is None else InArenas(found[0], found[1] - workspace_bytes)
@@ -232,9 +232,9 @@ def _beside_workspace(
     return reserved_bytes([*_workspace(workspace_bytes), *allocations]) - workspace_bytes
 
 
-def _workspace(workspace_bytes: int) -> list[tuple[int, int]]:
+def _workspace(workspace_bytes: int) -> tuple[tuple[int, int], ...]:
     """The workspace among allocations."""
-    return [(WORKSPACE, workspace_block_bytes(workspace_bytes))] if workspace_bytes else []
+    return ((WORKSPACE, workspace_block_bytes(workspace_bytes)),) if workspace_bytes else ()
 
 
 def _segments(call: TracedCall, costs: Sequence[Cost], *, waits_for_host: bool) -> Iterator[Segment]:
