@@ -105,9 +105,15 @@ class Allocator:
     An event is (key, bytes) for an allocation or (key, -bytes) for a free.
     """
 
-    def __init__(self, dispensable_bytes: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self, dispensable_bytes: Mapping[int, int] | None = None, refused: set[tuple[int, int]] | None = None
+    ) -> None:
         self.dispensable_bytes = dispensable_bytes or {}
         """By key, what an allocation can do without where it is refused: it is asked for again with so much less."""
+        self.refused = refused
+        """Bytes of such allocations, and what they did without: from then on alike ones ask for less at once, and for all
+        only where that is refused, as cuDNN's kernel that worked for a shape is remembered by PyTorch (`benchmark_cache` in
+        `aten/src/ATen/native/cudnn/Conv_v8.cpp`). None: each asks for all first."""
         self._pools = Pool(least_rest_bytes=ALIGNMENT_BYTES), Pool(least_rest_bytes=SMALL_REQUEST_BYTES + 1)
         """For small and for large requests."""
         self._in_use: dict[int, tuple[int, Block]] = {}
@@ -131,13 +137,27 @@ class Allocator:
                 which, freed = in_use.pop(key)
                 pools[which].release(freed)
                 continue
-            taken = self._take(num_bytes, limit_bytes, gives_back=gives_back)
-            if taken is None and gives_back and key in self.dispensable_bytes:
-                taken = self._take(num_bytes - self.dispensable_bytes[key], limit_bytes, gives_back=True)
+            if gives_back and key in self.dispensable_bytes:
+                taken = self._take_what_will_do(num_bytes, self.dispensable_bytes[key], limit_bytes)
+            else:
+                taken = self._take(num_bytes, limit_bytes, gives_back=gives_back)
             if taken is None:
                 return number
             in_use[key] = taken
         return len(events)
+
+    def _take_what_will_do(
+        self, num_bytes: int, dispensable_bytes: int, limit_bytes: int | None
+    ) -> tuple[int, Block] | None:
+        """All bytes, or what is left without those that can be done without."""
+        kind, least_bytes = (num_bytes, dispensable_bytes), num_bytes - dispensable_bytes
+        was_refused = self.refused is not None and kind in self.refused
+        for wanted in (least_bytes, num_bytes) if was_refused else (num_bytes, least_bytes):
+            if (taken := self._take(wanted, limit_bytes, gives_back=True)) is not None:
+                if self.refused is not None and wanted == least_bytes:
+                    self.refused.add(kind)
+                return taken
+        return None
 
     def _take(self, num_bytes: int, limit_bytes: int | None, *, gives_back: bool) -> tuple[int, Block] | None:
         """A block and the number of its pool; None beyond the limit."""
@@ -165,7 +185,7 @@ class Allocator:
 
     def copy(self) -> "Allocator":
         """Another one in the same state."""
-        twin = Allocator(self.dispensable_bytes)
+        twin = Allocator(self.dispensable_bytes, self.refused)
         free = [block for pool in self._pools for block in pool.blocks.values()]
         twins = {block: replace(block) for block in [*free, *(block for _, block in self._in_use.values())]}
         for block in twins.values():

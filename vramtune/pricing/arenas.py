@@ -45,22 +45,23 @@ def best_arenas(
     for arenas in tried_arenas(events, least_bytes, dispensable_bytes):
         if num_replayed >= MOST_REPLAYED:
             break
-        first = [*before, *arena_events(arenas)]
-        is_through = True
-        while is_through:
+        all_events = [*before, *arena_events(arenas), *events]
+        while True:
             step_bytes = max(LARGE_SEGMENT_ROUNDING_BYTES, int(TOLERANCE_FRACTION * limit_bytes) if gives_back else 0)
-            tried_bytes = limit_bytes - step_bytes
-            if tried_bytes < least_bytes:
+            if limit_bytes - step_bytes < least_bytes:
                 return best
-            allocator = Allocator(dispensable_bytes)
-            reached = allocator.replay(first, 0, limit_bytes=tried_bytes, gives_back=gives_back)
-            if reached == len(first):
-                reached += allocator.replay(events, 0, limit_bytes=tried_bytes, gives_back=gives_back)
+            refused: set[tuple[int, int]] = set()  # the next call begins with what the first one learnt
+            calls = [Allocator(dispensable_bytes, refused) for _ in range(1 + bool(dispensable))]
+            reached = 0
+            for number, call in enumerate(calls):
+                reached += call.replay(all_events, 0, limit_bytes=limit_bytes - step_bytes, gives_back=gives_back)
+                if reached < (number + 1) * len(all_events):
+                    break
             num_replayed += reached
-            is_through = reached == len(first) + len(events)
-            if is_through:
-                limit_bytes = allocator.peak_bytes
-                best = arenas, limit_bytes
+            if reached < len(calls) * len(all_events):
+                break
+            limit_bytes = max(call.peak_bytes for call in calls)
+            best = arenas, limit_bytes
     return best
 
 

@@ -30,6 +30,8 @@ from vramtune.schema import (
 
 WORKSPACE = 0
 """Number of the workspace among a call's allocations, which begin at 1."""
+MOST_CONVOLUTIONS = 100
+"""In a call for which arenas are looked for under the lowest limit. An image's decoder has some forty."""
 REPEATS = 2
 """Calls in which arenas are tried: what one returns is there until the next one has ended."""
 
@@ -190,8 +192,12 @@ def peak_in_arenas(call: TracedCall, workspace_bytes: int, *, first: TracedCall 
 
 
 def least_in_arenas(call: TracedCall, workspace_bytes: int) -> InArenas | None:
-    """The lowest limit that a single call gets through, in arenas; None where it is no lower."""
-    if call.depends_on_card:
+    """The lowest limit that a single call gets through, in arenas; None where it is no lower.
+
+    Nor for a decode frame by frame or tile by tile: of so many convolutions any that takes a little more than is known
+    (flash attention's split accumulators) decides whether a large tensor still fits, and a decode that runs twice takes minutes.
+    """
+    if call.depends_on_card or len(call.images) > MOST_CONVOLUTIONS:
         return None
     if (known := call.reserved.get(workspace_bytes)) is not None:
         return known.least_in_arenas

@@ -56,6 +56,11 @@ def convolution_copies(image: torch.Tensor, weight: torch.Tensor, *_: Any) -> Te
     return Temporaries(before, after)
 
 
+def comes_contiguous(image: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether cuDNN gets images in contiguous order: those that lie so, and copies of those that lie in neither order."""
+    return image.is_contiguous() or not (lies_channels_last(image) or lies_channels_last(weight))
+
+
 def lies_channels_last(image: torch.Tensor) -> bool:
     """By strides, those of dimensions of 1 included (`is_channels_last_strides_2d` in `c10/core/MemoryFormat.h`)."""
     if image.ndim not in CHANNELS_LAST:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from vramtune.profiler.cuda_kernels import comes_contiguous
+from vramtune.profiler.fakes import copy_bytes
 from vramtune.schema import Kind, Work
 
 _MATMUL = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "_int_mm"}
@@ -43,8 +45,8 @@ def operation_work(
     if dtype == "float32" and rounds_to_tensorfloat32(kind):
         dtype = "tensorfloat32"
     work = Work(kind, dtype, flops, read + written)
-    if kind == "convolution" and dtype != "float32" and inputs[0].is_contiguous():
-        return work._replace(layout_in_bytes=touched_bytes(inputs[0]), layout_out_bytes=written)
+    if kind == "convolution" and dtype != "float32" and comes_contiguous(*inputs[:2]):
+        return work._replace(layout_in_bytes=copy_bytes(inputs[0]), layout_out_bytes=written)
     return work
 
 
