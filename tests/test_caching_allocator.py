@@ -143,3 +143,13 @@ def test_where_the_whole_was_is_what_comes_next_and_that_may_take_more_than_with
     assert Allocator().replay(without, 0, limit_bytes=64 * MIB) == len(events)
     assert Allocator({1: 20 * MIB}).replay(events, 0, limit_bytes=64 * MIB) < len(events)
     assert least_limit_bytes(events, {1: 20 * MIB}) > 64 * MIB
+
+
+def test_what_was_refused_once_is_not_asked_for_again_where_that_is_remembered():
+    first = [(1, 30 * MIB), (2, 40 * MIB), (2, -40 * MIB), (1, -30 * MIB)]
+    again = [*first, (3, 40 * MIB), (4, 30 * MIB)]  # both have room only if the third does without a half at once
+    dispensable_bytes = {2: 20 * MIB, 3: 20 * MIB}
+    assert Allocator(dispensable_bytes).replay(again, 0, limit_bytes=50 * MIB) == len(again) - 1
+    refused = set()
+    assert Allocator(dispensable_bytes, refused).replay(again, 0, limit_bytes=50 * MIB) == len(again)
+    assert refused == {(40 * MIB, 20 * MIB)}

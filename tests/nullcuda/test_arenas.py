@@ -7,10 +7,9 @@ from functools import cache
 
 import pytest
 import torch
-from torch import nn
 
 from tests.nullcuda.card import card, counters, reset
-from tests.nullcuda.tuned_pipelines import Encoding, context_bytes
+from tests.nullcuda.tuned_pipelines import Encoding, Layers, OfOneRow, context_bytes
 from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
 from vramtune.offload.install import install
@@ -19,36 +18,18 @@ from vramtune.schema import Plan, Profile
 from vramtune.tuner.search import choose_plan
 from vramtune.units import MIB
 
-WIDTH = 2901
-"""Of matrices of 32.1 MiB."""
 ROOM_BYTES = 100 * MIB
 """Above the smallest budget."""
 
 
-class Growing(nn.Module):
-    """Layers each of which makes a larger tensor than the one before, which is freed after."""
-
-    def __init__(self, num_layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(num_layers))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        return self.layers[0].weight.device
+class Growing(Layers):
+    """Each layer makes a larger tensor than the one before, which is freed after."""
 
     def forward(self, row: torch.Tensor) -> torch.Tensor:
         rows = row
         for number, layer in enumerate(self.layers, 1):
             rows = layer(rows[:1]).expand(1000 * number, -1).contiguous()
         return rows[:1].clone()
-
-
-class OfOneRow(Encoding):
-    shape = (1, WIDTH)
 
 
 def build() -> Encoding:

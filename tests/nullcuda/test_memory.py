@@ -6,10 +6,9 @@ from functools import cache
 
 import pytest
 import torch
-from torch import nn
 
 from tests.nullcuda.card import counters, reset
-from tests.nullcuda.tuned_pipelines import Encoding, context_bytes
+from tests.nullcuda.tuned_pipelines import Encoding, Layers, OfOneRow, context_bytes
 from vramtune.errors import BudgetError
 from vramtune.machine.live import live_device
 from vramtune.offload.install import install
@@ -22,37 +21,10 @@ from vramtune.units import MIB
 
 NUM_MIB = (0, 33, 50, 101, 160, 222, 270, 1000)
 """Budgets, above the smallest that works."""
-WIDTH = 2901
-"""Of matrices of 32.1 MiB: each by itself would take 34 of the driver."""
 MOST_MALLOCS = 5
 """Of `cudaMalloc`, in a steady call whose activations are small."""
 MOST_OVER_BYTES = 2 * MIB
 """How far a prediction may be above what is taken: a segment of small tensors, which stages and pipeline may share."""
-
-
-class Layers(nn.Module):
-    """Layers of 32.1 MiB, one after the other."""
-
-    def __init__(self, num_layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(num_layers))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        return self.layers[0].weight.device
-
-    def forward(self, row: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            row = layer(row)
-        return row
-
-
-class OfOneRow(Encoding):
-    shape = (1, WIDTH)
 
 
 def build() -> Encoding:

@@ -19,6 +19,8 @@ from vramtune.tuner.budget import MARGIN_FRACTION
 from vramtune.tuner.search import choose_plan
 
 NAMES = (*tiny_pipelines.CALL, "larger flux")
+WIDTH = 2901
+"""Of matrices of 32.1 MiB: each by itself would take 34 of the driver."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,31 @@ class Encoding(DiffusionPipeline):
         for _ in range(num_inference_steps):
             rows = self.model(rows)
         return rows.cpu()
+
+
+class Layers(nn.Module):
+    """Layers of 32.1 MiB, one after the other."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(num_layers))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0].weight.device
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            row = layer(row)
+        return row
+
+
+class OfOneRow(Encoding):
+    shape = (1, WIDTH)
 
 
 def context_bytes() -> int:

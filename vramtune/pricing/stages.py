@@ -118,7 +118,7 @@ class Estimator:
         )
 
     def repeated(self, call: int) -> Activity:
-        """As a call that is repeated: no memory is given back meanwhile, which would cost time at every iteration."""
+        """As a call that is repeated, in which no memory is given back."""
         activity = self.activity(call)
         if self._device.kernels != "cuda":
             return activity
@@ -128,8 +128,10 @@ class Estimator:
     def once(self, call: int) -> Activity:
         """As a call that is not repeated, in which memory may run short before PyTorch has to give up.
 
-        It gives cached memory back, and cuDNN falls back to kernels that need a copy of the images alone. Four VAEs decoded in this much on an H200, and not in 9 to 13% less
-        (`benchmarks/results/least_memory_nvidia_h200_*.json`). Another accelerator than CUDA's is not supposed to.
+        It gives cached memory back, and cuDNN falls back to kernels that need a copy of the images alone: in a loop both
+        would cost time at every iteration. Four VAEs decoded in this much on an H200, and not in 9 to 13% less
+        (`benchmarks/results/least_memory_nvidia_h200_*.json`); in arenas none has yet. Another accelerator than CUDA's is not
+        supposed to.
         """
         activity = self.activity(call)
         if self._device.kernels != "cuda":
