@@ -17,7 +17,7 @@ from pathlib import Path
 from vramtune import catalog
 from vramtune.catalog.shipped import shipped_file, shipped_trace
 from vramtune.machine.gpus import gpus
-from vramtune.pricing.stages import with_reserved
+from vramtune.pricing.reserved import with_reserved
 from vramtune.profiler.follow import follow
 from vramtune.schema import PERMISSIONS, Trace
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.nullcuda.card import counters
 from vramtune.machine import trials
 from vramtune.machine.live import live_device
-from vramtune.pricing.stages import least_bytes
+from vramtune.pricing.reserved import least_bytes
 from vramtune.profiler.execution import ComponentMethod, trace_call
 from vramtune.profiler.tapes import WorkList, traced_call
 from vramtune.schema import TracedCall

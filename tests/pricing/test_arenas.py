@@ -13,7 +13,7 @@ from vramtune.layout import round_up, workspace_block_bytes
 from vramtune.machine.gpus import find_gpu
 from vramtune.pricing.arenas import arena_events, best_arenas, repeated
 from vramtune.pricing.price import price
-from vramtune.pricing.stages import WORKSPACE
+from vramtune.pricing.reserved import WORKSPACE
 from vramtune.schema import LEAST_REPEATS
 from vramtune.units import MIB
 

@@ -9,7 +9,7 @@ from vramtune.errors import FileError, UsageError
 from vramtune.machine.gpus import find_gpu
 from vramtune.predict import predict_profile
 from vramtune.pricing.price import price
-from vramtune.pricing.stages import with_reserved
+from vramtune.pricing.reserved import with_reserved
 from vramtune.profiler.follow import follow
 from vramtune.schema import Trace, TracedCall
 

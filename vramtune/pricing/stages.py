@@ -1,23 +1,18 @@
 """From the sequence of calls to stages: what each call costs, loops, equal calls counted."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from vramtune.caching_allocator import least_limit_bytes, reserved_peak_bytes
-from vramtune.layout import workspace_block_bytes
-from vramtune.pricing.arenas import best_arenas, repeated
+from vramtune.pricing.reserved import first_of_stage, least_bytes, least_in_arenas, peak_bytes, peak_in_arenas
 from vramtune.pricing.roofline import host_seconds, work_seconds
 from vramtune.schema import (
     CERTAIN,
     LEAST_REPEATS,
     Activity,
     Device,
-    InArenas,
     Loop,
-    Reserved,
     Segment,
     Spread,
     Stage,
@@ -27,13 +22,6 @@ from vramtune.schema import (
     call_name,
     find_loops,
 )
-
-WORKSPACE = 0
-"""Number of the workspace among a call's allocations, which begin at 1."""
-MOST_CONVOLUTIONS = 100
-"""In a call for which arenas are looked for under the lowest limit. An image's decoder has some forty."""
-REPEATS = 2
-"""Calls in which arenas are tried: what one returns is there until the next one has ended."""
 
 
 class Cost(NamedTuple):
@@ -144,105 +132,6 @@ class Estimator:
             cached_bytes=max(activity.activation_bytes - least, 0),
             in_arenas=least_in_arenas(self._trace.calls[call], taken_bytes),
         )
-
-
-def peak_bytes(call: TracedCall, workspace_bytes: int) -> int:
-    """What is reserved beyond cuBLAS's workspace, in whose segment small activations find room."""
-    if (known := call.reserved.get(workspace_bytes)) is not None:
-        return known.peak_bytes
-    return _beside_workspace(reserved_peak_bytes, call.allocations(), workspace_bytes)
-
-
-def least_bytes(call: TracedCall, workspace_bytes: int) -> int:
-    """The same under the lowest limit that the call gets through."""
-    if (known := call.reserved.get(workspace_bytes)) is not None:
-        return known.least_bytes
-    return _beside_workspace(
-        partial(least_limit_bytes, dispensable_bytes=call.images), call.allocations(), workspace_bytes
-    )
-
-
-def first_of_stage(trace: Trace, call: int) -> TracedCall | None:
-    """The other call of the same component, if there is one, that comes right before a repeated one begins: it makes tables
-    that are kept."""
-    calls, turns = trace.calls, trace.runs[0].turns
-    begin = next((number for number, turn in enumerate(turns) if turn.call == call), 0)
-    before = calls[turns[begin - 1].call] if begin else None
-    is_like = before is not None and (before.component, before.method) == (calls[call].component, calls[call].method)
-    return before if is_like else None
-
-
-def peak_in_arenas(call: TracedCall, workspace_bytes: int, *, first: TracedCall | None = None) -> InArenas | None:
-    """What is reserved for calls one after the other, in the arenas that make it least; None where that is no less.
-
-    What the first call, where it is another one, does not free lies in an arena from then on.
-    """
-    if call.depends_on_card:
-        return None
-    if (known := call.reserved.get(workspace_bytes)) is not None:
-        return known.peak_in_arenas
-    before = () if first is None else tuple(first.allocations())
-    start = max((key for key, _ in before), default=0)
-    again = ((start + key, num_bytes) for key, num_bytes in repeated([*call.allocations()], REPEATS))
-    found = best_arenas(
-        _workspace(workspace_bytes),
-        (*before, *again),
-        peak_bytes(call, workspace_bytes) + workspace_bytes,
-        gives_back=False,
-    )
-    return None if found is None else InArenas(found[0], found[1] - workspace_bytes)
-
-
-def least_in_arenas(call: TracedCall, workspace_bytes: int) -> InArenas | None:
-    """The lowest limit that a single call gets through, in arenas; None where it is no lower.
-
-    Nor for a decode frame by frame or tile by tile: of so many convolutions any that takes a little more than is known
-    (flash attention's split accumulators) decides whether a large tensor still fits, and a decode that runs twice takes minutes.
-    """
-    if call.depends_on_card or len(call.images) > MOST_CONVOLUTIONS:
-        return None
-    if (known := call.reserved.get(workspace_bytes)) is not None:
-        return known.least_in_arenas
-    found = best_arenas(
-        _workspace(workspace_bytes),
-        tuple(call.allocations()),
-        least_bytes(call, workspace_bytes) + workspace_bytes,
-        dispensable=tuple(call.images.items()),
-        gives_back=True,
-    )
-    return None if found is None else InArenas(found[0], found[1] - workspace_bytes)
-
-
-def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
-    """The trace, with what the allocator makes of its calls beside workspaces of these bytes: that takes longest."""
-
-    def known(index: int, call: TracedCall) -> TracedCall:
-        first = first_of_stage(trace, index)
-        found = {
-            size: Reserved(
-                peak_bytes(call, size),
-                least_bytes(call, size),
-                peak_in_arenas(call, size, first=first),
-                least_in_arenas(call, size),
-            )
-            for size in sorted({*workspaces})
-        }
-        return replace(call, reserved={**call.reserved, **found})
-
-    return replace(trace, calls=tuple(known(index, call) for index, call in enumerate(trace.calls)))
-
-
-def _beside_workspace(
-    reserved_bytes: Callable[[Sequence[tuple[int, int]]], int],
-    allocations: Iterable[tuple[int, int]],
-    workspace_bytes: int,
-) -> int:
-    return reserved_bytes([*_workspace(workspace_bytes), *allocations]) - workspace_bytes
-
-
-def _workspace(workspace_bytes: int) -> tuple[tuple[int, int], ...]:
-    """The workspace among allocations."""
-    return ((WORKSPACE, workspace_block_bytes(workspace_bytes)),) if workspace_bytes else ()
 
 
 def _segments(call: TracedCall, costs: Sequence[Cost], *, waits_for_host: bool) -> Iterator[Segment]:
