@@ -19,9 +19,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from benchmarks.memory_on_nullcuda import COPY_LIMIT_BYTES, ValuesOfSmall
+from benchmarks.memory_on_nullcuda import COPY_LIMIT_BYTES, SMALL_ELEMENTS
 from benchmarks.results_file import environment, table, write_result
 from tests.nullcuda.card import card, counters, reset
+from tests.nullcuda.values import ValuesOfSmall
 from vramtune import Tuned, api, catalog
 from vramtune.contract import modules_of
 from vramtune.errors import BudgetError
@@ -92,7 +93,7 @@ def under(pipe: Any, budget_gib: float) -> list[list[str]]:
 def calls_of(tuned: Tuned, pipe: Any, kwargs: Mapping[str, Any], cells: list[str]) -> list[list[str]]:
     """Two calls of a tuned pipeline: a row each, which begins with these cells."""
     predicted, rows = tuned.plan.estimate.peak_bytes, list[list[str]]()
-    with ValuesOfSmall():
+    with ValuesOfSmall(SMALL_ELEMENTS):
         for number in (1, 2):
             reset()
             try:

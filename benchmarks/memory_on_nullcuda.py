@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.results_file import environment, result_path, table, write_result
 from tests.nullcuda.card import card
-from tests.nullcuda.values import BY_VALUE, Call, Values, alias
+from tests.nullcuda.values import ValuesOfSmall
 from vramtune import api, catalog
 from vramtune.caching_allocator import reserved_peak_bytes
 from vramtune.contract import CALL, entries, modules_of
@@ -49,16 +49,14 @@ from vramtune.units import MIB
 
 NAME = "memory_nullcuda"
 MOST_EVENTS = 2_000_000
-SMALL_ELEMENTS = LARGEST_TWIN_ELEMENTS
-"""Functions on nothing larger have values: masks, positions, lengths. The trace follows the values of as many."""
 CARD_BYTES = 300 * 10**9
 COPY_LIMIT_BYTES = 1 << 20
+SMALL_ELEMENTS = LARGEST_TWIN_ELEMENTS
+"""Of masks, positions, lengths, which have values. The trace follows the values of as many."""
 GOAL_BYTES, GOAL_FRACTION = 2 * MIB, 0.001
 """How far off reserved bytes may be: the larger of the two."""
 NUM_SIZES = 6
 LONGEST_TAPE = 1_500_000
-COMPILED = {"prod"}
-"""Functions whose kernels PyTorch compiles as they are called, which needs NVIDIA's compiler."""
 GPU = "RTX 4060"
 """Which the null card claims to be. What is allocated depends on it hardly: by its architecture's kernels."""
 HEADER = [
@@ -216,7 +214,7 @@ def compared(module: nn.Module, call: TracedCall) -> Row:
     held = rests_filled()
     run = partial(getattr(owner, method), *args, **kwargs)
     tape = [entry for entry in call.execution.tape if isinstance(entry, Allocation)]
-    with torch.no_grad(), ValuesOfSmall():
+    with torch.no_grad(), ValuesOfSmall(SMALL_ELEMENTS):
         events, peaks = watched(run)
         in_arenas = compared_in_arenas(run, tape, reserved_peak_bytes(tape))
     unhook_computed(module)
@@ -259,44 +257,8 @@ def compared_in_arenas(run: Callable[[], Any], tape: list[Allocation], most_byte
     return {"arenas": arenas, "predicted_bytes": predicted_bytes, "bytes": taken_bytes}
 
 
-class ValuesOfSmall(Values):
-    """Values where they may decide something, and take no time: of tensors with few elements."""
-
-    def __init__(self, most_elements: int = SMALL_ELEMENTS) -> None:
-        super().__init__()
-        self.most_elements = most_elements
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name == "__setitem__" and args[0].is_cuda:
-            args = (args[0], positions(args[1]), args[2])
-        may_decide_a_shape = name == "__getitem__" or (name in BY_VALUE and (name != "where" or len(args) == 1))
-        is_large = any(isinstance(value, torch.Tensor) and value.numel() > self.most_elements for value in args)
-        if is_large and not may_decide_a_shape:
-            return func(*args, **(kwargs or {}))
-        call = Call.of(func, args, kwargs or {})
-        if name in COMPILED:
-            return call.on_cpu().to("cuda")
-        if all(tensor.numel() <= self.most_elements for tensor in call.tensors) or call.decides_a_shape():
-            return super().__torch_function__(func, types, args, kwargs)
-        return func(*args, **(kwargs or {}))
-
-
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
-
-
-def positions(index: Any) -> Any:
-    """An index whose masks on the card are positions: how many there are is asked of a kernel that does nothing."""
-    if isinstance(index, tuple):
-        return tuple(part for each in index for part in as_tuple(positions(each)))
-    if not isinstance(index, torch.Tensor) or index.dtype != torch.bool or not index.is_cuda:
-        return index
-    return tuple(each.to("cuda") for each in alias(index).nonzero(as_tuple=True))
-
-
-def as_tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def on_card(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,6 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from benchmarks.memory_on_nullcuda import ValuesOfSmall
 from benchmarks.race.calls import timed
 from benchmarks.race.one import MOST_ELEMENTS, NullCard
 from benchmarks.race.pipelines import build
@@ -31,6 +30,7 @@ from benchmarks.race.start import settings
 from benchmarks.results_file import environment, table, write_result
 from tests.nullcuda import card
 from tests.nullcuda.clock import Cost, replace_time
+from tests.nullcuda.values import ValuesOfSmall
 from vramtune import autotune
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.memory_limit import MemoryLimit

@@ -4,11 +4,11 @@ import os
 import tempfile
 from typing import Any
 
-from benchmarks.memory_on_nullcuda import ValuesOfSmall
 from benchmarks.race import calls
 from benchmarks.race.pipelines import build
 from tests.nullcuda import card
 from tests.nullcuda.clock import Cost, replace_time
+from tests.nullcuda.values import ValuesOfSmall
 
 MOST_ELEMENTS = 4096
 """Functions on no larger tensors have values: masks, positions, lengths."""

@@ -34,6 +34,8 @@ RANDOM = {
     "log_normal_", "cauchy_",
 }  # fmt: skip
 """Functions that draw from the card's own generator where they are given none."""
+COMPILED = {"prod"}
+"""Those whose kernels PyTorch compiles as they are called, which needs NVIDIA's compiler."""
 
 
 class Values(TorchFunctionMode):
@@ -56,6 +58,29 @@ class Values(TorchFunctionMode):
             return result if call.changes_arguments else computed
         _write(_tensors(result), _tensors(computed))
         return result
+
+
+class ValuesOfSmall(Values):
+    """Values where they may decide something, and take no time: of tensors with few elements."""
+
+    def __init__(self, most_elements: int) -> None:
+        super().__init__()
+        self.most_elements = most_elements
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__setitem__" and args[0].is_cuda:
+            args = (args[0], _positions(args[1]), args[2])
+        may_decide_a_shape = name == "__getitem__" or (name in BY_VALUE and (name != "where" or len(args) == 1))
+        is_large = any(isinstance(value, torch.Tensor) and value.numel() > self.most_elements for value in args)
+        if is_large and not may_decide_a_shape:
+            return func(*args, **(kwargs or {}))
+        call = Call.of(func, args, kwargs or {})
+        if name in COMPILED:
+            return call.on_cpu().to("cuda")
+        if all(tensor.numel() <= self.most_elements for tensor in call.tensors) or call.decides_a_shape():
+            return super().__torch_function__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +165,19 @@ def alias(tensor: torch.Tensor) -> torch.Tensor:
     reach = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     memory = (ctypes.c_char * (reach * tensor.element_size())).from_address(tensor.data_ptr())
     return torch.frombuffer(memory, dtype=tensor.dtype, count=reach).as_strided(tensor.shape, tensor.stride())
+
+
+def _positions(index: Any) -> Any:
+    """An index whose masks on the card are positions: how many there are is asked of a kernel that does nothing."""
+    if isinstance(index, tuple):
+        return tuple(part for each in index for part in _as_tuple(_positions(each)))
+    if not isinstance(index, torch.Tensor) or index.dtype != torch.bool or not index.is_cuda:
+        return index
+    return tuple(each.to("cuda") for each in alias(index).nonzero(as_tuple=True))
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _on_cpu(leaf: Any) -> Any:
