@@ -94,6 +94,12 @@ def test_bad_budgets_are_refused(profile, vram_gb) -> None:
         vramtune.plan(profile, vram_gb)
 
 
+@pytest.mark.parametrize("name", ["ram_gb", "lock_gb"])
+def test_bad_budgets_of_the_host_are_refused_by_name(profile, name) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be a finite number above 0"):
+        vramtune.plan(profile, 8, **{name: -1})
+
+
 def test_a_budget_below_the_context_says_what_would_do(profile) -> None:
     with pytest.raises(BudgetError) as raised:
         vramtune.plan(profile, 0.1)

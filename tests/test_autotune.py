@@ -122,6 +122,7 @@ def test_it_says_nothing_without_progress(pipe, capsys):
     [
         ({"vram_gb": -1}, "above 0"),
         ({"vram_gb": 1, "device": "cpu"}, "CPU"),
+        ({"vram_gb": 1, "lock_gb": 0}, "lock_gb must be a finite number above 0"),
         ({"vram_gb": 1, "allow": "vae_tilling"}, "vae_tilling"),
     ],
 )
@@ -130,6 +131,17 @@ def test_a_wrong_argument_is_refused_before_anything_changes(sim, no_garbage, ar
     with pytest.raises(UsageError, match=said):
         vramtune.autotune(pipe, **arguments, progress=False)
     assert not any(hasattr(part, "_hf_hook") for part in pipe.components.values())
+
+
+def test_no_more_is_page_locked_than_asked_and_no_bit_changes(sim, pipe):
+    wanted = pipe("a red fox", **CALL, generator=torch.Generator().manual_seed(0)).images
+    gc.collect()
+    before = sim.pinned_memory_allocated()
+    with vramtune.autotune(pipe, LESS_GIB, lock_gb=20 * MIB / GIB, call_kwargs=CALL, progress=False) as tuned:
+        assert 0 < tuned.plan.estimate.locked_bytes <= tuned.plan.lockable_bytes == 20 * MIB
+        images = pipe("a red fox", **CALL, generator=torch.Generator().manual_seed(0)).images
+        assert sim.max_pinned_memory_allocated() - before <= tuned.plan.estimate.locked_bytes
+    assert torch.equal(images.cpu(), wanted)
 
 
 def test_a_string_is_refused_as_a_pipeline(sim):

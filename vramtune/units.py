@@ -21,7 +21,7 @@ def budget_bytes(gib: object, *, name: str = "vram_gb", of: str = "GPU memory") 
     return round(gib * GIB)
 
 
-def ram_bytes(gib: object, *, name: str = "ram_gb") -> int | None:
+def host_bytes(gib: object, *, name: str) -> int | None:
     """Bytes of host memory given in GiB at the door; None where it is left out."""
     return None if gib is None else budget_bytes(gib, name=name, of="host memory")
 

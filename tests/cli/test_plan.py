@@ -64,6 +64,17 @@ def test_a_host_with_too_little_memory_ends_with_3_and_says_what_would_do(plan):
     assert "vramtune.load" in words
 
 
+def test_what_may_be_page_locked_is_held_to_and_takes_no_memory_away(plan):
+    limited, free = (json.loads(run(*plan, *more, "--json").stdout)["plan"] for more in (("--lock-gb", 1), ()))
+    assert limited["lockable_bytes"] == GIB
+    assert 0 < limited["estimate"]["locked_bytes"] <= GIB < free["estimate"]["locked_bytes"]
+    assert limited["estimate"]["seconds"] >= free["estimate"]["bound_seconds"]
+    assert limited["ram_bytes"] is free["ram_bytes"] is None
+    refused = run(*plan, "--lock-gb", 0)
+    assert refused.exit_code == 2
+    assert "--lock-gb must be a finite number above 0" in refused.stderr
+
+
 def test_a_plan_says_what_it_takes_of_the_host_and_of_what(plan):
     found = run(*plan, "--ram-gb", 16).stdout
     (line,) = (line for line in found.splitlines() if line.startswith("host memory"))

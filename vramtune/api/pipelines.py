@@ -18,7 +18,7 @@ from vramtune.schema import Device, Plan, Profile, Trace
 from vramtune.tuned import Tuned
 from vramtune.tuner import search
 from vramtune.tuner.budget import MARGIN_FRACTION
-from vramtune.units import budget_bytes, format_bytes, ram_bytes
+from vramtune.units import budget_bytes, format_bytes, host_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ def autotune(
     vram_gb: float | None = None,
     *,
     ram_gb: float | None = None,
+    lock_gb: float | None = None,
     method: str = "__call__",
     call_kwargs: Mapping[str, object] | None = None,
     first: Mapping[str, Mapping[str, object]] | None = None,
@@ -54,6 +55,9 @@ def autotune(
         ram_gb: Budget in GiB for what the weights take of the host's memory, page-locked or not. Left out, it is what they
             take already and all that is free but for a GiB; a container's limit counts. Outputs, libraries and kept embeddings
             are beside it.
+        lock_gb: Budget in GiB for what of that is page-locked, so that the GPU copies it by itself and the system cannot use it
+            otherwise. Left out, what moves, up to 80% of the host's memory (50% on Windows). The rest is staged, which
+            takes longer only where the host copies more slowly than the link.
         method: What you will call: the pipeline itself, or a method of it by name ("encode_prompt").
         call_kwargs: Arguments that you will pass to it (`height`, `num_inference_steps`, ...); plan for the
             largest call. The prompt has a default, the rest are the pipeline's own.
@@ -90,7 +94,8 @@ def autotune(
     from vramtune.offload.install import install as install_plan
 
     target = resolve_device(device, gpu_id)
-    asked_bytes, asked_ram_bytes = None if vram_gb is None else budget_bytes(vram_gb), ram_bytes(ram_gb)
+    asked_bytes = None if vram_gb is None else budget_bytes(vram_gb)
+    ram_bytes, lock_bytes = host_bytes(ram_gb, name="ram_gb"), host_bytes(lock_gb, name="lock_gb")
     permissions = permission_names(allow)
     expect_pipeline(pipe)
     refuse_tuned(pipe)
@@ -104,7 +109,12 @@ def autotune(
             pipe, method=method, call_kwargs=call_kwargs, first=first, device=gpu, allow=permissions, on_call=on_call
         )
     chosen = search.choose_plan(
-        costs, asked_bytes, ram_bytes=asked_ram_bytes, allow=permissions, margin_fraction=MARGIN_FRACTION
+        costs,
+        asked_bytes,
+        ram_bytes=ram_bytes,
+        lock_bytes=lock_bytes,
+        allow=permissions,
+        margin_fraction=MARGIN_FRACTION,
     )
     said = _one_line(chosen, target)  # before installing: nothing may fail between that and the handle
     runtime = install_plan(
@@ -126,6 +136,7 @@ def load(
     vram_gb: float | None = None,
     *,
     ram_gb: float | None = None,
+    lock_gb: float | None = None,
     torch_dtype: "torch.dtype | Mapping[str, torch.dtype] | None" = None,
     variant: str | None = None,
     files: Mapping[str, str | Path] | None = None,
@@ -136,7 +147,7 @@ def load(
     """Load a pipeline whose weights stay in their files, and tune it: it may be larger than the host's memory.
 
     The files are mapped, and read when weights are used; they are never written to, and nothing is downloaded. What is
-    copied to the GPU most often is page-locked, as far as `ram_gb` allows.
+    copied to the GPU most often is page-locked, as far as `ram_gb` and `lock_gb` allow.
 
     Args:
         pipeline_class: Such as `diffusers.FluxPipeline`, or `diffusers.DiffusionPipeline`, which reads the class.
@@ -144,6 +155,7 @@ def load(
             Hub's cache; or one safetensors file with all components, as `from_single_file` reads it.
         vram_gb: As in `autotune`.
         ram_gb: As in `autotune`; weights that stay in files do not count.
+        lock_gb: As in `autotune`.
         torch_dtype: As in `from_pretrained`. Left out, each component has the dtype of its files; components of another
             dtype are cast as they are read, into memory.
         variant: As in `from_pretrained`.
@@ -170,7 +182,8 @@ def load(
 
     if vram_gb is not None:  # before anything takes time
         budget_bytes(vram_gb)
-    ram_bytes(ram_gb)
+    host_bytes(ram_gb, name="ram_gb")
+    host_bytes(lock_gb, name="lock_gb")
     pipe = load_mapped(
         pipeline_class,
         source,
@@ -180,7 +193,7 @@ def load(
         cast_folder=cast_folder,
         config=config,
     )
-    return pipe, autotune(pipe, vram_gb, ram_gb=ram_gb, **options)
+    return pipe, autotune(pipe, vram_gb, ram_gb=ram_gb, lock_gb=lock_gb, **options)
 
 
 def install(

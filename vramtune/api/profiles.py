@@ -8,10 +8,17 @@ from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Ti
 from vramtune.tuned import write_report
 from vramtune.tuner import frontier as tuner_frontier
 from vramtune.tuner import search, simulate, stock_modes
-from vramtune.units import budget_bytes, ram_bytes
+from vramtune.units import budget_bytes, host_bytes
 
 
-def plan(profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow: str | Sequence[str] = ()) -> Plan:
+def plan(
+    profile: Profile,
+    vram_gb: float,
+    *,
+    ram_gb: float | None = None,
+    lock_gb: float | None = None,
+    allow: str | Sequence[str] = (),
+) -> Plan:
     """Find the fastest plan that keeps everything the process holds on the GPU within a budget.
 
     Args:
@@ -19,6 +26,7 @@ def plan(profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow
         vram_gb: Budget in GiB.
         ram_gb: Budget in GiB for what the weights take of the host's memory. Left out, it is what was free where the profile
             was made; for a GPU that was named, no limit.
+        lock_gb: Budget in GiB for what of that is page-locked. Left out, as for `ram_gb`: a share of the host's memory.
         allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
 
     Returns:
@@ -33,7 +41,11 @@ def plan(profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow
     """
     expect(Profile, profile)
     return search.choose_plan(
-        profile, budget_bytes(vram_gb), ram_bytes=ram_bytes(ram_gb), allow=permission_names(allow)
+        profile,
+        budget_bytes(vram_gb),
+        ram_bytes=host_bytes(ram_gb, name="ram_gb"),
+        lock_bytes=host_bytes(lock_gb, name="lock_gb"),
+        allow=permission_names(allow),
     )
 
 

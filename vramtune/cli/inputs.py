@@ -151,13 +151,18 @@ def with_storage(profile: "Profile", bytes_per_second: float) -> "Profile":
 
 
 def plan_or_error(
-    profile: "Profile", budget_bytes: int, allow: Sequence[str], *, ram_bytes: int | None = None
+    profile: "Profile",
+    budget_bytes: int,
+    allow: Sequence[str],
+    *,
+    ram_bytes: int | None = None,
+    lock_bytes: int | None = None,
 ) -> "Plan | BudgetError":
     """The fastest plan, or why there is none."""
     from vramtune.tuner import search
 
     try:
-        return search.choose_plan(profile, budget_bytes, ram_bytes=ram_bytes, allow=tuple(allow))
+        return search.choose_plan(profile, budget_bytes, ram_bytes=ram_bytes, lock_bytes=lock_bytes, allow=tuple(allow))
     except BudgetError as error:
         return error
 

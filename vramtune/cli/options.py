@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vramtune.errors import UsageError
-from vramtune.units import budget_bytes, ram_bytes
+from vramtune.units import budget_bytes, host_bytes
 
 
 def examples(*lines: str) -> str:
@@ -73,6 +73,14 @@ RamGb = Annotated[
         help="What the weights may take of the host's memory. Left out: what is free here; with --gpu, no limit.",
     ),
 ]
+LockGb = Annotated[
+    str | None,
+    typer.Option(
+        "--lock-gb",
+        metavar="GIB",
+        help="What of that may be page-locked; the rest is staged. Left out: a share of what is here; with --gpu, no limit.",
+    ),
+]
 StorageRate = Annotated[
     str | None,
     typer.Option(
@@ -126,9 +134,9 @@ def budget(vram_gb: str) -> int:
     return budget_bytes(_number_typed(vram_gb), name="--vram-gb")
 
 
-def ram(ram_gb: str | None) -> int | None:
+def host(gib: str | None, *, name: str) -> int | None:
     """The same of the host's memory, where it was given."""
-    return None if ram_gb is None else ram_bytes(_number_typed(ram_gb), name="--ram-gb")
+    return None if gib is None else host_bytes(_number_typed(gib), name=name)
 
 
 def storage_rate(gigabytes: str | None) -> float | None:

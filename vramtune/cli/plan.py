@@ -24,6 +24,7 @@ def plan(
     vram_gb: options.VramGb,
     settings: options.Settings,
     ram_gb: options.RamGb = None,
+    lock_gb: options.LockGb = None,
     storage_rate: options.StorageRate = None,
     gpu: options.Gpu = None,
     quantize: options.Quantize = None,
@@ -48,7 +49,8 @@ def plan(
     Exit codes: 0 fits, 3 does not fit, 2 wrong usage, 1 the pipeline's call could not be followed.
     """
     with output.exit_codes():
-        budget_bytes, ram_bytes = options.budget(vram_gb), options.ram(ram_gb)
+        budget_bytes = options.budget(vram_gb)
+        ram_bytes, lock_bytes = options.host(ram_gb, name="--ram-gb"), options.host(lock_gb, name="--lock-gb")
         storage_bytes_per_second = options.storage_rate(storage_rate)
         permissions, quantized = tuple(allow or ()), options.quantized(quantize)
         files.check_plot(plot)
@@ -69,7 +71,7 @@ def plan(
             if storage_bytes_per_second is not None:
                 profile = inputs.with_storage(profile, storage_bytes_per_second)
             show("Planning")
-            made = inputs.plan_or_error(profile, budget_bytes, permissions, ram_bytes=ram_bytes)
+            made = inputs.plan_or_error(profile, budget_bytes, permissions, ram_bytes=ram_bytes, lock_bytes=lock_bytes)
             if not isinstance(made, BudgetError):
                 fitting = made
                 files.write(save, fitting.save, option="--save", show=show)

@@ -31,15 +31,22 @@ class Budget:
 
     @classmethod
     def on(
-        cls, device: Device, asked_bytes: int, *, ram_bytes: int | None = None, margin_fraction: float = 0.0
+        cls,
+        device: Device,
+        asked_bytes: int,
+        *,
+        ram_bytes: int | None = None,
+        lock_bytes: int | None = None,
+        margin_fraction: float = 0.0,
     ) -> Self:
         """The budget that is asked for on a device, with the host's memory that is asked for beside it."""
         ram_bytes = min((n for n in (ram_bytes, device.ram_bytes) if n is not None), default=None)
+        lockable = (n for n in (ram_bytes, lock_bytes, device.lockable_bytes) if n is not None)
         return cls(
             asked_bytes=asked_bytes,
             limit_bytes=min(asked_bytes, device.usable_bytes),
             ram_bytes=ram_bytes,
-            lockable_bytes=min((n for n in (ram_bytes, device.lockable_bytes) if n is not None), default=None),
+            lockable_bytes=min(lockable, default=None),
             margin_fraction=margin_fraction,
         )
 

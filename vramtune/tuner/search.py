@@ -39,17 +39,20 @@ def choose_plan(
     asked_bytes: int,
     *,
     ram_bytes: int | None = None,
+    lock_bytes: int | None = None,
     allow: tuple[str, ...] = (),
     margin_fraction: float = 0.0,
 ) -> Plan:
     """The fastest plan that stays under the budget, less a margin for what the prediction may miss (a share of it).
 
-    `ram_bytes` is what weights may take of the host; left out, all that the device's facts say there is. A permission is
-    used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`. Raises `UsageError` for a
+    `ram_bytes` is what weights may take of the host, `lock_bytes` what of that may be page-locked; left out, all that the
+    device's facts say there is. A permission is used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`. Raises `UsageError` for a
     budget above the card or an unknown permission, and `BudgetError` if nothing fits.
     """
     check(profile.device, asked_bytes, allow)
-    budget = Budget.on(profile.device, asked_bytes, ram_bytes=ram_bytes, margin_fraction=margin_fraction)
+    budget = Budget.on(
+        profile.device, asked_bytes, ram_bytes=ram_bytes, lock_bytes=lock_bytes, margin_fraction=margin_fraction
+    )
     return _fastest_plan(profile, pose_permitted(profile, allow), budget, allow)
 
 
