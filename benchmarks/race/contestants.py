@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.race.names import LESS_LOCKED, LOCKED_SHARE
 from benchmarks.race.pipelines import denoiser, models, weight_bytes
 from vramtune.units import GIB, MIB
 
@@ -65,7 +66,15 @@ Installed = Any
 def vramtune(start: Start) -> Installed:
     from vramtune import autotune
 
-    return autotune(start.pipe, start.cap_bytes / GIB, call_kwargs=start.call_kwargs, device="cuda", progress=False)
+    lock_gb = LOCKED_SHARE * sum(map(weight_bytes, models(start.pipe).values())) / GIB
+    return autotune(
+        start.pipe,
+        start.cap_bytes / GIB,
+        lock_gb=lock_gb if start.knob == LESS_LOCKED else None,
+        call_kwargs=start.call_kwargs,
+        device="cuda",
+        progress=False,
+    )
 
 
 def resident(start: Start) -> Installed:

@@ -9,6 +9,10 @@ PIPELINES = {
     "wan": "like Wan 2.1 14B, 33 frames of 416 x 240",
 }
 
+LESS_LOCKED = "2/3 locked"
+"""A setting of vramtune: `lock_gb` of so much of the pipeline's weights."""
+LOCKED_SHARE = 2 / 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
@@ -26,7 +30,7 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "vramtune": Contestant(title="vramtune", package="vramtune"),
+    "vramtune": Contestant(title="vramtune", package="vramtune", knobs=("", LESS_LOCKED)),
     "resident": Contestant(title="all resident", package="diffusers"),
     "model": Contestant(title="diffusers: model offload", package="diffusers"),
     "sequential": Contestant(title="diffusers: sequential offload", package="diffusers"),
