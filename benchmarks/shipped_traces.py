@@ -1,8 +1,8 @@
 """Remakes the traces that come with the package, of each catalog model's call with its own settings.
 
-    python -m benchmarks.shipped_traces            # all, some ten minutes
+    python -m benchmarks.shipped_traces            # all, half an hour
     python -m benchmarks.shipped_traces sdxl sd15  # these
-    python -m benchmarks.shipped_traces --reserved # what the allocators make of those that are there: a minute
+    python -m benchmarks.shipped_traces --reserved # what the allocators make of those that are there: minutes
 
 A trace holds for the versions that it was made under, which are in it. `tests/catalog/test_shipped.py` holds two of them
 against fresh ones.
@@ -35,11 +35,7 @@ def made(name: str, *, try_steps: range = STEPS) -> Trace:
     trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=FEW_STEPS)
     if len(trace.exact_steps) > 1:  # or each step is a call of its own, and to try them all takes hours
         trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=try_steps)
-    # finer groups change plans, and with them what docs and golden files show: those and all traces are remade at once, or none
-    components, in_float8 = (
-        tuple(replace(component, finer_groups=()) for component in each) for each in (trace.components, trace.in_float8)
-    )
-    return reserved(replace(trace, components=components, in_float8=in_float8))
+    return reserved(trace)
 
 
 def reserved(trace: Trace) -> Trace:
