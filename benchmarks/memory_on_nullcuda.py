@@ -35,7 +35,7 @@ from vramtune import api, catalog
 from vramtune.caching_allocator import reserved_peak_bytes
 from vramtune.contract import CALL, entries, modules_of
 from vramtune.contract.tracing import call_parameters
-from vramtune.layout import rounded_bytes
+from vramtune.layout import SMALL_REQUEST_BYTES, rounded_bytes
 from vramtune.offload.computed import hook_computed, unhook_computed
 from vramtune.offload.pieces import make_arenas
 from vramtune.pricing.arenas import best_arenas, repeated
@@ -202,8 +202,8 @@ def replace_weights(component: nn.Module, device: str, dtypes: Mapping[str, torc
                 setattr(module, name, map_tensors(on_host, value))
 
 
-def compared(module: nn.Module, call: TracedCall) -> Row:
-    """One call on the card, from an empty cache, beside its tape."""
+def compared(module: nn.Module, call: TracedCall, *, most_small_bytes: int = SMALL_REQUEST_BYTES) -> Row:
+    """One call on the card, from an empty cache, beside its tape; the order of what is larger than small."""
     replace_weights(module, "cuda", call.dtypes)
     if call.is_tiled:
         module.enable_tiling()  # type: ignore[operator]
@@ -235,6 +235,7 @@ def compared(module: nn.Module, call: TracedCall) -> Row:
         "in_arenas": in_arenas,
         "num_events": [len(tape), len(events)],
         "more_often": sizes_more_often(events, tape),
+        "is_in_order": in_order(events, most_small_bytes) == in_order(tape, most_small_bytes),
         "host_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
 
@@ -333,6 +334,19 @@ def sizes_more_often(events: list[Allocation], tape: list[Allocation]) -> list[t
     counted.subtract(num_bytes for _, num_bytes in tape if num_bytes > 0)
     differing = [(size, number) for size, number in counted.items() if number]
     return sorted(differing, key=lambda each: -abs(each[0] * each[1]))[:NUM_SIZES]
+
+
+def in_order(events: list[Allocation], most_small_bytes: int) -> list[tuple[int, int]]:
+    """Allocations that are larger, as the allocator rounds them, by their number, and their frees: these decide where in an
+    arena a hole is left."""
+    numbers: dict[int, int] = {}
+    found = []
+    for key, num_bytes in events:
+        if rounded_bytes(abs(num_bytes)) > most_small_bytes:
+            found.append(
+                (numbers.setdefault(key, len(numbers)), num_bytes // abs(num_bytes) * rounded_bytes(abs(num_bytes)))
+            )
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ def flash(
     out: torch.Tensor = aten._scaled_dot_product_flash_attention.default(
         query, key, value, 0.0, is_causal, False, scale=scale
     )[0]
+    del value, key, query  # as C++ lets go of copies: the last one first
     return out[..., :width] if missing else out
 
 

@@ -83,8 +83,9 @@ def group_norm_sums(
 
 
 def layer_norm_copies(x: torch.Tensor, *_: Any) -> Temporaries:
-    """Of an input that is not contiguous (`layer_norm_cuda` in `ATen/native/cuda/layer_norm_kernel.cu`)."""
-    return Temporaries(after=() if x.is_contiguous() else (copy_bytes(x),))
+    """Of an input that is not contiguous, made ahead of the results (`layer_norm_cuda` in
+    `ATen/native/cuda/layer_norm_kernel.cu`): the order decides where in an arena a hole is left."""
+    return Temporaries(before=() if x.is_contiguous() else (copy_bytes(x),))
 
 
 def norm_parts(x: torch.Tensor, order: Any = 2, dims: Any = None, *_: Any) -> Temporaries:
