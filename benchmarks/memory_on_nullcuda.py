@@ -336,17 +336,13 @@ def sizes_more_often(events: list[Allocation], tape: list[Allocation]) -> list[t
     return sorted(differing, key=lambda each: -abs(each[0] * each[1]))[:NUM_SIZES]
 
 
-def in_order(events: list[Allocation], most_small_bytes: int) -> list[tuple[int, int]]:
-    """Allocations that are larger, as the allocator rounds them, by their number, and their frees: these decide where in an
-    arena a hole is left."""
+def in_order(events: list[Allocation], most_small_bytes: int) -> list[tuple[int, int, bool]]:
+    """Which allocation each event is of, its bytes, and whether it is made, of those that are larger: in an arena the order
+    decides where a hole is left."""
     numbers: dict[int, int] = {}
-    found = []
-    for key, num_bytes in events:
-        if rounded_bytes(abs(num_bytes)) > most_small_bytes:
-            found.append(
-                (numbers.setdefault(key, len(numbers)), num_bytes // abs(num_bytes) * rounded_bytes(abs(num_bytes)))
-            )
-    return found
+    sized = [(key, rounded_bytes(abs(num_bytes)), num_bytes > 0) for key, num_bytes in events]
+    large = [each for each in sized if each[1] > most_small_bytes]
+    return [(numbers.setdefault(key, len(numbers)), size, is_made) for key, size, is_made in large]
 
 
 # ---------------------------------------------------------------------------------------------------

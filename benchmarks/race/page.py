@@ -58,76 +58,30 @@ def main() -> None:
 def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, link: str) -> Iterator[str]:
     """The page's."""
     rows = best(all_rows)
-    places = {place: list(group) for place, group in groupby(rows, key=place_of)}
+    tables = f"[all tables](../benchmarks/results/{path.with_suffix('.md').name})"
     yield from [
         "# The race",
         "",
         "vramtune, diffusers' own modes, and tools from PyPI that stream or offload a diffusers pipeline: the",
         "same pipelines, the same memory, the same link, the same version of PyTorch and diffusers; everyone unmodified. Made by",
         f"`make race` and `python -m benchmarks.race.page` of [{path.name}](../benchmarks/results/{path.name});",
-        f"[all tables](../benchmarks/results/{path.with_suffix('.md').name}).",
+        f"{tables}.",
         "",
         "**" + WHAT_THE_CLOCK_CANNOT_SAY[0].partition(". ")[0] + ".**",
         "What the clock knows, and what it does not, is [below](#limits).",
         "",
-        "## Who is fastest",
-        "",
-        "Seconds of a steady call. *x bound*: by seconds that no contestant can beat: the call is cut at the ends of layers' kernels, where",
-        "activations and the weights of that layer are on the card; between two cuts what the layers there use is copied, as far as",
-        "there was no room for it at the first, and takes as long as the copies or the kernels; the cuts that say most count",
-        "([bound.py](../benchmarks/race/bound.py)). *x own*: what vramtune's plan is predicted to take, by its own bound, which has whole groups for slots,",
-        "activations as PyTorch reserves them, and nothing on the card between calls but what stays there all the time.",
-        "",
-        *table(
-            [
-                "pipeline, cap, link",
-                "vramtune, s",
-                "x bound",
-                "x own",
-                "fastest other, s",
-                "x bound",
-                "which",
-                "vramtune by it",
-            ],
-            [summary(place, group, known) for place, group in places.items()],
-        ),
-        "",
-        f"![Seconds against memory, {link}](img/race_seconds.png)",
-        "",
-        f"![Page-locked memory, {link}](img/race_pinned.png)",
+        *who_is_fastest(rows, known, link),
         "",
         "## Where vramtune loses",
         "",
         *(
-            losses(places, all_rows)
+            losses(all_rows)
             or ["Nowhere in these runs: it is the fastest, or within 0.5% of the fastest, and locks no more memory."]
         ),
         "",
-        "## With less page-locked memory",
+        *with_less_locked(all_rows),
         "",
-        f"vramtune told to lock no more than two thirds of its weights' bytes (`lock_gb`; *{LESS_LOCKED}*): the rest is staged by a thread of",
-        "the host, at its speed. By pipeline and cap, at all links; seconds by those of the same call without the limit.",
-        "",
-        *table(
-            ["pipeline, cap", "runs", "locks, MB", "without the limit", "seconds by those without, from", "to"],
-            less_locked(all_rows),
-        ),
-        "",
-        "## Predicted, and run",
-        "",
-        "What vramtune predicted of itself, at all links; [all tables](../benchmarks/results/"
-        f"{path.with_suffix('.md').name}) have each run. Peaks are those under caps below 100%: with room PyTorch keeps what it likes.",
-        "",
-        *table(
-            [
-                *["pipeline", "runs", "seconds off, from", "to", "peak off, from", "to", "in MB, from", "to"],
-                *[f"peaks within {WITHIN:.1%}", "bytes exact"],
-            ],
-            predicted(rows),
-        ),
-        "",
-        "Where more was taken than predicted (minus), PyTorch cached more than it needed, below the cap. Where less, small tensors that",
-        "are planned apart lay in one segment of 2 MiB, and bitsandbytes, which chooses kernels by the card, took those that need less.",
+        *beside_predicted(rows, tables),
         "",
         "## Who did not run",
         "",
@@ -138,6 +92,64 @@ def lines(all_rows: list[Row], known: dict[tuple[str, str], Base], path: Path, l
         *on_gpus(),
         *method(known),
     ]
+
+
+def who_is_fastest(rows: list[Row], known: dict[tuple[str, str], Base], link: str) -> Iterator[str]:
+    """A line for each place, and the two plots."""
+    yield from [
+        "## Who is fastest",
+        "",
+        "Seconds of a steady call. *x bound*: by seconds that no contestant can beat: the call is cut at the ends of layers' kernels, where",
+        "activations and the weights of that layer are on the card; between two cuts what the layers there use is copied, as far as",
+        "there was no room for it at the first, and takes as long as the copies or the kernels; the cuts that say most count",
+        "([bound.py](../benchmarks/race/bound.py)). *x own*: what vramtune's plan is predicted to take, by its own bound, which has whole groups for slots,",
+        "activations as PyTorch reserves them, and nothing on the card between calls but what stays there all the time.",
+        "",
+    ]
+    header = [
+        "pipeline, cap, link",
+        "vramtune, s",
+        "x bound",
+        "x own",
+        "fastest other, s",
+        "x bound",
+        "which",
+        "vramtune by it",
+    ]
+    yield from table(header, [summary(place, list(group), known) for place, group in groupby(rows, key=place_of)])
+    yield ""
+    yield f"![Seconds against memory, {link}](img/race_seconds.png)"
+    yield ""
+    yield f"![Page-locked memory, {link}](img/race_pinned.png)"
+
+
+def with_less_locked(all_rows: list[Row]) -> Iterator[str]:
+    """What a limit costs."""
+    yield from [
+        "## With less page-locked memory",
+        "",
+        f"vramtune told to lock no more than two thirds of its weights' bytes (`lock_gb`; *{LESS_LOCKED}*): the rest is staged by a thread of",
+        "the host, at its speed. By pipeline and cap, at all links; seconds by those of the same call without the limit.",
+        "",
+    ]
+    header = ["pipeline, cap", "runs", "locks, MB", "without the limit", "seconds by those without, from", "to"]
+    yield from table(header, less_locked(all_rows))
+
+
+def beside_predicted(rows: list[Row], tables: str) -> Iterator[str]:
+    """How far off vramtune was about itself."""
+    yield from [
+        "## Predicted, and run",
+        "",
+        f"What vramtune predicted of itself, at all links; {tables} have each run. Peaks are those under caps below 100%: with room"
+        " PyTorch keeps what it likes.",
+        "",
+    ]
+    header = ["pipeline", "runs", "seconds off, from", "to", "peak off, from", "to", "in MB, from", "to"]
+    yield from table([*header, f"peaks within {WITHIN:.1%}", "bytes exact"], predicted(rows))
+    yield ""
+    yield "Where more was taken than predicted (minus), PyTorch cached more than it needed, below the cap. Where less, small tensors that"
+    yield "are planned apart lay in one segment of 2 MiB, and bitsandbytes, which chooses kernels by the card, took those that need less."
 
 
 def summary(place: Place, rows: list[Row], known: dict[tuple[str, str], Base]) -> list[str]:
@@ -193,10 +205,12 @@ def cap_of(row: Row) -> tuple[str, int]:
     return row.key.pipeline, -(row.key.percent or 0)
 
 
-def losses(places: dict[Place, list[Row]], all_rows: list[Row]) -> list[str]:
+def losses(all_rows: list[Row]) -> list[str]:
     """Where another one is faster, or locks less memory than any setting of ours with which we are as fast as it."""
     found = []
-    for (pipeline, link, percent), rows in places.items():
+    for place, group in groupby(best(all_rows), key=place_of):
+        pipeline, link, percent = place
+        rows = list(group)
         ours, other = ours_of(rows), fastest_other(rows)
         where = f"- {pipeline}, {percent}%, {link}"
         if ours is None:
@@ -207,15 +221,8 @@ def losses(places: dict[Place, list[Row]], all_rows: list[Row]) -> list[str]:
             continue
         if ours.seconds > other.seconds * (1 + WITHIN):
             found.append(f"{where}: {name_of(other)} takes {other.seconds:.4f} s, vramtune {ours.seconds:.4f} s.")
-        as_fast = [
-            row
-            for row in all_rows
-            if row.key.contestant == "vramtune"
-            and row.key.percent
-            and place_of(row) == place_of(ours)
-            and not row.reason
-            if row.seconds <= other.seconds * (1 + WITHIN)
-        ]
+        tried = (row for row in all_rows if row.key.contestant == "vramtune" and row.key.percent and not row.reason)
+        as_fast = [row for row in tried if place_of(row) == place and row.seconds <= other.seconds * (1 + WITHIN)]
         locked, least = min(map(locked_bytes, as_fast), default=0), locked_bytes(other)
         if locked > least:
             found.append(

@@ -69,12 +69,11 @@ def test_it_counts_as_a_run_and_is_named_where_it_is_known_to_fail() -> None:
 def test_a_loss_by_refusal_says_who_ran_and_why_vramtune_did_not() -> None:
     refused = row(replace(KEY, contestant="vramtune"), {"step": "set-up", "failed": "BudgetError: does not fit."})
     other = row(replace(KEY, contestant="model"), RESIDENT)
-    place = ("sdxl", "pcie4x8", 60)
-    (said,) = losses({place: [other, refused]}, [])
+    (said,) = losses([other, refused])
     assert (
         said == "- sdxl, 60%, pcie4x8: it did not run, diffusers: model offload did. set-up: BudgetError: does not fit."
     )
-    (said,) = losses({place: [refused]}, [])
+    (said,) = losses([refused])
     assert said.startswith("- sdxl, 60%, pcie4x8: it did not run, nor did any other with the settings tried.")
 
 
@@ -84,13 +83,12 @@ def that_ran(contestant: str, seconds: float, locked_mb: int, knob: str = "") ->
 
 
 def test_memory_that_is_page_locked_is_no_loss_where_a_setting_is_as_fast_and_locks_as_little() -> None:
-    place = ("sdxl", "pcie4x8", 60)
     ours, other = that_ran("vramtune", 1.0, 600), that_ran("model", 1.5, 500)
-    (said,) = losses({place: [ours, other]}, [ours, other])
+    (said,) = losses([ours, other])
     assert "it locks 600 MB of the host's memory, diffusers: model offload 500 MB, at 1.50 times its seconds" in said
     slower, enough = (that_ran("vramtune", seconds, 400, LESS_LOCKED) for seconds in (1.6, 1.1))
-    assert losses({place: [ours, other]}, [ours, other, slower]) == [said]
-    assert losses({place: [ours, other]}, [ours, other, enough]) == []
+    assert losses([ours, other, slower]) == [said]
+    assert losses([ours, other, enough]) == []
     ((where, runs, *locked, low, high),) = less_locked([ours, other, enough])
     assert (where, runs, locked, low, high) == ("sdxl, 60%", "1", ["400", "600"], "1.100", "1.100")
 

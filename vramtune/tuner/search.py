@@ -46,8 +46,9 @@ def choose_plan(
     """The fastest plan that stays under the budget, less a margin for what the prediction may miss (a share of it).
 
     `ram_bytes` is what weights may take of the host, `lock_bytes` what of that may be page-locked; left out, all that the
-    device's facts say there is. A permission is used only if no plan fits without it, or if it is faster by more than `LEAST_PERMITTED_GAIN`. Raises `UsageError` for a
-    budget above the card or an unknown permission, and `BudgetError` if nothing fits.
+    device's facts say there is. A permission is used only if no plan fits without it, or if it is faster by more than
+    `LEAST_PERMITTED_GAIN`. Raises `UsageError` for a budget above the card or an unknown permission, and `BudgetError` if
+    nothing fits.
     """
     check(profile.device, asked_bytes, allow)
     budget = Budget.on(
