@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramtune.caching_allocator import Allocator, least_limit_bytes, reserved_peak_bytes
+from vramtune.caching_allocator import Allocator, next_lower, peak_of_calls, reserved_peak_bytes, reserved_under_limits
 from vramtune.layout import rounded_bytes
 from vramtune.units import MIB
 
@@ -99,11 +101,28 @@ def test_reserved_memory_only_grows(events):
 
 @given(histories())
 def test_the_lowest_limit_lies_between_what_lives_and_what_an_unlimited_pool_reserves(events):
-    least = least_limit_bytes(events)
-    assert allocated_peak_bytes(events) <= least <= reserved_peak_bytes(events)
+    steps = reserved_under_limits(events)
+    least = steps[0]
+    assert allocated_peak_bytes(events) <= least <= steps[-1] == reserved_peak_bytes(events)
     allocator = Allocator()
     assert allocator.replay(events, 0, limit_bytes=least) == len(events)
     assert allocator.peak_bytes == least
+
+
+@given(histories(), st.data())
+def test_under_a_limit_the_largest_step_that_it_allows_is_reserved(events, data):
+    allocated = [key for key, num_bytes in events if num_bytes > 0]
+    dispensable_bytes = {key: MIB // 2 for key, num_bytes in events if key in allocated[::3] and num_bytes > MIB}
+    steps = reserved_under_limits(events, dispensable_bytes)
+    assert [*steps] == sorted({*steps})
+    for step in steps:
+        assert peak_of_calls(events, dispensable_bytes, limit_bytes=step)[0] == step
+    for lower, upper in pairwise(steps):
+        nearest = next_lower(upper, len(events))
+        if nearest < lower or peak_of_calls(events, dispensable_bytes, limit_bytes=nearest)[0] is None:
+            continue  # two steps that are near each other; or a limit that is not enough, though a lower one is
+        between = data.draw(st.integers(lower, nearest))
+        assert peak_of_calls(events, dispensable_bytes, limit_bytes=between)[0] == lower
 
 
 @given(histories(), st.data())
@@ -121,15 +140,15 @@ def test_a_copy_goes_on_as_the_allocator_itself_would(events, data):
 def test_at_its_limit_the_allocator_gives_free_segments_back():
     events = [(0, 30 * MIB), (0, -30 * MIB), (1, 40 * MIB)]
     assert reserved_peak_bytes(events) == 70 * MIB
-    assert least_limit_bytes(events) == 40 * MIB
+    assert reserved_under_limits(events)[0] == 40 * MIB
     held = [(0, 30 * MIB), (1, 4 * MIB), (0, -30 * MIB), (2, 40 * MIB)]  # the small one has a segment of its own
-    assert least_limit_bytes(held) == 60 * MIB
+    assert reserved_under_limits(held)[0] == 60 * MIB
 
 
 def test_what_an_allocation_can_do_without_is_asked_for_first_as_long_as_there_is_room():
     events = [(0, 30 * MIB), (1, 60 * MIB), (1, -60 * MIB), (2, 40 * MIB)]
-    assert least_limit_bytes(events) == 90 * MIB
-    assert least_limit_bytes(events, {1: 20 * MIB}) == 70 * MIB
+    assert reserved_under_limits(events)[0] == 90 * MIB
+    assert reserved_under_limits(events, {1: 20 * MIB})[0] == 70 * MIB
     allocator = Allocator({1: 20 * MIB})
     allocator.replay(events, 0, limit_bytes=None)
     assert allocator.peak_bytes == 90 * MIB  # for the last one lies where the second was
@@ -139,10 +158,10 @@ def test_where_the_whole_was_is_what_comes_next_and_that_may_take_more_than_with
     # there is room for the whole of the second; then the third lies in its segment, which cannot be given back for the last
     events = [(0, 20 * MIB), (1, 40 * MIB), (1, -40 * MIB), (2, 11 * MIB), (0, -20 * MIB), (3, 44 * MIB)]
     without = [(key, num_bytes // 2 if key == 1 else num_bytes) for key, num_bytes in events]
-    assert least_limit_bytes(without) == 64 * MIB
+    assert reserved_under_limits(without)[0] == 64 * MIB
     assert Allocator().replay(without, 0, limit_bytes=64 * MIB) == len(events)
     assert Allocator({1: 20 * MIB}).replay(events, 0, limit_bytes=64 * MIB) < len(events)
-    assert least_limit_bytes(events, {1: 20 * MIB}) > 64 * MIB
+    assert reserved_under_limits(events, {1: 20 * MIB})[0] > 64 * MIB
 
 
 def test_what_was_refused_once_is_not_asked_for_again_where_that_is_remembered():

@@ -17,7 +17,9 @@ from vramtune.layout import (
 )
 
 TOLERANCE_FRACTION = 0.005
-"""How near the lowest limit is found."""
+"""How near the lowest limit is found, and steps above it."""
+LONG_CALL = 50_000
+"""Events, in a call of more of which steps are looked for that much less finely: a tiled decode has up to 700,000."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -209,11 +211,46 @@ def reserved_peak_bytes(events: Sequence[tuple[int, int]]) -> int:
     return allocator.peak_bytes
 
 
-def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable_bytes: Mapping[int, int] | None = None) -> int:
-    """The lowest limit under which the allocator gets through, to `TOLERANCE_FRACTION` or a large segment's rounding.
+def peak_of_calls(
+    events: Sequence[tuple[int, int]],
+    dispensable_bytes: Mapping[int, int] | None = None,
+    *,
+    limit_bytes: int | None,
+    gives_back: bool = True,
+    begun: tuple[Allocator, int] | None = None,
+) -> tuple[int | None, int]:
+    """The most that is reserved under a limit in a call, and in the next one, which begins with what the first learnt; None
+    if one of them does not get through. Beside it the number of events that were replayed.
 
-    What an allocation can do without (`Allocator`) is asked for all the same as long as there is room; what lies beside
-    it then may need more elsewhere.
+    `begun` is an allocator after the first so many events, which no limit that is tried changes: it is left as it is.
+    """
+    refused: set[tuple[int, int]] = set()
+    if begun is None:
+        first, start = Allocator(dispensable_bytes, refused), 0
+    else:
+        first, start = begun[0].copy(), begun[1]
+        first.refused = refused
+    reached = first.replay(events, start, limit_bytes=limit_bytes, gives_back=gives_back)
+    num_replayed = reached - start
+    if reached < len(events):
+        return None, num_replayed
+    if not refused:  # then the next one is no other
+        return first.peak_bytes, num_replayed
+    later = Allocator(dispensable_bytes, refused)
+    reached = later.replay(events, 0, limit_bytes=limit_bytes, gives_back=gives_back)
+    is_through = reached == len(events)
+    return max(first.peak_bytes, later.peak_bytes) if is_through else None, num_replayed + reached
+
+
+def reserved_under_limits(
+    events: Sequence[tuple[int, int]], dispensable_bytes: Mapping[int, int] | None = None
+) -> tuple[int, ...]:
+    """What the allocator reserves, ascending: under a limit the largest of these that it allows, and the first under the
+    lowest limit that a call and the next one get through.
+
+    The lowest limit is found to `TOLERANCE_FRACTION` or a large segment's rounding, and of steps between a known one and the
+    `next_lower` limit none. What an allocation can do without (`Allocator`) is asked for all the same as long as there is room; what lies
+    beside it then may need more elsewhere.
     """
     alike = Allocator(dispensable_bytes)
     least = most_in_use_bytes(events, alike.dispensable_bytes) - 1
@@ -221,20 +258,33 @@ def least_limit_bytes(events: Sequence[tuple[int, int]], dispensable_bytes: Mapp
     start = alike.replay(events, 0, limit_bytes=least, gives_back=False)
 
     def peak_bytes(limit_bytes: int | None) -> int | None:
-        allocator = alike.copy()
-        is_through = allocator.replay(events, start, limit_bytes=limit_bytes) == len(events)
-        return allocator.peak_bytes if is_through else None
+        return peak_of_calls(events, dispensable_bytes, limit_bytes=limit_bytes, begun=(alike, start))[0]
 
     most = peak_bytes(None)
     assert most is not None, "without a limit everything fits"
-    while most - least > max(LARGE_SEGMENT_ROUNDING_BYTES, TOLERANCE_FRACTION * most):
-        tried = (least + most) // 2
+    steps = {most}
+    lowest = most
+    while lowest - least > max(LARGE_SEGMENT_ROUNDING_BYTES, TOLERANCE_FRACTION * lowest):
+        tried = (least + lowest) // 2
         found = peak_bytes(tried)
         if found is None:
             least = tried
         else:
-            most = found
-    return most
+            lowest = found
+            steps.add(found)
+    # Below what a limit leaves, the next lower one decides until less is reserved: so few limits show all steps.
+    limit = most
+    while (limit := next_lower(limit, len(events))) > lowest:
+        found = peak_bytes(limit)
+        if found is not None:
+            steps.add(found)
+            limit = found
+    return tuple(sorted(step for step in steps if step >= lowest))
+
+
+def next_lower(limit_bytes: int, num_events: int) -> int:
+    """The limit that is tried after one, of a call with so many events."""
+    return limit_bytes - max(1, int(TOLERANCE_FRACTION * max(1.0, num_events / LONG_CALL) * limit_bytes))
 
 
 def most_in_use_bytes(events: Iterable[tuple[int, int]], dispensable_bytes: Mapping[int, int]) -> int:

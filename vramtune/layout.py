@@ -5,6 +5,7 @@ Pure arithmetic on ints; needs nothing else of the package.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 ALIGNMENT_BYTES = 512
 """PyTorch's caching allocator rounds every request up to a multiple of this (`kMinBlockSize` in
@@ -87,6 +88,13 @@ def kept_bytes(sizes: tuple[int, ...], kept: tuple[int, ...], *, is_root_apart: 
         taken[end] = taken[start] + taken_bytes(sum(sizes[start:end]))
         start = end
     return tuple(taken[count] for count in kept)
+
+
+def small_pieces(sizes: Sequence[int], kept: Sequence[int], *, is_root_apart: bool, count: int) -> list[int]:
+    """Bytes of a placement's pieces that share a segment with other small tensors, of its first `count` groups."""
+    ends = [0, *(end for end in piece_ends(sizes, kept, is_root_apart=is_root_apart) if end <= count)]
+    pieces = (sum(sizes[start:end]) for start, end in pairwise(ends))
+    return [num_bytes for num_bytes in pieces if 0 < num_bytes <= SMALL_REQUEST_BYTES]
 
 
 def workspace_block_bytes(taken_bytes: int) -> int:

@@ -141,15 +141,13 @@ def beside_predicted(rows: list[Row], tables: str) -> Iterator[str]:
     yield from [
         "## Predicted, and run",
         "",
-        f"What vramtune predicted of itself, at all links; {tables} have each run. Peaks are those under caps below 100%: with room"
-        " PyTorch keeps what it likes.",
+        f"What vramtune predicted of itself, at all links; {tables} have each run. Peaks are the process's, with what PyTorch only caches.",
         "",
     ]
     header = ["pipeline", "runs", "seconds off, from", "to", "peak off, from", "to", "in MB, from", "to"]
     yield from table([*header, f"peaks within {WITHIN:.1%}", "bytes exact"], predicted(rows))
     yield ""
-    yield "Where more was taken than predicted (minus), PyTorch cached more than it needed, below the cap. Where less, small tensors that"
-    yield "are planned apart lay in one segment of 2 MiB, and bitsandbytes, which chooses kernels by the card, took those that need less."
+    yield "Where a peak was off, small tensors lay in one segment of 2 MiB more or less than was predicted."
 
 
 def summary(place: Place, rows: list[Row], known: dict[tuple[str, str], Base]) -> list[str]:
@@ -240,16 +238,13 @@ def predicted(rows: list[Row]) -> list[list[str]]:
         runs = list(group)
         said = [row.found["predicted"] for row in runs]
         seconds = [each["seconds"] / row.seconds - 1 for each, row in zip(said, runs, strict=True)]
-        short = [(e, row) for e, row in zip(said, runs, strict=True) if row.key.percent != 100]
-        peaks = [each["peak_bytes"] / most_taken_bytes(row) - 1 for each, row in short]
-        excess = [(each["peak_bytes"] - most_taken_bytes(row)) / 1e6 for each, row in short]
+        taken = [most_taken_bytes(row) for row in runs]
+        peaks = [each["peak_bytes"] / ran - 1 for each, ran in zip(said, taken, strict=True)]
+        excess = [(each["peak_bytes"] - ran) / 1e6 for each, ran in zip(said, taken, strict=True)]
         close = sum(abs(peak) <= WITHIN for peak in peaks)
         exact = sum(each["moved_bytes"] == each["measured"]["moved_bytes"] for each in said)
-        off = [f"{min(seconds):+.1%}", f"{max(seconds):+.1%}"]
-        if peaks:
-            off += [f"{min(peaks):+.2%}", f"{max(peaks):+.2%}", f"{min(excess):+.1f}", f"{max(excess):+.1f}"]
-        else:
-            off += [""] * 4
+        off = [f"{min(seconds):+.1%}", f"{max(seconds):+.1%}", f"{min(peaks):+.2%}", f"{max(peaks):+.2%}"]
+        off += [f"{min(excess):+.1f}", f"{max(excess):+.1f}"]
         lines.append([name, str(len(runs)), *off, f"{close} of {len(peaks)}", f"{exact} of {len(runs)}"])
     return lines
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.race.report import most_taken_bytes
 from benchmarks.race.rows import ROWS, Key, Row, bases, read
 from benchmarks.race.start import Stable
 
@@ -47,7 +48,7 @@ class Ours:
         """A finished run of vramtune's."""
         assert row.reason is None, row.reason
         assert row.key.percent is not None
-        first, steady = row.found["first_counters"], row.found["counters"]
+        steady = row.found["counters"]
         return cls(
             pipeline=row.key.pipeline,
             link=row.key.link,
@@ -57,7 +58,7 @@ class Ours:
             seconds=round(row.seconds, 6),
             first_seconds=round(row.found["first_seconds"], 6),
             moved_bytes=steady["to_card_bytes"],
-            peak_bytes=max(first["used_peak_bytes"], steady["used_peak_bytes"]),
+            peak_bytes=most_taken_bytes(row),
             pinned_bytes=steady["pinned_peak_bytes"],
             num_mallocs=steady["num_mallocs"],
         )
@@ -66,10 +67,11 @@ class Ours:
     def name(self) -> str:
         return f"{self.pipeline}, {self.percent}%, {self.link}"
 
-    def again(self, stable: Stable) -> "Ours":
-        """The same case now."""
+    def again(self, stable: Stable) -> tuple["Ours", list[str]]:
+        """The same case now, and what was predicted of it too far off."""
         key = Key(pipeline=self.pipeline, link=self.link, percent=self.percent, contestant="vramtune", knob="")
-        return Ours.of(stable.run(key, self.cap_bytes, self.activation_bytes), self.activation_bytes)
+        row = stable.run(key, self.cap_bytes, self.activation_bytes)
+        return Ours.of(row, self.activation_bytes), [f"{self.name}: {words}" for words in mispredicted(row)]
 
     def worse(self, now: "Ours") -> list[str]:
         """By what it is worse now, one sentence a figure."""
@@ -89,6 +91,21 @@ FIGURES = {
     "num_mallocs": 0,
 }
 """What must not become more, and by what share it may."""
+
+
+MOST_OFF = {"seconds": 0.05, "peak_bytes": 0.005, "moved_bytes": 0.0}
+"""How far a prediction may be from what was run, as a share."""
+
+
+def mispredicted(row: Row) -> list[str]:
+    """What the plan of a finished run said that was further off."""
+    said = row.found["predicted"]
+    ran = {"seconds": row.seconds, "peak_bytes": most_taken_bytes(row), "moved_bytes": said["measured"]["moved_bytes"]}
+    return [
+        f"{figure} predicted {said[figure]:.6g}, run {ran[figure]:.6g}"
+        for figure, most in MOST_OFF.items()
+        if abs(said[figure] - ran[figure]) > most * ran[figure]
+    ]
 
 
 def kept() -> list[Ours]:
@@ -119,8 +136,8 @@ def main() -> None:
     worse = []
     with Stable() as stable:
         for before in tqdm(kept(), unit="case"):
-            now = before.again(stable)
-            worse += before.worse(now)
+            now, off = before.again(stable)
+            worse += before.worse(now) + off
             tqdm.write(f"{now.name}: {before.seconds:.4f} s before, {now.seconds:.4f} s now")
     return sys.exit("\n".join(worse)) if worse else None
 

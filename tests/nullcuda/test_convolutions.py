@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.nullcuda.card import counters
 from vramtune.machine import trials
 from vramtune.machine.live import live_device
-from vramtune.pricing.reserved import least_bytes
+from vramtune.pricing.reserved import under_limits
 from vramtune.profiler.execution import ComponentMethod, trace_call
 from vramtune.profiler.tapes import WorkList, traced_call
 from vramtune.schema import TracedCall
@@ -132,7 +132,7 @@ def test_a_decode_gets_through_under_the_lowest_limit_of_its_profile_and_no_lowe
     latents = torch.zeros(LATENTS, dtype=DTYPE, device="cuda")
     workspace_bytes = live_device(torch.device("cuda")).workspace_bytes
     torch.cuda.empty_cache()
-    module, least = decoder(), least_bytes(traced_decode(), workspace_bytes)
+    module, least = decoder(), under_limits(traced_decode(), workspace_bytes)[0]
     torch.backends.cudnn.deterministic = is_enough  # PyTorch remembers the engines that it chose, for each of both
     # what weights leave of their segments, of which a profile knows nothing
     gaps_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from tests.test_caching_allocator import allocated_peak_bytes, histories
-from vramtune.caching_allocator import Allocator, least_limit_bytes, reserved_peak_bytes
+from vramtune.caching_allocator import Allocator, reserved_peak_bytes, reserved_under_limits
 from vramtune.catalog.shipped import shipped_trace
 from vramtune.layout import round_up, workspace_block_bytes
 from vramtune.machine.gpus import find_gpu
@@ -123,7 +123,7 @@ def test_arenas_make_what_is_reserved_less_or_there_are_none(before, events):
 
 @given(histories())
 def test_the_same_of_the_lowest_limit(events):
-    most_bytes = least_limit_bytes(events)
+    most_bytes = reserved_under_limits(events)[0]
     found = best_arenas((), tuple(events), most_bytes, gives_back=True)
     if found is not None:
         arenas, reserved_bytes = found

@@ -72,8 +72,8 @@ SENTENCES = (
     ),
     (
         Reason(kind="peak", stage="vae.decode", num_bytes={"weights": 2 * GIB, "others": 6 * GIB, "free": 32 * MIB}),
-        "The peak is in stage 'vae.decode': 2.00 GiB of weights and slots, 6.00 GiB of activations, pipeline tensors, "
-        "workspaces and context; 32 MiB stay free.",
+        "Stage 'vae.decode' needs most: 2.00 GiB of weights and slots, 6.00 GiB of activations, pipeline tensors, "
+        "workspaces and context; 32 MiB are left.",
     ),
     (
         Reason(kind="excluded", component="safety_checker", num_bytes={"weights": GIB}),

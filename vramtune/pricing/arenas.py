@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations_with_replacement
 
-from vramtune.caching_allocator import TOLERANCE_FRACTION, Allocator, most_in_use_bytes
+from vramtune.caching_allocator import TOLERANCE_FRACTION, most_in_use_bytes, peak_of_calls
 from vramtune.layout import LARGE_SEGMENT_ROUNDING_BYTES, MEDIUM_REQUEST_BYTES, round_up, rounded_bytes
 
 PERCENTS = (*range(100, 125, 5), *range(95, 0, -5))
@@ -35,7 +35,7 @@ def best_arenas(
     """Bytes of one or two arenas between `before` and `events` with which the allocator reserves least, and how much it does
     then; None if none are found that make it less than `most_bytes`.
 
-    With `gives_back`, what is reserved is the lowest limit that is found, as in `least_limit_bytes`; `dispensable` are the
+    With `gives_back`, what is reserved is the lowest limit that is found, as in `reserved_under_limits`; `dispensable` are the
     items of its `dispensable_bytes`.
     """
     dispensable_bytes = dict(dispensable)
@@ -50,17 +50,13 @@ def best_arenas(
             step_bytes = max(LARGE_SEGMENT_ROUNDING_BYTES, int(TOLERANCE_FRACTION * limit_bytes) if gives_back else 0)
             if limit_bytes - step_bytes < least_bytes:
                 return best
-            refused: set[tuple[int, int]] = set()  # the next call begins with what the first one learnt
-            calls = [Allocator(dispensable_bytes, refused) for _ in range(1 + bool(dispensable))]
-            reached = 0
-            for number, call in enumerate(calls):
-                reached += call.replay(all_events, 0, limit_bytes=limit_bytes - step_bytes, gives_back=gives_back)
-                if reached < (number + 1) * len(all_events):
-                    break
+            peak_bytes, reached = peak_of_calls(
+                all_events, dispensable_bytes, limit_bytes=limit_bytes - step_bytes, gives_back=gives_back
+            )
             num_replayed += reached
-            if reached < len(calls) * len(all_events):
+            if peak_bytes is None:
                 break
-            limit_bytes = max(call.peak_bytes for call in calls)
+            limit_bytes = peak_bytes
             best = arenas, limit_bytes
     return best
 

@@ -1,13 +1,12 @@
 """What PyTorch's allocator reserves for one call, or for calls one after the other, beside cuBLAS's workspace."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 
-from vramtune.caching_allocator import least_limit_bytes, reserved_peak_bytes
-from vramtune.layout import workspace_block_bytes
-from vramtune.pricing.arenas import best_arenas, repeated
-from vramtune.schema import InArenas, Reserved, Trace, TracedCall
+from vramtune.caching_allocator import most_in_use_bytes, reserved_peak_bytes, reserved_under_limits
+from vramtune.layout import SMALL_REQUEST_BYTES, rounded_bytes, workspace_block_bytes
+from vramtune.pricing.arenas import arena_events, best_arenas, repeated
+from vramtune.schema import InArenas, Reserved, SmallTensors, Trace, TracedCall
 
 WORKSPACE = 0
 """Number of the workspace among a call's allocations, which begin at 1."""
@@ -21,16 +20,23 @@ def peak_bytes(call: TracedCall, workspace_bytes: int) -> int:
     """What is reserved beyond cuBLAS's workspace, in whose segment small activations find room."""
     if (known := call.reserved.get(workspace_bytes)) is not None:
         return known.peak_bytes
-    return _beside_workspace(reserved_peak_bytes, call.allocations(), workspace_bytes)
+    return reserved_peak_bytes(_beside_workspace(call, workspace_bytes)) - workspace_bytes
 
 
-def least_bytes(call: TracedCall, workspace_bytes: int) -> int:
-    """The same under the lowest limit that the call gets through."""
+def under_limits(call: TracedCall, workspace_bytes: int) -> tuple[int, tuple[int, ...]]:
+    """The same under the lowest limit that the call gets through, and what more is reserved under others."""
     if (known := call.reserved.get(workspace_bytes)) is not None:
-        return known.least_bytes
-    return _beside_workspace(
-        partial(least_limit_bytes, dispensable_bytes=call.images), call.allocations(), workspace_bytes
-    )
+        return known.least_bytes, known.cached_bytes
+    least, *others = reserved_under_limits(_beside_workspace(call, workspace_bytes), call.images)
+    return least - workspace_bytes, tuple(step - least for step in others)
+
+
+def small_tensors(call: TracedCall, workspace_bytes: int) -> SmallTensors:
+    """Those of the call's tensors that share segments."""
+    if (known := call.reserved.get(workspace_bytes)) is not None:
+        return known.small_tensors
+    events = [event for event in call.allocations() if rounded_bytes(abs(event[1])) <= SMALL_REQUEST_BYTES]
+    return SmallTensors(most_in_use_bytes(events, {}), reserved_peak_bytes(events))
 
 
 def first_of_stage(trace: Trace, call: int) -> TracedCall | None:
@@ -74,14 +80,15 @@ def least_in_arenas(call: TracedCall, workspace_bytes: int) -> InArenas | None:
         return None
     if (known := call.reserved.get(workspace_bytes)) is not None:
         return known.least_in_arenas
-    found = best_arenas(
-        _workspace(workspace_bytes),
-        tuple(call.allocations()),
-        least_bytes(call, workspace_bytes) + workspace_bytes,
-        dispensable=tuple(call.images.items()),
-        gives_back=True,
-    )
-    return None if found is None else InArenas(found[0], found[1] - workspace_bytes)
+    before, events = _workspace(workspace_bytes), tuple(call.allocations())
+    most_bytes = under_limits(call, workspace_bytes)[0] + workspace_bytes
+    found = best_arenas(before, events, most_bytes, dispensable=tuple(call.images.items()), gives_back=True)
+    if found is None:
+        return None
+    arenas, least_bytes = found
+    steps = reserved_under_limits([*before, *arena_events(arenas), *events], call.images)
+    cached_bytes = tuple(step - least_bytes for step in steps if step > least_bytes)
+    return InArenas(arenas, least_bytes - workspace_bytes, cached_bytes)
 
 
 def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
@@ -91,8 +98,8 @@ def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
         first = first_of_stage(trace, index)
         found = {
             size: Reserved(
-                peak_bytes(call, size),
-                least_bytes(call, size),
+                *under_limits(call, size),
+                small_tensors(call, size),
                 peak_in_arenas(call, size, first=first),
                 least_in_arenas(call, size),
             )
@@ -103,12 +110,8 @@ def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
     return replace(trace, calls=tuple(known(index, call) for index, call in enumerate(trace.calls)))
 
 
-def _beside_workspace(
-    reserved_bytes: Callable[[Sequence[tuple[int, int]]], int],
-    allocations: Iterable[tuple[int, int]],
-    workspace_bytes: int,
-) -> int:
-    return reserved_bytes([*_workspace(workspace_bytes), *allocations]) - workspace_bytes
+def _beside_workspace(call: TracedCall, workspace_bytes: int) -> list[tuple[int, int]]:
+    return [*_workspace(workspace_bytes), *call.allocations()]
 
 
 def _workspace(workspace_bytes: int) -> tuple[tuple[int, int], ...]:

@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
-from vramtune.pricing.reserved import first_of_stage, least_bytes, least_in_arenas, peak_bytes, peak_in_arenas
+from vramtune.pricing.reserved import (
+    first_of_stage,
+    least_in_arenas,
+    peak_bytes,
+    peak_in_arenas,
+    small_tensors,
+    under_limits,
+)
 from vramtune.pricing.roofline import host_seconds, work_seconds
 from vramtune.schema import (
     CERTAIN,
@@ -90,6 +97,7 @@ class Estimator:
             num_calls=1,
             segments=tuple(_segments(call, costs, waits_for_host=host_seconds > gpu_seconds)),
             activation_bytes=peak_bytes(call, self._device.workspace_bytes),
+            small_tensors=small_tensors(call, self._device.workspace_bytes),
             gpu_fraction=gpu_seconds / seconds if seconds else 1.0,
             host_fraction=host_seconds / seconds if seconds else 0.0,
             spread=self._spread(gpu_seconds, host_seconds),
@@ -125,11 +133,11 @@ class Estimator:
         if self._device.kernels != "cuda":
             return activity
         taken_bytes = self._device.workspace_bytes
-        least = least_bytes(self._trace.calls[call], taken_bytes)
+        least_bytes, cached_bytes = under_limits(self._trace.calls[call], taken_bytes)
         return replace(
             activity,
-            activation_bytes=least,
-            cached_bytes=max(activity.activation_bytes - least, 0),
+            activation_bytes=least_bytes,
+            cached_bytes=cached_bytes,
             in_arenas=least_in_arenas(self._trace.calls[call], taken_bytes),
         )
 

@@ -36,8 +36,8 @@ def sentence(reason: Reason) -> str:
             )
         case "peak":
             return (
-                f"The peak is in stage {reason.stage!r}: {sizes['weights']} of weights and slots, {sizes['others']} of "
-                f"activations, pipeline tensors, workspaces and context; {sizes['free']} stay free."
+                f"Stage {reason.stage!r} needs most: {sizes['weights']} of weights and slots, {sizes['others']} of "
+                f"activations, pipeline tensors, workspaces and context; {sizes['free']} are left."
             )
         case "excluded":
             return (

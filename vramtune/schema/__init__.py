@@ -42,6 +42,7 @@ from vramtune.schema.plan import (
     placement_name,
 )
 from vramtune.schema.profile import (
+    NO_SMALL_TENSORS,
     Activity,
     Component,
     GroupChange,
@@ -50,6 +51,7 @@ from vramtune.schema.profile import (
     Profile,
     Scalar,
     Segment,
+    SmallTensors,
     Stage,
     Variant,
     WeightGroup,
@@ -77,6 +79,7 @@ __all__ = [
     "ALWAYS_FOLLOWED",
     "CERTAIN",
     "LEAST_REPEATS",
+    "NO_SMALL_TENSORS",
     "PERMISSIONS",
     "PLAN_MODE",
     "SCHEMA_VERSION",
@@ -120,6 +123,7 @@ __all__ = [
     "Role",
     "Scalar",
     "Segment",
+    "SmallTensors",
     "Source",
     "Span",
     "Spread",

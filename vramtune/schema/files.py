@@ -11,8 +11,8 @@ import msgspec
 from vramtune.errors import FileError, UsageError
 from vramtune.printable import printable
 
-SCHEMA_VERSION = 7
-"""7: plans say in which stages activations have arenas, profiles what they take in these."""
+SCHEMA_VERSION = 8
+"""8: profiles say what activations take under each limit."""
 MAX_FILE_BYTES = 2**26
 """Largest file that is read: a profile of the largest pipeline takes a few MiB."""
 

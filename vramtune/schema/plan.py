@@ -132,7 +132,8 @@ class StageEstimate:
     slot_bytes: Bytes
     """The slots through which the other weights are streamed."""
     activation_bytes: Bytes
-    """The highest activations, with what the pipeline itself holds."""
+    """What is reserved for the highest activations under the budget, with what the pipeline itself holds. It may be more than
+    they need (`Activity.activation_bytes`): PyTorch caches what there is room for."""
     fixed_bytes: Bytes
     """The CUDA context and the libraries' workspaces."""
     seconds: Seconds

@@ -177,6 +177,25 @@ class InArenas(NamedTuple):
     """Bytes of each."""
     reserved_bytes: Bytes
     """What is reserved for them, the arenas included."""
+    cached_bytes: tuple[Bytes, ...] = ()
+    """As an `Activity` has it."""
+
+
+class SmallTensors(NamedTuple):
+    """Tensors of a call that are so small that PyTorch's allocator puts several into a segment."""
+
+    peak_bytes: Bytes
+    """The most of them that live at a time."""
+    reserved_bytes: Bytes
+    """The segments that they take by themselves."""
+
+    @property
+    def free_bytes(self) -> int:
+        """What others' small tensors find room for in these."""
+        return self.reserved_bytes - self.peak_bytes
+
+
+NO_SMALL_TENSORS = SmallTensors(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,9 +209,11 @@ class Activity:
     """One call, in execution order."""
     activation_bytes: Bytes
     """Highest *reserved* bytes of one call (no weights): allocated, after the caching allocator's rounding."""
-    cached_bytes: Bytes = 0
-    """What the allocator reserves beyond that where it may: of a call that is not repeated, whose activations are those of the
-    lowest limit that it gets through."""
+    cached_bytes: tuple[Bytes, ...] = ()
+    """What the allocator reserves beyond that, ascending: as much of it as the limit allows. Of a call that is not repeated,
+    whose activations are those of the lowest limit that it gets through."""
+    small_tensors: SmallTensors = NO_SMALL_TENSORS
+    """Those of its tensors that share segments, with others' too."""
     in_arenas: InArenas | None = None
     """The same activations in arenas; None where they take no less."""
     gpu_fraction: Share = 1.0
@@ -252,6 +273,14 @@ class Stage:
         """What those of one of its activities take then."""
         found = self.in_arenas
         return activity.activation_bytes if found is None else min(activity.activation_bytes, found.reserved_bytes)
+
+    @property
+    def cached_bytes(self) -> tuple[int, ...]:
+        """What the allocator reserves for them beyond that, ascending: as much of it as the limit allows."""
+        found, base = self.in_arenas, self.planned_activation_bytes
+        ways = [(a.activation_bytes, a.cached_bytes) for a in self.activities] if found is None else [found[1:]]
+        steps = {least_bytes + cached for least_bytes, all_cached in ways for cached in all_cached}
+        return tuple(sorted(step - base for step in steps if step > base))
 
     @property
     def seconds(self) -> float:

@@ -17,7 +17,7 @@ from vramtune.schema.figures import Bytes, Index
 from vramtune.schema.files import read_file, write_file
 from vramtune.schema.loops import LEAST_REPEATS, Loop, find_loops
 from vramtune.schema.machine import Kernels
-from vramtune.schema.profile import Component, InArenas, Workload, call_name
+from vramtune.schema.profile import NO_SMALL_TENSORS, Component, InArenas, SmallTensors, Workload, call_name
 from vramtune.uncollected import uncollected
 
 Kind = Literal[
@@ -36,8 +36,8 @@ Event = Annotated[int, Meta(ge=-(2**31), le=2**60)]
 ALWAYS_FOLLOWED = ("vae_tiling",)
 """Permissions under which a call is followed whether they are given or not: what they would save is worth knowing, and a VAE
 is followed soon. To follow a denoiser once more takes half as long again as the rest."""
-TRACE_VERSION = 7
-"""7: what calls take in arenas. Of traces alone: those that come with the package take long to make, and plans and
+TRACE_VERSION = 8
+"""8: what calls take under each limit. Of traces alone: those that come with the package take long to make, and plans and
 profiles change without them."""
 MOST_BYTES = 2**28
 """Of a trace in memory: what is read may claim to be any size. The largest of the catalog's takes 4 MiB."""
@@ -77,14 +77,20 @@ class TracedSegment(NamedTuple):
 class Reserved(NamedTuple):
     """Bytes that PyTorch's caching allocator reserves for a call beyond a library's workspace that it holds too."""
 
-    peak_bytes: Bytes
-    """Where nothing limits it."""
     least_bytes: Bytes
     """Under the lowest limit that the call gets through."""
+    cached_bytes: tuple[Bytes, ...] = ()
+    """What it reserves beyond that, ascending: under a limit the largest of these that it allows."""
+    small_tensors: SmallTensors = NO_SMALL_TENSORS
     peak_in_arenas: InArenas | None = None
-    """The peak of a call that is repeated, in arenas; None where that is no less."""
+    """What is reserved for a call that is repeated, in arenas, where nothing limits it; None where that is no less."""
     least_in_arenas: InArenas | None = None
-    """The lowest limit of a call, in arenas."""
+    """Under the lowest limit of a call, in arenas."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Where nothing limits it."""
+        return self.least_bytes + max(self.cached_bytes, default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

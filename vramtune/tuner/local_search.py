@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import Self
 
+from vramtune.layout import SMALL_SEGMENT_BYTES, round_up
 from vramtune.tuner.homes import locked_ranges, moving_bytes
 from vramtune.tuner.linear_program import SLACK_FRACTION
 from vramtune.tuner.problem import Problem
@@ -133,6 +134,20 @@ class Candidate:
         """Bytes of a stage's slots."""
         units, active = self.problem.units, self.problem.stages[s].active
         return sum(units[u].slot_bytes(self.kept[u][s], self.num_slots[u]) for u in active)
+
+    def shared_bytes(self, s: int) -> int:
+        """What a stage takes less than planned since small tensors share segments, of which each has one in the plan.
+
+        At the most it is what the activations take, from which a prediction subtracts it.
+        """
+        stage = self.problem.stages[s]
+        rows = zip(self.problem.units, self.kept, strict=True)
+        small = [num_bytes for unit, row in rows for num_bytes in unit.small_pieces(row, s)]
+        small += [stage.small_bytes] if stage.small_bytes and self.problem.device.takes_segments else []
+        others_bytes = round_up(max(sum(small) - stage.small_tensors.free_bytes, 0), SMALL_SEGMENT_BYTES)
+        if stage.small_bytes and s:  # what stages before this one left with the pipeline lies in two segments
+            others_bytes = max(others_bytes, 2 * SMALL_SEGMENT_BYTES - stage.small_tensors.reserved_bytes)
+        return min(max(len(small) * SMALL_SEGMENT_BYTES - others_bytes, 0), stage.activation_bytes)
 
     def stage_bytes(self, s: int) -> int:
         """Bytes on the device during a stage: weights, slots, overhead."""

@@ -11,15 +11,28 @@ from typing import NamedTuple
 import numpy as np
 
 from vramtune.layout import (
+    SMALL_REQUEST_BYTES,
     SMALL_SEGMENT_BYTES,
     STAGING_SLOTS,
     kept_bytes,
     ring_bytes,
     round_up,
+    small_pieces,
     staging_slot_bytes,
     taken_bytes,
 )
-from vramtune.schema import CERTAIN, Activity, Component, Device, PlannedStage, Profile, Spread, Stage, WeightGroup
+from vramtune.schema import (
+    CERTAIN,
+    Activity,
+    Component,
+    Device,
+    PlannedStage,
+    Profile,
+    SmallTensors,
+    Spread,
+    Stage,
+    WeightGroup,
+)
 
 DEFAULT_SLOTS = 3
 LOAD_OPERATIONS = 2
@@ -81,6 +94,12 @@ class Unit:
             return kept_bytes(self.sizes, kept, is_root_apart=bool(self.methods))
         return tuple(self.prefix[count] for count in kept)
 
+    def small_pieces(self, kept: tuple[int, ...], s: int) -> list[int]:
+        """Bytes of those pieces of them in a stage that share a segment with other small tensors."""
+        if not self.takes_segments:
+            return []
+        return small_pieces(self.sizes, kept, is_root_apart=bool(self.methods), count=kept[s])
+
 
 class PosedVisit(NamedTuple):
     """A visit of a group: what the GPU computes with it, and what the host takes to issue that."""
@@ -115,6 +134,12 @@ class StageProblem:
     """The highest activations, with what the pipeline itself holds."""
     arenas: tuple[int, ...]
     """Bytes of the segments that they are taken from."""
+    cached_bytes: tuple[int, ...]
+    """What PyTorch's allocator reserves beyond them, ascending: as much of it as there is room for."""
+    small_bytes: int
+    """What the pipeline itself holds, where that is all small tensors: a segment is planned for them..."""
+    small_tensors: SmallTensors
+    """...though they, and small pieces of weights, find room in the activations' own."""
     overhead_bytes: int
     """On the device besides the units: activations, workspaces, context, and the problem's `unused_bytes`."""
     spread: Spread = CERTAIN
@@ -430,6 +455,9 @@ def _stage_problem(
         pipeline_seconds=stage.pipeline_seconds,
         activation_bytes=activation_bytes,
         arenas=() if stage.in_arenas is None else stage.in_arenas.arenas,
+        cached_bytes=stage.cached_bytes,
+        small_bytes=stage.pipeline_bytes if stage.pipeline_bytes <= SMALL_REQUEST_BYTES else 0,
+        small_tensors=min((a.small_tensors for a in stage.activities), key=lambda small: small.free_bytes),
         overhead_bytes=activation_bytes + fixed_bytes + unused_bytes,
         spread=stage.spread,
     )

@@ -57,7 +57,7 @@ def _pace(candidate: Candidate, estimate: Estimate) -> Reason:
 
 
 def _peak(candidate: Candidate, budget_bytes: int) -> Reason:
-    """The stage with the highest peak, and what it is made of."""
+    """The stage that needs most, and what that is made of; in another PyTorch may cache more of what is left."""
     problem = candidate.problem
     s = max(range(len(problem.stages)), key=candidate.stage_bytes)
     stage, held = problem.stages[s], candidate.stage_bytes(s)

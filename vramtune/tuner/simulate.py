@@ -23,14 +23,16 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
     with `pipe.to("cuda")`.
     """
     problem = candidate.problem
-    stages = tuple(_stage_estimate(candidate, s) for s in range(len(problem.stages)))
+    stages = tuple(_stage_estimate(candidate, s, limit_bytes) for s in range(len(problem.stages)))
     seconds = sum(stage.seconds for stage in stages)
     resident = sum(unit.prefix[k] for unit, k in zip(problem.units, candidate.resident, strict=True))
     resident += problem.unused_bytes
-    low, high = (problem_at(problem, end) for end in ENDS)
+    peak_bytes = max(stage.peak_bytes for stage in stages)
+    ends = [replace(candidate, problem=problem_at(problem, end)) for end in ENDS]
+    low, high = map(_extreme, ends)
     finest = problem.finer or problem
     return Estimate(
-        peak_bytes=max(stage.peak_bytes for stage in stages),
+        peak_bytes=peak_bytes,
         seconds=seconds,
         first_call_seconds=seconds + resident / problem.device.pageable_copy_bytes_per_second,
         bound_seconds=bound_seconds(finest, limit_bytes),
@@ -38,9 +40,9 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
         locked_bytes=candidate.locked_bytes,
         pageable_bytes=candidate.pageable_bytes,
         file_bytes=candidate.file_bytes,
-        low=_extreme(replace(candidate, problem=low)),
-        high=_extreme(replace(candidate, problem=high)),
-        is_narrow=Candidate.least_of_any(high).peak_bytes > limit_bytes,
+        low=replace(low, peak_bytes=min(low.peak_bytes, peak_bytes)),
+        high=replace(high, peak_bytes=max(high.peak_bytes, peak_bytes)),
+        is_narrow=Candidate.least_of_any(ends[1].problem).peak_bytes > limit_bytes,
         stages=stages,
     )
 
@@ -51,14 +53,17 @@ def _extreme(candidate: Candidate) -> Extreme:
     return Extreme(seconds=sum(seconds), peak_bytes=candidate.peak_bytes)
 
 
-def _stage_estimate(candidate: Candidate, s: int) -> StageEstimate:
+def _stage_estimate(candidate: Candidate, s: int, limit_bytes: int) -> StageEstimate:
     problem, stage, active = candidate.problem, candidate.problem.stages[s], candidate.residencies(s)
+    shared_bytes = candidate.shared_bytes(s)
+    room_bytes = limit_bytes - candidate.stage_bytes(s) + shared_bytes
+    cached_bytes = max((cached for cached in stage.cached_bytes if cached <= room_bytes), default=0)
     return StageEstimate(
         name=stage.name,
         num_iterations=stage.num_iterations,
         kept_bytes=candidate.weight_bytes(s) + problem.unused_bytes,
         slot_bytes=candidate.slot_bytes(s),
-        activation_bytes=stage.activation_bytes,
+        activation_bytes=stage.activation_bytes + cached_bytes - shared_bytes,
         fixed_bytes=problem.fixed_bytes,
         seconds=stage_seconds(problem, stage, active),
         compute_seconds=stage.num_iterations * stage.compute_seconds,
@@ -85,7 +90,8 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
         end = clock + iterations[-1][-1].end + stage.pipeline_seconds
         if drawn != posed:
             end += stage_seconds(problem, posed, active) - stage_seconds(problem, drawn, active)
-        memory += _levels(candidate, stage, s, iterations[0], clock, end)
+        activation_bytes = plan.estimate.stages[s].activation_bytes
+        memory += _levels(candidate, stage, s, activation_bytes, iterations[0], clock, end)
         clock = end
     return Timeline(
         plan=plan,
@@ -142,10 +148,11 @@ def _spans(candidate: Candidate, s: int, iteration: int, visit: Visit, clock: fl
 
 
 def _levels(
-    candidate: Candidate, stage: Stage, s: int, first: list[Visit], start: float, end: float
+    candidate: Candidate, stage: Stage, s: int, activation_bytes: int, first: list[Visit], start: float, end: float
 ) -> Iterator[MemoryLevel]:
     """Levels of one stage: what is kept comes in during the first iteration; the rest is held throughout."""
     problem, active = candidate.problem, candidate.residencies(s)
+    pipeline_bytes = min(problem.stages[s].activation_bytes - stage.planned_activation_bytes, activation_bytes)
     kept = [row[s] for row in candidate.kept]
     weights = [unit.kept_bytes(row)[s] for unit, row in zip(problem.units, candidate.kept, strict=True)]
     for u, residency in active.items():  # what is still to come
@@ -159,8 +166,8 @@ def _levels(
             stage=s,
             component_bytes=_by_component(candidate, weights),
             slot_bytes=candidate.slot_bytes(s),
-            activation_bytes=stage.planned_activation_bytes,
-            pipeline_bytes=problem.stages[s].activation_bytes - stage.planned_activation_bytes,
+            activation_bytes=activation_bytes - pipeline_bytes,
+            pipeline_bytes=pipeline_bytes,
             workspace_bytes=problem.device.workspace_bytes,
             context_bytes=problem.device.context_bytes,
         )

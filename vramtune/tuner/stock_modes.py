@@ -131,7 +131,9 @@ def _cached_bytes(profile: Profile, mode: str) -> int:
     if not profile.device.takes_segments:
         return 0
     activities = [activity for stage in profile.stages for activity in stage.activities]
-    cached = max(a.activation_bytes + a.cached_bytes for a in activities) - max(a.activation_bytes for a in activities)
+    cached = max(a.activation_bytes + max(a.cached_bytes, default=0) for a in activities) - max(
+        a.activation_bytes for a in activities
+    )
     if mode == "model offload":  # weights come to lie in segments in which activations were
         return cached + max((stage.activation_bytes for stage in profile.stages[:-1]), default=0)
     if mode in OF_BLOCKS:
