@@ -124,7 +124,7 @@ def of_the_race(rows: dict[Key, Row]) -> list[Ours]:
     return [
         Ours.of(row, known[key.pipeline, key.link].activation_bytes)
         for key, row in rows.items()
-        if key.contestant == "vramtune" and not row.reason
+        if (key.contestant, key.knob) == ("vramtune", "") and not row.reason
     ]
 
 
