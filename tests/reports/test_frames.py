@@ -34,7 +34,7 @@ COLUMNS = {
     "frontier": "budget_bytes peak_bytes seconds bound_seconds gap_fraction limit permissions stock_mode stock_seconds",
     "measurement": "stage seconds exposed_copy_seconds moved_bytes peak_bytes",
     "timeline": "engine component group stage iteration is_kept start_seconds end_seconds",
-    "tuned": "stage num_iterations predicted_kept_bytes predicted_slot_bytes predicted_activation_bytes "
+    "tuned": "stage num_iterations predicted_kept_bytes predicted_slot_bytes predicted_activation_bytes predicted_cached_bytes "
     "predicted_fixed_bytes predicted_peak_bytes measured_peak_bytes predicted_seconds measured_seconds "
     "predicted_exposed_copy_seconds measured_exposed_copy_seconds predicted_moved_bytes measured_moved_bytes",
 }

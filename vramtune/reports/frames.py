@@ -37,6 +37,7 @@ BESIDE_FIGURES = (
     "predicted_kept_bytes",
     "predicted_slot_bytes",
     "predicted_activation_bytes",
+    "predicted_cached_bytes",
     "predicted_fixed_bytes",
     "predicted_peak_bytes",
     "measured_peak_bytes",

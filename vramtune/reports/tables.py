@@ -127,6 +127,8 @@ def _kept_in(stage: int, label: str) -> Field[tuple[PlacementRow, ...]]:
 
 def stage_table(plan: Plan) -> Table:
     """What is on the GPU in each stage, how long the stage takes, and what is moved for it."""
+    any_cached = any(stage.cached_bytes for stage in plan.estimate.stages)
+    cached: Field[StageEstimate] = gib("cached", lambda stage: stage.cached_bytes)
     return table_of(
         "Stages of the call",
         "predicted",
@@ -135,13 +137,14 @@ def stage_table(plan: Plan) -> Table:
         gib("kept", lambda stage: stage.kept_bytes),
         gib("slots", lambda stage: stage.slot_bytes),
         gib("activations", lambda stage: stage.activation_bytes, short="activ."),
+        *([cached] if any_cached else []),
         gib("fixed", lambda stage: stage.fixed_bytes),
         gib("peak", lambda stage: stage.peak_bytes, bars=True),
         time("time", lambda stage: stage.seconds, bars=True),
         time("compute", lambda stage: stage.compute_seconds),
         time("exposed copy", lambda stage: stage.exposed_copy_seconds, only="page"),
         gib("moved", lambda stage: stage.moved_bytes),
-        note="fixed: CUDA context and workspaces",
+        note="fixed: CUDA context and workspaces" + ("; cached: by PyTorch, beyond the need" if any_cached else ""),
     )
 
 
@@ -286,6 +289,7 @@ def owner_table(timeline: Timeline) -> Table:
         *level.component_bytes.items(),
         ("slots", level.slot_bytes),
         ("activations", level.activation_bytes),
+        ("cached by PyTorch", level.cached_bytes),
         ("pipeline tensors", level.pipeline_bytes),
         ("workspaces", level.workspace_bytes),
         ("CUDA context", level.context_bytes),

@@ -76,6 +76,7 @@ def _rest(level: MemoryLevel) -> dict[str, int]:
     return {
         "slots": level.slot_bytes,
         "activations": level.activation_bytes,
+        "cached": level.cached_bytes,
         "pipeline": level.pipeline_bytes,
         "workspaces": level.workspace_bytes,
         "context": level.context_bytes,

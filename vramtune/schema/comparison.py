@@ -68,7 +68,7 @@ class Comparison(Shown):
         return ModeEstimate(
             mode=PLAN_MODE,
             fits=estimate.peak_bytes <= self.budget_bytes,
-            peak_bytes=estimate.peak_bytes,
+            peak_bytes=estimate.needed_bytes,
             seconds=estimate.seconds,
             compute_seconds=estimate.compute_seconds,
             moved_bytes=estimate.moved_bytes,

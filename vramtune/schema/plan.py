@@ -132,19 +132,20 @@ class StageEstimate:
     slot_bytes: Bytes
     """The slots through which the other weights are streamed."""
     activation_bytes: Bytes
-    """What is reserved for the highest activations under the budget, with what the pipeline itself holds. It may be more than
-    they need (`Activity.activation_bytes`): PyTorch caches what there is room for."""
+    """What the highest activations need, with what the pipeline itself holds."""
     fixed_bytes: Bytes
     """The CUDA context and the libraries' workspaces."""
     seconds: Seconds
     compute_seconds: Seconds
     moved_bytes: Total
     """Host to device, in a call that follows another one."""
+    cached_bytes: Bytes = 0
+    """What PyTorch's allocator takes for the activations beyond their need, since the budget leaves room for it."""
 
     @property
     def peak_bytes(self) -> int:
         """Everything the process holds on the device at the stage's worst moment."""
-        return self.kept_bytes + self.slot_bytes + self.activation_bytes + self.fixed_bytes
+        return self.kept_bytes + self.slot_bytes + self.activation_bytes + self.cached_bytes + self.fixed_bytes
 
     @property
     def exposed_copy_seconds(self) -> float:
@@ -202,6 +203,11 @@ class Estimate:
     def compute_seconds(self) -> float:
         """Seconds of arithmetic in one call."""
         return sum(stage.compute_seconds for stage in self.stages)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the call gets through in: the peak, without what PyTorch only caches."""
+        return max(stage.peak_bytes - stage.cached_bytes for stage in self.stages)
 
 
 ReasonKind = Literal[

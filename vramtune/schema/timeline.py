@@ -45,11 +45,13 @@ class MemoryLevel:
     """What the pipeline itself holds: latents, embeddings."""
     workspace_bytes: int
     context_bytes: int
+    cached_bytes: int = 0
+    """What PyTorch's allocator takes for activations beyond their need, since there is room for it."""
 
     @property
     def held_bytes(self) -> int:
         """All of it."""
-        working = self.slot_bytes + self.activation_bytes + self.pipeline_bytes
+        working = self.slot_bytes + self.activation_bytes + self.cached_bytes + self.pipeline_bytes
         return sum(self.component_bytes.values()) + working + self.workspace_bytes + self.context_bytes
 
 

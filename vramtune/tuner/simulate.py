@@ -28,6 +28,7 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
     resident = sum(unit.prefix[k] for unit, k in zip(problem.units, candidate.resident, strict=True))
     resident += problem.unused_bytes
     peak_bytes = max(stage.peak_bytes for stage in stages)
+    needed_bytes = max(stage.peak_bytes - stage.cached_bytes for stage in stages)
     ends = [replace(candidate, problem=problem_at(problem, end)) for end in ENDS]
     low, high = map(_extreme, ends)
     finest = problem.finer or problem
@@ -40,7 +41,7 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
         locked_bytes=candidate.locked_bytes,
         pageable_bytes=candidate.pageable_bytes,
         file_bytes=candidate.file_bytes,
-        low=replace(low, peak_bytes=min(low.peak_bytes, peak_bytes)),
+        low=replace(low, peak_bytes=min(low.peak_bytes, needed_bytes)),
         high=replace(high, peak_bytes=max(high.peak_bytes, peak_bytes)),
         is_narrow=Candidate.least_of_any(ends[1].problem).peak_bytes > limit_bytes,
         stages=stages,
@@ -63,7 +64,8 @@ def _stage_estimate(candidate: Candidate, s: int, limit_bytes: int) -> StageEsti
         num_iterations=stage.num_iterations,
         kept_bytes=candidate.weight_bytes(s) + problem.unused_bytes,
         slot_bytes=candidate.slot_bytes(s),
-        activation_bytes=stage.activation_bytes + cached_bytes - shared_bytes,
+        activation_bytes=stage.activation_bytes - shared_bytes,
+        cached_bytes=cached_bytes,
         fixed_bytes=problem.fixed_bytes,
         seconds=stage_seconds(problem, stage, active),
         compute_seconds=stage.num_iterations * stage.compute_seconds,
@@ -90,8 +92,7 @@ def timeline(profile: Profile, plan: Plan) -> Timeline:
         end = clock + iterations[-1][-1].end + stage.pipeline_seconds
         if drawn != posed:
             end += stage_seconds(problem, posed, active) - stage_seconds(problem, drawn, active)
-        activation_bytes = plan.estimate.stages[s].activation_bytes
-        memory += _levels(candidate, stage, s, activation_bytes, iterations[0], clock, end)
+        memory += _levels(candidate, stage, s, plan.estimate.stages[s], iterations[0], clock, end)
         clock = end
     return Timeline(
         plan=plan,
@@ -148,11 +149,11 @@ def _spans(candidate: Candidate, s: int, iteration: int, visit: Visit, clock: fl
 
 
 def _levels(
-    candidate: Candidate, stage: Stage, s: int, activation_bytes: int, first: list[Visit], start: float, end: float
+    candidate: Candidate, stage: Stage, s: int, found: StageEstimate, first: list[Visit], start: float, end: float
 ) -> Iterator[MemoryLevel]:
     """Levels of one stage: what is kept comes in during the first iteration; the rest is held throughout."""
     problem, active = candidate.problem, candidate.residencies(s)
-    pipeline_bytes = min(problem.stages[s].activation_bytes - stage.planned_activation_bytes, activation_bytes)
+    pipeline_bytes = min(problem.stages[s].activation_bytes - stage.planned_activation_bytes, found.activation_bytes)
     kept = [row[s] for row in candidate.kept]
     weights = [unit.kept_bytes(row)[s] for unit, row in zip(problem.units, candidate.kept, strict=True)]
     for u, residency in active.items():  # what is still to come
@@ -166,7 +167,8 @@ def _levels(
             stage=s,
             component_bytes=_by_component(candidate, weights),
             slot_bytes=candidate.slot_bytes(s),
-            activation_bytes=activation_bytes - pipeline_bytes,
+            activation_bytes=found.activation_bytes - pipeline_bytes,
+            cached_bytes=found.cached_bytes,
             pipeline_bytes=pipeline_bytes,
             workspace_bytes=problem.device.workspace_bytes,
             context_bytes=problem.device.context_bytes,

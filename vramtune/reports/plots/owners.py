@@ -20,6 +20,8 @@ SLOTS = Owner(name="streaming slots")
 PIPELINE = Owner(name="pipeline tensors")
 """What the pipeline itself holds: latents, embeddings."""
 ACTIVATIONS = Owner(name="activations")
+CACHED = Owner(name="cached by PyTorch")
+"""What its allocator takes beyond the need, since there is room for it."""
 OTHER = Owner(name="other")
 """Several owners that hold too little to be told apart."""
 
@@ -34,6 +36,7 @@ def held_by_owner(level: MemoryLevel, timeline: Timeline) -> dict[Owner, int]:
         SLOTS: level.slot_bytes,
         PIPELINE: level.pipeline_bytes,
         ACTIVATIONS: level.activation_bytes,
+        CACHED: level.cached_bytes,
     }
 
 

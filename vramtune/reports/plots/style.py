@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from vramtune.errors import UsageError
-from vramtune.reports.plots.owners import ACTIVATIONS, CONTEXT, OTHER, PIPELINE, SLOTS, WORKSPACES, Owner
+from vramtune.reports.plots.owners import ACTIVATIONS, CACHED, CONTEXT, OTHER, PIPELINE, SLOTS, WORKSPACES, Owner
 from vramtune.schema import Plan, checked_path, write_file
 from vramtune.units import format_bytes, format_seconds
 
@@ -52,6 +52,7 @@ OWNER_LOOKS = {
     SLOTS: Look(color="#56B4E9", hatch="////"),
     PIPELINE: Look(color="#F0E442", hatch="xxxx"),
     ACTIVATIONS: Look(color="#D55E00", hatch="\\\\\\\\"),
+    CACHED: Look(color="#F2C6A8", hatch="\\\\"),
     OTHER: Look(color="#C9C9C9"),
 }
 COMPONENT_LOOKS = (
