@@ -82,7 +82,7 @@ def planned(name: str, fraction: float) -> Plan:
     with pytest.raises(BudgetError) as raised:
         choose_plan(profile, 1, margin_fraction=MARGIN_FRACTION)
     least = raised.value.smallest_bytes
-    most = choose_plan(profile, profile.device.usable_bytes).estimate.peak_bytes / (1 - MARGIN_FRACTION) + 1
+    most = choose_plan(profile, profile.device.usable_bytes).estimate.needed_bytes / (1 - MARGIN_FRACTION) + 1
     return choose_plan(profile, int(least + fraction * (most - least)), margin_fraction=MARGIN_FRACTION)
 
 

@@ -141,11 +141,18 @@ class StageEstimate:
     """Host to device, in a call that follows another one."""
     cached_bytes: Bytes = 0
     """What PyTorch's allocator takes for the activations beyond their need, since the budget leaves room for it."""
+    shared_bytes: Bytes = 0
+    """What all that takes less, as small tensors share segments, of which each has one in the plan."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """What a plan has room for."""
+        return self.kept_bytes + self.slot_bytes + self.activation_bytes + self.fixed_bytes
 
     @property
     def peak_bytes(self) -> int:
         """Everything the process holds on the device at the stage's worst moment."""
-        return self.kept_bytes + self.slot_bytes + self.activation_bytes + self.cached_bytes + self.fixed_bytes
+        return self.needed_bytes + self.cached_bytes - self.shared_bytes
 
     @property
     def exposed_copy_seconds(self) -> float:
@@ -206,8 +213,8 @@ class Estimate:
 
     @property
     def needed_bytes(self) -> int:
-        """What the call gets through in: the peak, without what PyTorch only caches."""
-        return max(stage.peak_bytes - stage.cached_bytes for stage in self.stages)
+        """The smallest budget in which the plan works; the peak has what PyTorch only caches, too."""
+        return max(stage.needed_bytes for stage in self.stages)
 
 
 ReasonKind = Literal[

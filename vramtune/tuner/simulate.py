@@ -28,7 +28,6 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
     resident = sum(unit.prefix[k] for unit, k in zip(problem.units, candidate.resident, strict=True))
     resident += problem.unused_bytes
     peak_bytes = max(stage.peak_bytes for stage in stages)
-    needed_bytes = max(stage.peak_bytes - stage.cached_bytes for stage in stages)
     ends = [replace(candidate, problem=problem_at(problem, end)) for end in ENDS]
     low, high = map(_extreme, ends)
     finest = problem.finer or problem
@@ -41,7 +40,7 @@ def estimate(candidate: Candidate, limit_bytes: int) -> Estimate:
         locked_bytes=candidate.locked_bytes,
         pageable_bytes=candidate.pageable_bytes,
         file_bytes=candidate.file_bytes,
-        low=replace(low, peak_bytes=min(low.peak_bytes, needed_bytes)),
+        low=replace(low, peak_bytes=min(low.peak_bytes, peak_bytes)),
         high=replace(high, peak_bytes=max(high.peak_bytes, peak_bytes)),
         is_narrow=Candidate.least_of_any(ends[1].problem).peak_bytes > limit_bytes,
         stages=stages,
@@ -64,8 +63,9 @@ def _stage_estimate(candidate: Candidate, s: int, limit_bytes: int) -> StageEsti
         num_iterations=stage.num_iterations,
         kept_bytes=candidate.weight_bytes(s) + problem.unused_bytes,
         slot_bytes=candidate.slot_bytes(s),
-        activation_bytes=stage.activation_bytes - shared_bytes,
+        activation_bytes=stage.activation_bytes,
         cached_bytes=cached_bytes,
+        shared_bytes=shared_bytes,
         fixed_bytes=problem.fixed_bytes,
         seconds=stage_seconds(problem, stage, active),
         compute_seconds=stage.num_iterations * stage.compute_seconds,
@@ -153,7 +153,8 @@ def _levels(
 ) -> Iterator[MemoryLevel]:
     """Levels of one stage: what is kept comes in during the first iteration; the rest is held throughout."""
     problem, active = candidate.problem, candidate.residencies(s)
-    pipeline_bytes = min(problem.stages[s].activation_bytes - stage.planned_activation_bytes, found.activation_bytes)
+    activation_bytes = found.activation_bytes - found.shared_bytes
+    pipeline_bytes = min(problem.stages[s].activation_bytes - stage.planned_activation_bytes, activation_bytes)
     kept = [row[s] for row in candidate.kept]
     weights = [unit.kept_bytes(row)[s] for unit, row in zip(problem.units, candidate.kept, strict=True)]
     for u, residency in active.items():  # what is still to come
@@ -167,7 +168,7 @@ def _levels(
             stage=s,
             component_bytes=_by_component(candidate, weights),
             slot_bytes=candidate.slot_bytes(s),
-            activation_bytes=found.activation_bytes - pipeline_bytes,
+            activation_bytes=activation_bytes - pipeline_bytes,
             cached_bytes=found.cached_bytes,
             pipeline_bytes=pipeline_bytes,
             workspace_bytes=problem.device.workspace_bytes,
