@@ -20,6 +20,7 @@ import torch
 from benchmarks.on_gpu import materialise
 from benchmarks.results_file import environment, table, write_result
 from vramtune import catalog
+from vramtune.caching_allocator import cached_within
 from vramtune.machine.live import live_device
 from vramtune.predict import predict_profile
 from vramtune.schema import Activity
@@ -50,8 +51,8 @@ def write(rows: list[list[str]]) -> Path:
         "",
         *environment("python -m benchmarks.least_memory_on_gpu", gpu=name),
         "- The limit is what PyTorch's allocator may hold beyond the weights, as a multiple of what is predicted for the",
-        "  decode at the pipeline's default size. Predicted: what is reserved under the limit, without arenas. Seconds: the third decode in a row. Tries again: how often the",
-        "  allocator gave its cache back and tried once more, in all three.",
+        "  decode at the pipeline's default size. Predicted: what is reserved under the limit, without arenas.",
+        "  Seconds: the third decode in a row. Tries again: how often the allocator gave its cache back and tried once more, in all three.",
         "",
         *table(HEADER, rows),
     ]
@@ -76,8 +77,7 @@ def decoded(model: str) -> list[list[str]]:
 
 def said_bytes(decode: Activity, limit_bytes: float) -> int:
     """What a profile says that PyTorch reserves for it under a limit, or under the lowest one."""
-    room_bytes = limit_bytes - decode.activation_bytes
-    return decode.activation_bytes + max((cached for cached in decode.cached_bytes if cached <= room_bytes), default=0)
+    return decode.activation_bytes + cached_within(decode.cached_bytes, limit_bytes - decode.activation_bytes)
 
 
 def inputs_of_decode(pipe: Any) -> tuple[torch.Size, torch.dtype]:

@@ -272,7 +272,7 @@ def reserved_under_limits(
         else:
             lowest = found
             steps.add(found)
-    # Below what a limit leaves, the next lower one decides until less is reserved: so few limits show all steps.
+    # From no limit downwards, each time to just below what was reserved: every limit in between does the same.
     limit = most
     while (limit := next_lower(limit, len(events))) > lowest:
         found = peak_bytes(limit)
@@ -280,6 +280,11 @@ def reserved_under_limits(
             steps.add(found)
             limit = found
     return tuple(sorted(step for step in steps if step >= lowest))
+
+
+def cached_within(cached_bytes: Iterable[int], room_bytes: float) -> int:
+    """Of what more the allocator reserves under different limits (`reserved_under_limits`), what there is room for."""
+    return max((cached for cached in cached_bytes if cached <= room_bytes), default=0)
 
 
 def next_lower(limit_bytes: int, num_events: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 
 from vramtune.caching_allocator import most_in_use_bytes, reserved_peak_bytes, reserved_under_limits
 from vramtune.layout import SMALL_REQUEST_BYTES, rounded_bytes, workspace_block_bytes
@@ -27,7 +28,7 @@ def under_limits(call: TracedCall, workspace_bytes: int) -> tuple[int, tuple[int
     """The same under the lowest limit that the call gets through, and what more is reserved under others."""
     if (known := call.reserved.get(workspace_bytes)) is not None:
         return known.least_bytes, known.cached_bytes
-    least, *others = reserved_under_limits(_beside_workspace(call, workspace_bytes), call.images)
+    least, *others = _steps(tuple(_beside_workspace(call, workspace_bytes)), tuple(call.images.items()))
     return least - workspace_bytes, tuple(step - least for step in others)
 
 
@@ -86,7 +87,7 @@ def least_in_arenas(call: TracedCall, workspace_bytes: int) -> InArenas | None:
     if found is None:
         return None
     arenas, least_bytes = found
-    steps = reserved_under_limits([*before, *arena_events(arenas), *events], call.images)
+    steps = _steps((*before, *arena_events(arenas), *events), tuple(call.images.items()))
     cached_bytes = tuple(step - least_bytes for step in steps if step > least_bytes)
     return InArenas(arenas, least_bytes - workspace_bytes, cached_bytes)
 
@@ -108,6 +109,11 @@ def with_reserved(trace: Trace, workspaces: Iterable[int]) -> Trace:
         return replace(call, reserved={**call.reserved, **found})
 
     return replace(trace, calls=tuple(known(index, call) for index, call in enumerate(trace.calls)))
+
+
+@lru_cache(maxsize=32)  # the variants of a call, and the stages of one, share most of its calls
+def _steps(events: tuple[tuple[int, int], ...], dispensable: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    return reserved_under_limits(events, dict(dispensable))
 
 
 def _beside_workspace(call: TracedCall, workspace_bytes: int) -> list[tuple[int, int]]:

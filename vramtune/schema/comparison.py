@@ -67,7 +67,7 @@ class Comparison(Shown):
         estimate = self.plan.estimate
         return ModeEstimate(
             mode=PLAN_MODE,
-            fits=estimate.peak_bytes <= self.budget_bytes,
+            fits=estimate.needed_bytes <= self.budget_bytes,
             peak_bytes=estimate.needed_bytes,
             seconds=estimate.seconds,
             compute_seconds=estimate.compute_seconds,

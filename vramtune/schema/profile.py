@@ -278,7 +278,9 @@ class Stage:
     def cached_bytes(self) -> tuple[int, ...]:
         """What the allocator reserves for them beyond that, ascending: as much of it as the limit allows."""
         found, base = self.in_arenas, self.planned_activation_bytes
-        ways = [(a.activation_bytes, a.cached_bytes) for a in self.activities] if found is None else [found[1:]]
+        ways = [(a.activation_bytes, a.cached_bytes) for a in self.activities]
+        if found is not None:
+            ways = [(found.reserved_bytes, found.cached_bytes)]
         steps = {least_bytes + cached for least_bytes, all_cached in ways for cached in all_cached}
         return tuple(sorted(step - base for step in steps if step > base))
 

@@ -143,7 +143,7 @@ class Candidate:
         stage = self.problem.stages[s]
         rows = zip(self.problem.units, self.kept, strict=True)
         small = [num_bytes for unit, row in rows for num_bytes in unit.small_pieces(row, s)]
-        small += [stage.small_bytes] if stage.small_bytes and self.problem.device.takes_segments else []
+        small += [stage.small_bytes] if stage.small_bytes else []
         others_bytes = round_up(max(sum(small) - stage.small_tensors.free_bytes, 0), SMALL_SEGMENT_BYTES)
         if stage.small_bytes and s:  # what stages before this one left with the pipeline lies in two segments
             others_bytes = max(others_bytes, 2 * SMALL_SEGMENT_BYTES - stage.small_tensors.reserved_bytes)

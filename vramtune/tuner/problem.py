@@ -436,8 +436,9 @@ def _stage_problem(
     carried = [0.0] * len(units)
     for (unit, group), count in _count_runs(visits).items():
         carried[unit] += count * units[unit].sizes[group]
-    pipeline_bytes = stage.pipeline_bytes
+    pipeline_bytes, small_bytes = stage.pipeline_bytes, 0
     if profile.device.takes_segments:
+        small_bytes = pipeline_bytes if pipeline_bytes <= SMALL_REQUEST_BYTES else 0
         pipeline_bytes = round_up(pipeline_bytes, SMALL_SEGMENT_BYTES)
     activation_bytes = stage.planned_activation_bytes + pipeline_bytes
     fixed_bytes = profile.device.workspace_bytes + profile.device.context_bytes
@@ -456,7 +457,7 @@ def _stage_problem(
         activation_bytes=activation_bytes,
         arenas=() if stage.in_arenas is None else stage.in_arenas.arenas,
         cached_bytes=stage.cached_bytes,
-        small_bytes=stage.pipeline_bytes if stage.pipeline_bytes <= SMALL_REQUEST_BYTES else 0,
+        small_bytes=small_bytes,
         small_tensors=min((a.small_tensors for a in stage.activities), key=lambda small: small.free_bytes),
         overhead_bytes=activation_bytes + fixed_bytes + unused_bytes,
         spread=stage.spread,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from vramtune.caching_allocator import cached_within
 from vramtune.errors import UsageError
 from vramtune.schema import Engine, Estimate, Extreme, MemoryLevel, Plan, Profile, Span, Stage, StageEstimate, Timeline
 from vramtune.tuner.bound import bound_seconds
@@ -57,14 +58,13 @@ def _stage_estimate(candidate: Candidate, s: int, limit_bytes: int) -> StageEsti
     problem, stage, active = candidate.problem, candidate.problem.stages[s], candidate.residencies(s)
     shared_bytes = candidate.shared_bytes(s)
     room_bytes = limit_bytes - candidate.stage_bytes(s) + shared_bytes
-    cached_bytes = max((cached for cached in stage.cached_bytes if cached <= room_bytes), default=0)
     return StageEstimate(
         name=stage.name,
         num_iterations=stage.num_iterations,
         kept_bytes=candidate.weight_bytes(s) + problem.unused_bytes,
         slot_bytes=candidate.slot_bytes(s),
         activation_bytes=stage.activation_bytes,
-        cached_bytes=cached_bytes,
+        cached_bytes=cached_within(stage.cached_bytes, room_bytes),
         shared_bytes=shared_bytes,
         fixed_bytes=problem.fixed_bytes,
         seconds=stage_seconds(problem, stage, active),
