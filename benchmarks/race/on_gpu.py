@@ -6,7 +6,7 @@
 
 Models of vramtune's catalog at real size with random weights, and, as `small-...`, the pipelines of the race on the
 simulated card. The rivals (requirements.txt) must be importable; who is not is a row that says so. Nothing is downloaded. A
-model is built once, and each run is a process forked from that one. Writes `benchmarks/results/race_on_gpu_<gpu>_<date>`,
+real model is built once, and each run is a process forked from that one. Writes `benchmarks/results/race_on_gpu_<gpu>_<date>`,
 `.md` and `.json`, anew after each run: what was cut goes on where it stopped.
 """
 
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -167,12 +168,7 @@ def facts(_: Task) -> dict[str, Any]:
 
 def raced(model: str, options: argparse.Namespace, context_bytes: int, known: list[Run]) -> Iterator[Run]:
     """What has not run yet, the resident one first."""
-    if model.startswith(SMALL):
-        pipe, kwargs = pipelines.build(model.removeprefix(SMALL))
-    else:
-        pipe, kwargs = on_gpu.build(model.removeprefix(HALF_VAE)), on_gpu.call_kwargs(model, options.steps)
-    if model.startswith(HALF_VAE):
-        pipe.vae.register_to_config(force_upcast=False)
+    build = builder(model, options.steps)
 
     def measured(run: Run, activation_bytes: int) -> Run:
         def on_card(task: Task) -> dict[str, Any]:
@@ -180,7 +176,7 @@ def raced(model: str, options: argparse.Namespace, context_bytes: int, known: li
             cap_bytes = run.cap_bytes or torch.cuda.get_device_properties(0).total_memory
             with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
                 os.environ["VRAMTUNE_CACHE"] = cache  # what earlier calls took must not correct the predictions
-                return outcome(task | {"folder": folder}, CappedCard(cap_bytes, context_bytes), lambda: (pipe, kwargs))
+                return outcome(task | {"folder": folder}, CappedCard(cap_bytes, context_bytes), build)
 
         task = {"contestant": run.contestant, "knob": run.knob, "activation_bytes": activation_bytes}
         run.found.update(forked(on_card, task, patience_seconds=PATIENCE_SECONDS))
@@ -199,6 +195,16 @@ def raced(model: str, options: argparse.Namespace, context_bytes: int, known: li
     todo = [run for run in entries(model, options, context_bytes, resident) if run not in known]
     for run in tqdm(todo, unit="run", desc=model):
         yield measured(run, int(activations * (run.share_told or 1)))
+
+
+def builder(model: str, num_steps: int) -> Callable[[], pipelines.Built]:
+    """What gives a run its pipeline. A small one is built in each run, because bitsandbytes starts CUDA."""
+    if model.startswith(SMALL):
+        return partial(pipelines.build, model.removeprefix(SMALL))
+    pipe, call_kwargs = on_gpu.build(model.removeprefix(HALF_VAE)), on_gpu.call_kwargs(model, num_steps)
+    if model.startswith(HALF_VAE):
+        pipe.vae.register_to_config(force_upcast=False)
+    return lambda: (pipe, call_kwargs)
 
 
 def entries(model: str, options: argparse.Namespace, context_bytes: int, resident: Run) -> Iterator[Run]:

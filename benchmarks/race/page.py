@@ -291,7 +291,7 @@ def on_gpus() -> Iterator[str]:
 
 def gpu_place(run: Run) -> str:
     """Model and cap."""
-    return f"{run.model}, {(run.cap_bytes or 0) / GIB:g} GiB"
+    return f"{run.model}, {(run.cap_bytes or 0) / GIB:.4g} GiB"
 
 
 def gpu_summary(runs: list[Run], resident: Run) -> list[str]:
