@@ -69,7 +69,7 @@ def summary(errors: list[tuple[float, float]]) -> list[str]:
 def predicted(model: str, gpu: str) -> Profile:
     """The same call as `benchmarks.calls_on_gpu` makes."""
     entry = next(entry for entry in catalog.models() if entry.name == model)
-    kwargs = {**entry.call_kwargs, **entry.images()}
+    kwargs = entry.call()
     if "sigmas" not in kwargs and "timesteps" not in kwargs:
         kwargs["num_inference_steps"] = 2
     return api.profile(catalog.load(model), gpu=gpu, call_kwargs=kwargs, progress=False)

@@ -88,7 +88,7 @@ def measure(model: str, device: torch.device, steps: int, path: Path) -> None:
         materialise(part, device)
     pipe.set_progress_bar_config(disable=True)
     watch(pipe, lambda call: append(path, {"model": model, **call}))
-    kwargs = {"prompt": "a photo of a cat", **entry.call_kwargs, **entry.images(), "output_type": "pt"}
+    kwargs = {"prompt": "a photo of a cat", **entry.call(), "output_type": "pt"}
     if "sigmas" not in kwargs and "timesteps" not in kwargs:
         kwargs["num_inference_steps"] = steps
     pipe(**kwargs, generator=torch.Generator("cpu").manual_seed(0))

@@ -95,7 +95,7 @@ def one_model(name: str) -> dict[str, Any]:
 
     entry = next(entry for entry in catalog.models() if entry.name == name)
     pipe, build_seconds = timed(lambda: catalog.load(name))
-    call = {**entry.call_kwargs, **entry.images()}
+    call = entry.call()
     outcome, plan_seconds = timed(lambda: prediction(pipe, call))
     return {
         "name": name,

@@ -120,7 +120,7 @@ def rows_of(model: str) -> Iterator[Row]:
     """Every different call of a model's components, predicted and run."""
     card().total_bytes, card().copy_limit_bytes = CARD_BYTES, COPY_LIMIT_BYTES
     entry = next(entry for entry in catalog.models() if entry.name == model)
-    kwargs = {**entry.call_kwargs, **entry.images()}
+    kwargs = entry.call()
     pipe = catalog.load(model)
     schedules = {"sigmas", "timesteps"} & kwargs.keys() | {"guidance_schedule"} & call_parameters(pipe, CALL).keys()
     if not schedules:  # which have as many entries as there are steps

@@ -1,4 +1,4 @@
-"""Remakes the traces that come with the package, of each catalog model's call with its own settings.
+"""Remakes the traces that come with the package, of each catalog model's call as its model card has it.
 
     python -m benchmarks.shipped_traces            # all, half an hour
     python -m benchmarks.shipped_traces sdxl sd15  # these
@@ -31,10 +31,10 @@ def made(name: str, *, try_steps: range = STEPS) -> Trace:
     """The trace of a catalog model, followed under each permission, with what the listed GPUs' allocators make of it."""
     entry = catalog.find(name)
     assert entry is not None, name
-    pipe = catalog.load(name)
-    trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=FEW_STEPS)
+    pipe, call_kwargs = catalog.load(name), entry.call()
+    trace = follow(pipe, call_kwargs=call_kwargs, allow=PERMISSIONS, try_steps=FEW_STEPS)
     if len(trace.exact_steps) > 1:  # or each step is a call of its own, and to try them all takes hours
-        trace = follow(pipe, call_kwargs=entry.images(), allow=PERMISSIONS, try_steps=try_steps)
+        trace = follow(pipe, call_kwargs=call_kwargs, allow=PERMISSIONS, try_steps=try_steps)
     return reserved(trace)
 
 

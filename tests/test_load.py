@@ -135,14 +135,32 @@ def test_a_file_that_is_cut_off_is_named(sim: ModuleType, folder: Path) -> None:
         load(folder)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_refused(sim: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no folder"):
-        vramtune.load(diffusers.FluxPipeline, tmp_path / "none", 8)
+        vramtune.load(diffusers.FluxPipeline, tmp_path / "none", 8, device="sim")
 
 
-def test_what_has_no_from_pretrained_is_refused(tmp_path: Path) -> None:
+def test_what_has_no_from_pretrained_is_refused(sim: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="by its class"):
-        vramtune.load("FluxPipeline", tmp_path, 8)
+        vramtune.load("FluxPipeline", tmp_path, 8, device="sim")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": torch.bfloat16}, "Unknown argument of load 'dtype'. Did you mean: .*torch_dtype"),
+        ({"torch_dtype": "bfloat16"}, "`torch_dtype` is a dtype, such as torch.bfloat16.*got 'bfloat16'"),
+        ({"torch_dtype": {"vae": "auto"}}, "`torch_dtype` is a dtype"),
+        ({"allow": "nonsense"}, "Unknown permission 'nonsense'"),
+        ({"gpu_id": 7, "device": "sim:0"}, "gpu_id"),
+        ({"ram_gb": "much"}, "ram_gb"),
+    ],
+)
+def test_what_tuning_would_refuse_is_refused_before_anything_is_loaded(
+    sim: ModuleType, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):  # there is nothing to load in that folder
+        vramtune.load(diffusers.FluxPipeline, tmp_path, 1, **{"device": "sim", **options})
 
 
 def test_a_file_that_is_changed_under_way_stops_the_next_call_and_one_that_is_removed_does_not(

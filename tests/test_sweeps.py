@@ -198,11 +198,22 @@ def test_without_its_library_parquet_is_refused_before_anything_is_planned(tmp_p
 
 
 def test_a_model_that_cannot_be_followed_has_a_row_with_the_error(tmp_path):
-    assert vramtune.sweep(["sd15", "./nothing"], tmp_path / "s.csv", vram_gb=[8], gpus=["4060"]) == 2
+    ways = [{}, {"transformer": "nf4"}]
+    assert vramtune.sweep("sd15", tmp_path / "s.csv", vram_gb=8, gpus="4060", quantizations=ways) == 2
     rows = pandas.read_csv(tmp_path / "s.csv")
-    assert rows.model.tolist() == ["sd15", "./nothing"]
-    assert "does not exist" in rows.error.iloc[1]
+    assert rows.model.tolist() == ["sd15", "sd15"]
+    assert "transformer" in rows.error.iloc[1]
     assert rows.fits.iloc[0]
+    result = run("sweep", tmp_path / "s.csv", "--model", "sd15", "--gpu", "4060", "--quantize", "transformer=nf4")
+    assert (result.exit_code, result.stdout) == (0, f"7 rows (predicted) in {tmp_path / 's.csv'}.\n")
+    assert "1 of them with an error, such as sd15: " in result.stderr
+
+
+@pytest.mark.parametrize(("model", "said"), [("sdlx", "Did you mean: .*sdxl"), ("./nothing", "does not exist")])
+def test_what_names_no_model_is_refused_before_anything_is_planned(tmp_path, model, said):
+    with pytest.raises(UsageError, match=said):
+        vramtune.sweep(["sd15", model], tmp_path / "s.csv", vram_gb=[8])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_arguments_than_columns_are_refused(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from vramtune.errors import BudgetError, FileError, NoAcceleratorError, TraceError, UnknownNameError, UsageError
+from vramtune.errors import FEW, BudgetError, FileError, NoAcceleratorError, TraceError, UnknownNameError, UsageError
 from vramtune.units import GIB, budget_bytes, format_bytes, format_seconds
 
 
@@ -57,6 +57,10 @@ class TestTree:
         assert not issubclass(BudgetError, ValueError)
 
     def test_near_names_are_offered_and_all_where_none_is_near(self) -> None:
-        assert "sdxl" in str(UnknownNameError("model", "sdxll", ["sdxl", "flux"]))
-        assert "flux" not in str(UnknownNameError("model", "sdxll", ["sdxl", "flux"]))
-        assert "Known names: sdxl, flux" in str(UnknownNameError("model", "qqq", ["sdxl", "flux"]))
+        many = [*(f"flux {number}" for number in range(FEW)), "sdxl"]
+        assert "Did you mean: sdxl." in str(UnknownNameError("model", "sdxll", many))
+        assert f"Known names: {', '.join(many)}" in str(UnknownNameError("model", "qqq", many))
+
+    def test_a_few_names_are_all_listed(self) -> None:
+        known = ["text_encoder", "unet", "vae"]
+        assert "Known names: text_encoder, unet, vae." in str(UnknownNameError("component", "encoder", known))

@@ -17,6 +17,8 @@ from typing import Literal
 
 from vramtune.printable import printable
 
+FEW = 8
+"""So many names that all of them are listed."""
 LONG = 80
 """Characters of a name that a message still shows whole."""
 
@@ -38,9 +40,10 @@ class UnknownNameError(UsageError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
         asked = name if len(name) <= LONG else f"{name[:LONG]}..."
+        few = len(self.known) <= FEW
         near = difflib.get_close_matches(asked.lower(), [k.lower() for k in self.known], n=5, cutoff=0.4)
-        shown = [k for k in self.known if k.lower() in near] or list(self.known)
-        lead = "Did you mean" if near else "Known names"
+        shown = [k for k in self.known if k.lower() in near and not few] or list(self.known)
+        lead = "Did you mean" if near and not few else "Known names"
         super().__init__(f"Unknown {kind} {asked!r}. {lead}: {', '.join(shown)}.")
 
 

@@ -4,7 +4,7 @@ A catalog model's trace with its own settings came with the package, and one tha
 torch nor diffusers is imported.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,13 @@ def trace_model(call: ModelCall, *, arguments: Arguments, show: Callable[[str], 
 
     `show` gets what is being done. Raises what `catalog.load` and `profiler.follow.follow` raise.
     """
+    trace = _known_or_made(call, arguments, show)
+    entry = catalog.find(call.model)
+    model = entry.name if entry is not None else call.model
+    return replace(trace, workload=replace(trace.workload, model=model, quantize=dict(call.quantize)))
+
+
+def _known_or_made(call: ModelCall, arguments: Arguments, show: Callable[[str], None]) -> Trace:
     if (known := _shipped(call)) is not None:
         return known
     name = _kept_name(call)
@@ -91,15 +98,24 @@ def trace_model(call: ModelCall, *, arguments: Arguments, show: Callable[[str], 
         return trace
     show(f"Building {call.model}")
     pipe = catalog.load(call.model, quantize=call.quantize)
-    entry = catalog.find(call.model)
-    images: Mapping[str, object] = entry.images() if entry else {}  # an option cannot give one
-    asked = {**images, **arguments(pipe, call.settings)}
+    asked = {**_card_call(call), **arguments(pipe, call.settings)}
     trace = trace_pipeline(
         pipe, call_kwargs=asked, kernels=call.kernels, allow=call.allow, on_call=lambda doing: show(f"Tracing {doing}")
     )
     if name is not None:
         kept.keep(name, trace)
     return trace
+
+
+SCHEDULES = ("sigmas", "timesteps")
+"""Arguments that say the steps one by one."""
+
+
+def _card_call(call: ModelCall) -> dict[str, object]:
+    """What the model card of a catalog's model calls it with; its schedule not where the number of steps is asked."""
+    entry = catalog.find(call.model)
+    known = entry.call() if entry is not None else {}
+    return {name: value for name, value in known.items() if not (name in SCHEDULES and "steps" in call.settings)}
 
 
 def price_model(trace: Trace, device: Device, allow: Collection[str] = ()) -> Profile:
@@ -126,14 +142,20 @@ def rank(
     asked_bytes: int | None = None,
     most_seconds: float | None = None,
     allow: tuple[str, ...] = (),
+    show: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> Ranking:
-    """The call on each of these GPUs, or on all that are known by name."""
+    """The call on each of these GPUs, or on all that are known by name; `show` gets what is planned for, and how many are done."""
     from vramtune.machine.gpus import gpus
     from vramtune.tuner.ranking import rank_gpus
 
     chosen = gpus() if devices is None else devices
-    profiles = (price_model(trace, device, allow) for device in chosen)
-    return rank_gpus(trace, profiles, asked_bytes=asked_bytes, most_seconds=most_seconds, allow=allow)
+
+    def profiles() -> Iterator[Profile]:
+        for number, device in enumerate(chosen):
+            show(f"Planning for {device.name}", number, len(chosen))
+            yield price_model(trace, device, allow)
+
+    return rank_gpus(trace, profiles(), asked_bytes=asked_bytes, most_seconds=most_seconds, allow=allow)
 
 
 STEPS = "num_inference_steps"

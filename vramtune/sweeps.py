@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from vramtune import predict
+from vramtune import catalog, predict
 from vramtune.catalog.kept import own_code
 from vramtune.errors import FileError, TraceError, UsageError
 from vramtune.reports.explorer import write_explorer
@@ -76,14 +76,17 @@ def sweep(
     arguments: predict.Arguments,
     jobs: int | None = None,
     show: Callable[[str, int, int], None] = lambda doing, done, total: None,
-) -> int:
-    """Write a row for each combination, budgets in bytes; returns how many.
+) -> list[SweepRow]:
+    """Write a row for each combination, budgets in bytes, and return them.
 
     `jobs` are processes; left out, joblib's own choice, which is one unless `joblib.parallel_config` says otherwise. `show`
     gets what is being done, and of how many parts how many are. A model whose call cannot be followed has one row with the
-    error. Raises `UsageError` for a file of another format or without its library, `FileError` where it cannot be written.
+    error. Raises `UsageError` for a file of another format or without its library and for what names no model, `FileError`
+    where the file cannot be written.
     """
     _check_format(path)
+    for model in models:
+        catalog.expect_model(model)
     if unknown := sorted({name for each in settings for name in each} - {*COLUMNS}):
         raise UsageError(f"The calls of a sweep differ in {', '.join(COLUMNS)}; got {', '.join(unknown)}.")
     parts = [SweepPart(model=m, settings=s, quantize=q) for m in models for s in settings for q in quantizations]
@@ -94,7 +97,7 @@ def sweep(
         rows += _rows_of(part, budgets, devices, allow, folder=folder, arguments=arguments, jobs=jobs)
     _write(path, rows)
     shutil.rmtree(folder, ignore_errors=True)
-    return len(rows)
+    return rows
 
 
 def read_sweep(path: str | Path) -> list[SweepRow]:

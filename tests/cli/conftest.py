@@ -1,8 +1,11 @@
+from dataclasses import dataclass
+
 import pytest
 
 from tests.reports import examples
 from vramtune import catalog, predict
 from vramtune.catalog import kept
+from vramtune.schema import Workload
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +19,11 @@ def saved(tmp_path_factory):
 class ImagePipeline:
     def __call__(self, prompt=None, height=None, width=None, num_inference_steps=50, num_images_per_prompt=1):
         raise AssertionError("the command line never runs a pipeline itself")
+
+
+@dataclass
+class StandInTrace:
+    workload: Workload
 
 
 class Profiler:
@@ -34,11 +42,11 @@ class Profiler:
         on_call("unet")
         if self.error is not None:
             raise self.error
-        return "a trace"
+        return StandInTrace(Workload(call_kwargs={}))
 
     def price(self, trace, device, *, permissions):
-        assert trace == "a trace"
-        self.asked["gpu"] = device.name
+        assert isinstance(trace, StandInTrace)
+        self.asked["gpu"], self.workload = device.name, trace.workload
         return examples.sdxl()
 
 

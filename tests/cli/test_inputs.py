@@ -42,6 +42,25 @@ def test_settings_left_out_leave_the_pipelines_defaults(profiler, command):
     assert profiler.asked == {"call_kwargs": {}, "gpu": "RTX 4060", "allow": ()}
 
 
+def test_settings_left_out_are_those_of_the_models_card(profiler):
+    assert run("plan", "z-image", "--vram-gb", "6", "--gpu", "RTX 4060").exit_code == 0
+    assert profiler.asked["call_kwargs"] == {"num_inference_steps": 8, "guidance_scale": 0.0}
+    assert run("plan", "z-image-turbo", "--vram-gb", "6", "--gpu", "RTX 4060", "--steps", 20).exit_code == 0
+    assert profiler.asked["call_kwargs"] == {"num_inference_steps": 20, "guidance_scale": 0.0}
+
+
+def test_a_number_of_steps_stands_in_for_the_cards_schedule(profiler):
+    assert run("plan", "ltx-2.5", "--vram-gb", "6", "--gpu", "RTX 4060").exit_code == 0
+    assert len(profiler.asked["call_kwargs"]["sigmas"]) == 8
+    assert run("plan", "ltx-2.5", "--vram-gb", "6", "--gpu", "RTX 4060", "--steps", 20).exit_code == 0
+    assert "sigmas" not in profiler.asked["call_kwargs"]
+
+
+def test_a_trace_says_what_it_was_asked_of(profiler):
+    assert run(*COMMANDS["plan"], "--quantize", "unet=nf4").exit_code == 0
+    assert (profiler.workload.model, profiler.workload.quantize) == ("sdxl", {"unet": "nf4"})
+
+
 @EACH
 @pytest.mark.parametrize(
     "given",
@@ -148,6 +167,13 @@ def test_a_budget_above_the_card_is_refused(profiler, command):
 def test_an_unknown_permission_is_refused(profiler, command):
     refused(run(*COMMANDS[command], "--allow", "tf32"), "tf32", "vae_tiling")
     assert profiler.asked == {}
+
+
+@pytest.mark.parametrize(
+    "given", [["vae_tiling,fp8_weights"], ["vae_tiling", "fp8_weights"], ["vae_tiling, fp8_weights"]]
+)
+def test_permissions_may_be_given_together(given):
+    assert options.permitted(given) == ("vae_tiling", "fp8_weights")
 
 
 @EACH

@@ -1,6 +1,7 @@
 import copy
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -244,6 +245,35 @@ def test_a_component_under_a_second_name_and_two_exchanged_for_each_other_run_ri
     assert {p.device.type for each in (pipe.text_encoder, pipe.text_encoder_2) for p in each.parameters()} == {"cpu"}
 
 
+class Wrapped(nn.Module):
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.inside(*args, **kwargs)
+
+
+class Forwarding(Wrapped):
+    """Has every attribute of what it wraps, as many wrappers do."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inside"), name)
+
+
+def test_a_component_in_a_wrapper_that_hands_on_what_it_lacks_runs_right(sim: ModuleType) -> None:
+    expected = untuned("sdxl", lambda pipe: None)
+    pipe = tiny_pipelines.build("sdxl")
+    with install(pipe, planned("sdxl", 0.4), device="sim"):
+        unet, pipe.unet = pipe.unet, Forwarding(pipe.unet)
+        assert torch.equal(output(pipe, "sdxl"), expected)
+        pipe.unet = unet
+        assert torch.equal(output(pipe, "sdxl"), expected)
+
+
 def without_first_block(pipe: DiffusionPipeline) -> None:
     blocks = pipe.transformer.single_transformer_blocks
     pipe.transformer.single_transformer_blocks = blocks[1:]
@@ -258,15 +288,6 @@ def with_wrapped_blocks(pipe: DiffusionPipeline) -> None:
     """Every planned module in there has another path now."""
     blocks = pipe.transformer.transformer_blocks
     pipe.transformer.transformer_blocks = nn.ModuleList(Wrapped(block) for block in blocks)
-
-
-class Wrapped(nn.Module):
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        return self.inside(*args, **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
+from diffusers.hooks import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -229,3 +230,30 @@ def test_an_empty_container_that_two_attributes_share_is_shared_in_the_copy():
     copied = fake_copy(pipe, MODE)
     assert copied.unet.cache is copied.vae.cache
     assert copied.unet.cache is not pipe.unet.cache
+
+
+def attention_broadcast(pipe):
+    return PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(100, 800),
+        spatial_attention_block_identifiers=("transformer_blocks",),
+        current_timestep_callback=lambda: pipe.current_timestep,  # of the pipeline itself, not of its copy
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda pipe: FirstBlockCacheConfig(threshold=0.1),
+        lambda pipe: TaylorSeerCacheConfig(cache_interval=2),
+        attention_broadcast,
+    ],
+    ids=["first block", "taylor", "attention broadcast"],
+)
+def test_a_step_cache_is_switched_off_in_the_copy_alone(config):
+    plain, pipe = tiny_pipelines.build("flux"), tiny_pipelines.build("flux")
+    pipe.transformer.enable_cache(config(pipe))
+    call_kwargs = tiny_pipelines.CALL["flux"]
+    traced, expected = (vramtune.trace(each, call_kwargs=call_kwargs, progress=False) for each in (pipe, plain))
+    assert traced.calls == expected.calls
+    assert pipe.transformer.is_cache_enabled

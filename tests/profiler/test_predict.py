@@ -393,6 +393,12 @@ def test_an_argument_that_the_pipeline_refuses_is_refused_with_its_reason(call_k
     assert state_of(pipe) == before
 
 
+def test_pictures_that_may_be_lacking_are_named(device):
+    pipe = StableDiffusionImg2ImgPipeline.from_pipe(tiny_pipelines.build("sd15"))
+    with pytest.raises(UsageError, match=r"refused the call.* takes image: pass what it needs in `call_kwargs`"):
+        predict_profile(pipe, call_kwargs={}, device=device)
+
+
 def test_an_optional_package_that_the_pipeline_needs_is_named(device, monkeypatch):
     class Cleaning(StableDiffusionXLPipeline):
         def encode_prompt(self, *args, **kwargs):

@@ -238,6 +238,7 @@ def comparison(made: Plan, *, device: Device = DEVICE) -> Comparison:
             compute_seconds=0.9 * seconds,
             moved_bytes=20 * GIB,
             moved_back_bytes=0,
+            host_bytes=0,
             **likely(slower * seconds, peak_bytes),
         )
 
@@ -252,7 +253,9 @@ def comparison(made: Plan, *, device: Device = DEVICE) -> Comparison:
         device=device,
         asked_bytes=made.asked_bytes,
         budget_bytes=budget,
+        ram_bytes=made.ram_bytes,
         plan=made,
+        permissions=(),
         stock=stock,
     )
 

@@ -6,12 +6,12 @@ from tests.reports import examples, plan_results
 from tests.reports.golden import check_golden
 from vramtune.errors import UsageError
 from vramtune.reports.cards import (
+    call,
     card,
     comparison_sentence,
     frontier_sentence,
     likely_seconds,
     plan_facts,
-    settings,
     tuned_card,
     verdict,
 )
@@ -75,7 +75,7 @@ def test_every_card_with_predicted_seconds_of_a_plan_names_the_bound():
 def test_cards_say_which_pipeline_and_which_call_they_are_of():
     for name in ("profile", "plan", "comparison", "frontier", "timeline", "tuned"):
         assert "StableDiffusionXLPipeline" in CARDS[name].title
-        assert CARDS[name].settings == "height=1024, width=1024"
+        assert CARDS[name].call == "height=1024, width=1024"
 
 
 def test_verdict_is_predicted_before_a_call_and_measured_after_it():
@@ -141,17 +141,22 @@ def test_frontier_sentence_names_both_ends_with_their_bounds():
 
 
 @pytest.mark.parametrize(
-    ("call_kwargs", "words"),
+    ("workload", "words"),
     [
-        ({"prompt": "a fox"}, "the pipeline's own"),
+        (Workload(call_kwargs={"prompt": "a fox"}), "the pipeline's own settings"),
         (
-            {"prompt": "a fox", "output_type": "latent", "image": "<PIL.Image.Image image>"},
+            Workload(call_kwargs={"prompt": "a fox", "output_type": "latent", "image": "<PIL.Image.Image image>"}),
             "output_type=latent, image=...",
         ),
+        (
+            Workload(call_kwargs={}, model="sdxl", quantize={"unet": "nf4", "vae": "fp8"}),
+            "sdxl (unet=nf4, vae=fp8), the pipeline's own settings",
+        ),
+        (Workload(call_kwargs={"num_inference_steps": 4}, model="org/name"), "org/name, num_inference_steps=4"),
     ],
 )
-def test_settings_leave_out_prompts_and_shorten_what_is_long(call_kwargs, words):
-    assert settings(Workload(call_kwargs=call_kwargs)) == words
+def test_the_call_names_the_model_leaves_out_prompts_and_shortens_what_is_long(workload, words):
+    assert call(workload) == words
 
 
 def test_a_card_of_anything_but_a_noun_is_refused():

@@ -29,8 +29,8 @@ COLUMNS = {
     "copy_seconds",
     "plan": "placement component stage active role num_kept num_groups weight_bytes kept_bytes slot_bytes "
     "locked_bytes staged_bytes",
-    "comparison": "mode fits is_narrow peak_bytes low_peak_bytes high_peak_bytes seconds low_seconds high_seconds plan_ratio "
-    "compute_seconds exposed_copy_seconds moved_bytes moved_back_bytes",
+    "comparison": "mode fits lacks_ram is_narrow peak_bytes low_peak_bytes high_peak_bytes seconds low_seconds high_seconds plan_ratio "
+    "compute_seconds exposed_copy_seconds moved_bytes moved_back_bytes host_bytes",
     "frontier": "budget_bytes peak_bytes seconds bound_seconds gap_fraction limit permissions stock_mode stock_seconds",
     "measurement": "stage seconds exposed_copy_seconds moved_bytes peak_bytes",
     "timeline": "engine component group stage iteration is_kept start_seconds end_seconds",
@@ -104,6 +104,7 @@ ends = st.builds(Extreme, seconds=spans, peak_bytes=sizes)
             compute_seconds=spans,
             moved_bytes=sizes,
             moved_back_bytes=sizes,
+            host_bytes=sizes,
             low=ends,
             high=ends,
         ),

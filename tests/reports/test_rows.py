@@ -106,6 +106,7 @@ def test_modes_that_fit_come_first_and_the_fastest_of_them_on_top(drawn):
             compute_seconds=seconds,
             moved_bytes=0,
             moved_back_bytes=0,
+            host_bytes=0,
             **examples.likely(seconds, GIB),
         )
         for i, (fits, seconds) in enumerate(drawn)

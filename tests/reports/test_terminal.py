@@ -8,7 +8,8 @@ from tests.reports import examples, plan_results
 from tests.reports.golden import check_golden
 from vramtune.errors import BudgetError
 from vramtune.reports import terminal
-from vramtune.reports.cards import tuned_card
+from vramtune.reports.cards import Card, tuned_card
+from vramtune.reports.columns import Cell, Column, Table
 from vramtune.reports.tables import beside_table, component_table
 from vramtune.units import GIB
 
@@ -61,14 +62,28 @@ def test_report_of_one_noun_is_its_card(report, noun):
     assert lines == terminal.card_text(terminal.card(noun)).splitlines()
 
 
-def test_long_names_fit_80_columns_and_lose_no_letter():
+def test_a_table_with_long_names_is_wider_and_cuts_none():
     long = "image_encoder_of_the_second_reference_pipeline"
     components = tuple(dataclasses.replace(c, name=f"{long}_{c.name}") for c in PROFILE.components)
     profile = dataclasses.replace(PROFILE, components=components, stages=())
-    out = shown(terminal.table_text(component_table(profile, PLAN)))
-    assert max(map(len, out.splitlines())) <= 80
-    names = "".join(line.split()[0] for line in out.splitlines() if line.strip())
-    assert all(component.name in names for component in components)
+    lines = terminal.card_text(Card(title="Long", tables=(component_table(profile, PLAN),))).splitlines()
+    for component in components:
+        assert sum(line.startswith(f"{component.name} ") for line in lines) == 1
+
+
+def test_words_are_wrapped_between_words_only():
+    table = Table(
+        title="Rows",
+        source=None,
+        columns=tuple(Column(heading=heading, alignment="left") for heading in ("name", "words", "too few")),
+        rows=(
+            (Cell(text="a name of several words"), Cell(text="unconditional_transformer " * 3), Cell(text="too slow")),
+        ),
+    )
+    lines = terminal.card_text(Card(title="Wide", tables=(table,))).splitlines()
+    assert sum("a name of several words" in line and "too slow" in line for line in lines) == 1
+    assert sum(line.split().count("unconditional_transformer") for line in lines) == 3
+    assert max(map(len, lines)) <= 80
 
 
 def test_long_figures_are_never_cut():

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from tests.profiles import GIB, MIB, activity, component, device, profile, stage, weights
-from tests.tuner.test_search import small
+from tests.tuner.test_search import small, with_tiling
 from vramtune.schema import Layer, ModeEstimate, Profile, Segment, Weights
+from vramtune.tuner.frontier import trace_frontier
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.stock_modes import compare_modes, compare_plan, stock_modes
 
@@ -126,6 +127,9 @@ class TestStateless:
         assert found["group offload, leaf, stream"].seconds == pytest.approx(0.3 + 30 * PINNED)
 
 
+TILING = ("vae_tiling",)
+
+
 class TestComparison:
     def test_the_plan_leads_and_none_that_fits_is_faster(self) -> None:
         comparison = compare_modes(small(), 250 * MIB)
@@ -139,6 +143,39 @@ class TestComparison:
         comparison = compare_modes(small(), 10 * MIB)
         assert comparison.bound_seconds is None
         assert {mode.fits for mode in comparison.modes} == {False}
+
+    def test_they_are_predicted_under_the_permissions_that_the_plan_uses(self) -> None:
+        comparison = compare_modes(with_tiling(), 100 * MIB, allow=("vae_tiling",))
+        assert comparison.permissions == ("vae_tiling",)
+        assert comparison.stock == stock_modes(with_tiling(), 100 * MIB, permissions=("vae_tiling",))
+        untiled, tiled = ({mode.mode: mode for mode in stock_modes(with_tiling(), permissions=p)} for p in ((), TILING))
+        leaf = "group offload, leaf, stream"
+        assert tiled[leaf].peak_bytes < untiled[leaf].peak_bytes
+        assert compare_modes(with_tiling(), GIB, allow=TILING).stock == stock_modes(with_tiling(), GIB)
+
+    def test_where_no_plan_fits_they_may_have_all_that_was_allowed(self) -> None:
+        comparison = compare_modes(with_tiling(), 10 * MIB, allow=("vae_tiling",))
+        assert (comparison.plan, comparison.permissions) == (None, ("vae_tiling",))
+        assert {mode.permissions for mode in comparison.modes} == {("vae_tiling",)}
+
+    def test_a_frontier_has_them_under_what_its_points_use(self) -> None:
+        curve = trace_frontier(with_tiling(), allow=("vae_tiling",))
+        assert {mode.permissions for mode in curve.stock} == {point.permissions for point in curve.points}
+
+    def test_what_brings_weights_back_needs_the_hosts_memory_for_all_of_them(self) -> None:
+        weight_bytes = sum(component.weights.num_bytes for component in small().components)
+        plan = choose_plan(small(), 250 * MIB)
+        enough, short = (compare_plan(small(), replace(plan, ram_bytes=weight_bytes - less)) for less in (0, 1))
+        assert [mode.fits for mode in enough.stock] == [mode.fits for mode in stock_modes(small(), 250 * MIB)]
+        fitting = {mode.mode for mode in short.stock if mode.fits}
+        assert fitting <= {"all resident"}
+        assert any(mode.fits for mode in enough.stock)
+
+    def test_sequential_offload_leaves_what_is_in_files_there(self) -> None:
+        parts = tuple(replace(c, file_bytes=c.weights.num_bytes) for c in small().components)
+        found = modes(replace(small(), components=parts))
+        assert found["sequential offload"].host_bytes == 0
+        assert found["group offload, leaf"].host_bytes == sum(c.weights.num_bytes for c in parts)
 
     def test_without_a_budget_nothing_is_said_of_fitting(self) -> None:
         assert {mode.fits for mode in stock_modes(small())} == {None}

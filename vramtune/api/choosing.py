@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vramtune import predict
 from vramtune.api.arguments import expect, permission_names
+from vramtune.api.progress import counting_bar
 from vramtune.errors import UsageError
 from vramtune.pricing.price import price as price_trace
 from vramtune.schema import Device, Profile, Ranking, Trace, checked_path
@@ -44,6 +45,7 @@ def which(
     quantize: Mapping[str, str] | None = None,
     allow: str | Sequence[str] = (),
     gpus: Sequence[str | Device] | None = None,
+    progress: bool = True,
 ) -> Ranking:
     """Say which GPUs run a call, how and how fast, and what less memory would cost there. All predicted.
 
@@ -55,6 +57,7 @@ def which(
         quantize: As if components were quantized when they are loaded: `{"transformer": "nf4"}`.
         allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
         gpus: Names or `Device`s. Left out: all that are known by name.
+        progress: Whether bars on standard error say what is done.
 
     Returns:
         The GPUs: those that do it in time, the fastest first, then those that take longer, then those that it does not fit.
@@ -70,6 +73,7 @@ def which(
     search.check_permissions(names)
     asked_bytes = None if vram_gb is None else budget_bytes(vram_gb)
     devices = None if gpus is None else _all_listed(gpus)
+    most_seconds = _time_limit(seconds)
     if isinstance(model, Trace):
         if call_kwargs or quantize:
             raise UsageError("A Trace has its call and its weights in it: leave `call_kwargs` and `quantize` out.")
@@ -79,19 +83,23 @@ def which(
             model=model, settings=predict.settings_of(call_kwargs or {}), quantize=_ways(quantize or {}), allow=names
         )
         followed = predict.trace_model(call, arguments=predict.as_call_kwargs)
-    return predict.rank(followed, devices, asked_bytes=asked_bytes, most_seconds=_time_limit(seconds), allow=names)
+    with counting_bar("GPUs", is_shown=progress) as show:
+        return predict.rank(
+            followed, devices, asked_bytes=asked_bytes, most_seconds=most_seconds, allow=names, show=show
+        )
 
 
 def sweep(
-    models: Sequence[str],
+    models: str | Sequence[str],
     path: str | Path,
     *,
-    vram_gb: Sequence[float],
+    vram_gb: float | Sequence[float],
     gpus: Sequence[str | Device] | None = None,
     call_kwargs: Sequence[Mapping[str, object]] = ({},),
     quantizations: Sequence[Mapping[str, str]] = ({},),
     allow: str | Sequence[str] = (),
     jobs: int | None = None,
+    progress: bool = True,
 ) -> int:
     """Plan models x calls x quantizations x GPUs x budgets, one row each, to a CSV or Parquet file. All predicted.
 
@@ -99,14 +107,15 @@ def sweep(
     in a folder beside the file until all of it is: who calls again after a crash goes on there.
 
     Args:
-        models: Names of `vramtune models`, folders, Hub ids.
+        models: Names of `vramtune models`, folders, Hub ids; one, or several.
         path: What to write: it ends in .csv or .parquet.
-        vram_gb: Budgets in GiB.
+        vram_gb: Budgets in GiB; one, or several.
         gpus: Names or `Device`s. Left out: all that are known by name.
         call_kwargs: Calls of each model: `height`, `width`, `num_frames` and `num_inference_steps` are columns.
         quantizations: Ways in which components are quantized; `{}` is as they are.
         allow: Names of permissions to change the output.
         jobs: Processes. Left out: as joblib is configured.
+        progress: Whether a bar on standard error says what is done.
 
     Returns:
         The number of rows.
@@ -123,17 +132,21 @@ def sweep(
 
     names = permission_names(allow)
     search.check_permissions(names)
-    return run(
-        models,
-        budgets=[budget_bytes(each) for each in vram_gb],
-        devices=listed() if gpus is None else _all_listed(gpus),
-        settings=[predict.settings_of(each) for each in call_kwargs],
-        quantizations=list(map(_ways, quantizations)),
-        allow=names,
-        path=checked_path(path),
-        arguments=predict.as_call_kwargs,
-        jobs=jobs,
-    )
+    budgets = [vram_gb] if isinstance(vram_gb, str | int | float) else vram_gb
+    with counting_bar("traces", is_shown=progress) as show:
+        rows = run(
+            [models] if isinstance(models, str) else models,
+            budgets=[budget_bytes(each) for each in budgets],
+            devices=listed() if gpus is None else _all_listed(gpus),
+            settings=[predict.settings_of(each) for each in call_kwargs],
+            quantizations=list(map(_ways, quantizations)),
+            allow=names,
+            path=checked_path(path),
+            arguments=predict.as_call_kwargs,
+            jobs=jobs,
+            show=show,
+        )
+    return len(rows)
 
 
 def explore(sweep: str | Path, folder: str | Path) -> Path:

@@ -3,9 +3,9 @@
 They need torch and diffusers, and import them when called.
 """
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from vramtune import predict
 from vramtune.api.arguments import expect, permission_names
 from vramtune.api.device import measured_device, planned_device
+from vramtune.api.progress import tracing_bar
+from vramtune.errors import UnknownNameError
 from vramtune.extras import expect_pipelines
 from vramtune.schema import Device, Plan, Profile, Trace
 from vramtune.tuned import Tuned
@@ -60,7 +62,8 @@ def autotune(
             takes longer only where the host copies more slowly than the link.
         method: What you will call: the pipeline itself, or a method of it by name ("encode_prompt").
         call_kwargs: Arguments that you will pass to it (`height`, `num_inference_steps`, ...); plan for the
-            largest call. The prompt has a default, the rest are the pipeline's own.
+            largest call. The prompt has a default, the rest are the pipeline's own. Callbacks among them are called
+            while the call is followed, with tensors that have no values.
         first: Methods that you will have called before, with their arguments: `{"invert": {"image": image}}` for
             LEDITS++, which edits only what it has inverted. What they leave is counted, not what they cost.
         device: As in `enable_model_cpu_offload`.
@@ -104,7 +107,7 @@ def autotune(
     if asked_bytes is None:
         asked_bytes = gpu.usable_bytes
     search.check(gpu, asked_bytes, permissions)
-    with _tracing_bar(is_shown=progress) as on_call:
+    with tracing_bar(is_shown=progress) as on_call:
         costs = predict.predict_profile(
             pipe, method=method, call_kwargs=call_kwargs, first=first, device=gpu, allow=permissions, on_call=on_call
         )
@@ -184,6 +187,7 @@ def load(
         budget_bytes(vram_gb)
     host_bytes(ram_gb, name="ram_gb")
     host_bytes(lock_gb, name="lock_gb")
+    _check_options(options)
     pipe = load_mapped(
         pipeline_class,
         source,
@@ -296,7 +300,7 @@ def profile(
     refuse_tuned(pipe)
     permissions, device = permission_names(allow), planned_device(pipe, gpu)
     search.check(device, device.total_bytes, permissions)
-    with _tracing_bar(is_shown=progress) as on_call:
+    with tracing_bar(is_shown=progress) as on_call:
         return predict.predict_profile(
             pipe, method=method, call_kwargs=call_kwargs, first=first, device=device, allow=permissions, on_call=on_call
         )
@@ -339,28 +343,23 @@ def trace(
     refuse_tuned(pipe)
     permissions = permission_names(allow)
     search.check_permissions(permissions)
-    with _tracing_bar(is_shown=progress) as on_call:
+    with tracing_bar(is_shown=progress) as on_call:
         return predict.trace_pipeline(
             pipe, method=method, call_kwargs=call_kwargs, first=first, allow=permissions, on_call=on_call
         )
 
 
-@contextmanager
-def _tracing_bar(*, is_shown: bool) -> Iterator[Callable[[str], None] | None]:
-    """A bar on standard error, and what tells it which component's call is traced now."""
-    if not is_shown:
-        yield None
-        return
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what `autotune` would refuse of the options of `load`, before weights are loaded."""
+    from vramtune.offload.device import resolve_device
 
-    from tqdm.auto import tqdm  # which warns in notebooks without widgets
-
-    with tqdm(desc="Tracing", unit=" calls", leave=False) as bar:
-
-        def show(name: str) -> None:
-            bar.set_description(f"Tracing {name}")
-            bar.update()
-
-        yield show
+    known = inspect.signature(autotune).parameters.keys() - {"pipe"}
+    for name in options.keys() - known:
+        raise UnknownNameError(
+            "argument of load", name, sorted(known | inspect.signature(load).parameters.keys() - {"options"})
+        )
+    search.check_permissions(permission_names(options.get("allow", ())))
+    resolve_device(options.get("device"), options.get("gpu_id"))
 
 
 def _known_context_bytes(device: Device) -> int | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vramtune.api.arguments import expect, permission_names
+from vramtune.api.progress import counting_bar
 from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Timeline, checked_path
 from vramtune.tuned import write_report
 from vramtune.tuner import frontier as tuner_frontier
@@ -49,12 +50,17 @@ def plan(
     )
 
 
-def compare(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()) -> Comparison:
+def compare(
+    profile: Profile, vram_gb: float, *, ram_gb: float | None = None, allow: str | Sequence[str] = ()
+) -> Comparison:
     """Put the stock diffusers modes, the plan and the bound side by side, under one budget, all predicted.
+
+    The stock modes are predicted under the permissions that the plan uses: diffusers has a method for each.
 
     Args:
         profile: What a call costs.
         vram_gb: Budget in GiB.
+        ram_gb: Budget in GiB for what the weights take of the host's memory, as in `plan`.
         allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
 
     Returns:
@@ -67,15 +73,18 @@ def compare(profile: Profile, vram_gb: float, *, allow: str | Sequence[str] = ()
         >>> vramtune.compare(costs, 8).plot()
     """
     expect(Profile, profile)
-    return stock_modes.compare_modes(profile, budget_bytes(vram_gb), allow=permission_names(allow))
+    return stock_modes.compare_modes(
+        profile, budget_bytes(vram_gb), ram_bytes=host_bytes(ram_gb, name="ram_gb"), allow=permission_names(allow)
+    )
 
 
-def frontier(profile: Profile, *, allow: str | Sequence[str] = ()) -> Frontier:
+def frontier(profile: Profile, *, allow: str | Sequence[str] = (), progress: bool = True) -> Frontier:
     """Trace latency against VRAM: plans from the smallest budget that works to where more buys nothing.
 
     Args:
         profile: What a call costs.
         allow: Names of permissions to change the output ("vae_tiling", "fp8_weights").
+        progress: Whether a bar on standard error says what is planned.
 
     Returns:
         The fastest plan at each budget, and the stock modes at what they need.
@@ -87,7 +96,9 @@ def frontier(profile: Profile, *, allow: str | Sequence[str] = ()) -> Frontier:
         >>> vramtune.frontier(costs).to_frame()
     """
     expect(Profile, profile)
-    return tuner_frontier.trace_frontier(profile, allow=permission_names(allow))
+    names = permission_names(allow)
+    with counting_bar("budgets", is_shown=progress) as show:
+        return tuner_frontier.trace_frontier(profile, allow=names, show=show)
 
 
 def timeline(profile: Profile, plan: Plan) -> Timeline:

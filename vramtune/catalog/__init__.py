@@ -13,7 +13,7 @@ from vramtune.paths import is_folder, is_there, user_path
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModularPipeline
 
-__all__ = ["Entry", "find", "load", "models", "names", "quantization_names"]
+__all__ = ["Entry", "expect_model", "find", "load", "models", "names", "quantization_names"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATH_SIGNS = re.compile(r"[/\\~]|^\.")
@@ -50,11 +50,9 @@ def load(model: str, *, quantize: Mapping[str, str] | None = None) -> "Diffusion
 
 def _load(model: str) -> "DiffusionPipeline | ModularPipeline":
     # torch and diffusers are imported where a pipeline is built, so that listing names takes milliseconds
-    entry = find(model)
-    if entry is None and not is_folder(model) and not HUB_ID.fullmatch(model):
-        raise _unknown(model)
+    expect_model(model)
     expect_pipelines("To build a pipeline")
-    if entry is not None:
+    if (entry := find(model)) is not None:
         from vramtune.catalog.pipelines import BUILDERS
 
         return BUILDERS[entry.name]()
@@ -65,6 +63,12 @@ def _load(model: str) -> "DiffusionPipeline | ModularPipeline":
     from vramtune.catalog.hub import load_hub
 
     return load_hub(model)
+
+
+def expect_model(model: str) -> None:
+    """Raise a `UsageError` for what is no name of `names()`, no folder and no Hub id."""
+    if find(model) is None and not is_folder(model) and not HUB_ID.fullmatch(model):
+        raise _unknown(model)
 
 
 def find(model: str) -> Entry | None:

@@ -2,10 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +19,14 @@ class Entry:
     """Where the configurations are published."""
     aliases: tuple[str, ...] = ()
     call_kwargs: Mapping[str, object] = field(default_factory=dict)
-    """The model card's call, where the pipeline's defaults are not it; benchmarks use it."""
+    """Of the model card's call what is not the pipeline's default."""
     image_size: tuple[int, int] | None = None
     """Width and height of the image that the model card's call is given."""
 
-    def images(self) -> "dict[str, Image]":
-        """A blank one of that size, as an argument of the call; nothing where the call is given none."""
+    def call(self) -> dict[str, object]:
+        """The model card's call: its arguments, and a blank image of that size where it is given one."""
         if self.image_size is None:
-            return {}
+            return dict(self.call_kwargs)
         from PIL import Image
 
-        return {"image": Image.new("RGB", self.image_size)}
+        return {**self.call_kwargs, "image": Image.new("RGB", self.image_size)}

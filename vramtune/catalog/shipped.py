@@ -1,4 +1,4 @@
-"""Traces that come with the package: of each catalog model's call with its own settings. Nothing here needs torch."""
+"""Traces that come with the package: of each catalog model's call as its model card has it. Nothing here needs torch."""
 
 from importlib.resources import files
 from importlib.resources.abc import Traversable

@@ -40,6 +40,7 @@ def load_mapped(
         raise UsageError(
             f"A pipeline is loaded by its class, such as diffusers.FluxPipeline; got {type(pipeline_class).__name__}."
         )
+    _check_dtype(torch_dtype)
     path = user_path(checked_path(source))
     if path.is_file():
         if variant or files or cast_folder:
@@ -51,6 +52,14 @@ def load_mapped(
         raise UsageError("`config` goes with a single file; a folder has its configurations in it.")
     folder = path if path.is_dir() else _from_hub_cache(str(source))
     return _from_folder(pipeline_class, folder, torch_dtype, variant, files or {}, cast_folder)
+
+
+def _check_dtype(torch_dtype: object) -> None:
+    dtypes = torch_dtype.values() if isinstance(torch_dtype, Mapping) else [torch_dtype]
+    if torch_dtype is not None and not all(isinstance(dtype, torch.dtype) for dtype in dtypes):
+        raise UsageError(
+            f"`torch_dtype` is a dtype, such as torch.bfloat16, or one for each component by name; got {torch_dtype!r}."
+        )
 
 
 def _from_folder(

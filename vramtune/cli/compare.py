@@ -20,6 +20,7 @@ def compare(
     model: options.Model,
     vram_gb: options.VramGb,
     settings: options.Settings,
+    ram_gb: options.RamGb = None,
     gpu: options.Gpu = None,
     quantize: options.Quantize = None,
     allow: options.Allow = None,
@@ -28,7 +29,8 @@ def compare(
 ) -> None:
     """Put the stock diffusers modes beside the plan in a VRAM budget.
 
-    Needs no GPU and no weights. Every figure is predicted.
+    The stock modes are predicted under the permissions that the plan uses. Needs no GPU and no weights. Every figure is
+    predicted.
 
     --json prints {"fits": true, "profile": {}, "comparison": {}}. Where no plan fits, "fits" is false, and
     "error", "smallest_bytes", "permission" and "permitted_bytes" are added.
@@ -36,8 +38,8 @@ def compare(
     Exit codes: 0 the plan fits, 3 it does not, 2 wrong usage, 1 the pipeline's call could not be followed.
     """
     with output.exit_codes():
-        budget_bytes = options.budget(vram_gb)
-        permissions, quantized = tuple(allow or ()), options.quantized(quantize)
+        budget_bytes, ram_bytes = options.budget(vram_gb), options.host(ram_gb, name="--ram-gb")
+        permissions, quantized = options.permitted(allow), options.quantized(quantize)
         files.check_plot(plot)
         with output.progress() as show:
             profile = inputs.profile_of(
@@ -50,8 +52,8 @@ def compare(
                 show=show,
             )
             show("Planning")
-            plan = inputs.plan_or_error(profile, budget_bytes, permissions)
-            comparison = inputs.comparison_of(profile, budget_bytes, plan)
+            plan = inputs.plan_or_error(profile, budget_bytes, permissions, ram_bytes=ram_bytes)
+            comparison = inputs.comparison_of(profile, budget_bytes, plan, permissions, ram_bytes=ram_bytes)
             files.write(plot, lambda path: files.save_plot(comparison.plot(), path), option="--plot", show=show)
         if isinstance(plan, BudgetError):
             output.end_without_plan(plan, profile, comparison, as_json=as_json)

@@ -9,6 +9,8 @@ from vramtune.cli import files, inputs, options, output
 from vramtune.errors import BudgetError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vramtune.schema import Frontier, Profile
 
 EXAMPLES = options.examples(
@@ -40,22 +42,20 @@ def frontier(
     followed.
     """
     with output.exit_codes():
-        permissions, quantized = tuple(allow or ()), options.quantized(quantize)
+        permissions, quantized = options.permitted(allow), options.quantized(quantize)
         files.check_plot(plot)
         with output.progress() as show:
             profile = inputs.profile_of(
                 model, gpu=gpu, quantize=quantized, settings=settings, allow=permissions, show=show
             )
-            show("Planning for each budget")
-            traced = _frontier_or_error(profile, permissions)
+            traced = _frontier_or_error(profile, permissions, show=output.counted(show))
             if not isinstance(traced, BudgetError):
                 curve = traced
                 files.write(plot, lambda path: files.save_plot(curve.plot(), path), option="--plot", show=show)
         if isinstance(traced, BudgetError):
             files.warn_unwritten(plot)
-            output.end_without_plan(
-                traced, profile, inputs.comparison_of(profile, profile.device.usable_bytes, traced), as_json=as_json
-            )
+            comparison = inputs.comparison_of(profile, profile.device.usable_bytes, traced, permissions)
+            output.end_without_plan(traced, profile, comparison, as_json=as_json)
         from vramtune.reports import json_output, terminal
 
         if as_json:
@@ -64,10 +64,12 @@ def frontier(
             output.print_text(terminal.frontier_report(traced))
 
 
-def _frontier_or_error(profile: "Profile", permissions: tuple[str, ...]) -> "Frontier | BudgetError":
+def _frontier_or_error(
+    profile: "Profile", permissions: tuple[str, ...], *, show: "Callable[[str, int, int], None]"
+) -> "Frontier | BudgetError":
     from vramtune.tuner.frontier import trace_frontier
 
     try:
-        return trace_frontier(profile, allow=permissions)
+        return trace_frontier(profile, allow=permissions, show=show)
     except BudgetError as error:
         return error

@@ -167,10 +167,17 @@ def plan_or_error(
         return error
 
 
-def comparison_of(profile: "Profile", budget_bytes: int, plan: "Plan | BudgetError") -> "Comparison":
+def comparison_of(
+    profile: "Profile",
+    budget_bytes: int,
+    plan: "Plan | BudgetError",
+    allow: Sequence[str],
+    *,
+    ram_bytes: int | None = None,
+) -> "Comparison":
     """The stock modes beside a plan, or where there is none."""
     from vramtune.tuner import stock_modes
 
     if isinstance(plan, BudgetError):
-        return stock_modes.compare_without_plan(profile, budget_bytes)
+        return stock_modes.compare_without_plan(profile, budget_bytes, ram_bytes=ram_bytes, allow=tuple(allow))
     return stock_modes.compare_plan(profile, plan)

@@ -114,7 +114,7 @@ Allow = Annotated[
         "--allow",
         metavar="NAME",
         autocompletion=_permissions,
-        help="Permit a change of the output: vae_tiling, fp8_weights. May be repeated.",
+        help="Permit a change of the output: vae_tiling, fp8_weights; several with commas. May be repeated.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -163,6 +163,11 @@ def time_limit(seconds: float | None) -> float | None:
     return seconds
 
 
+def permitted(given: Iterable[str] | None) -> tuple[str, ...]:
+    """Names of permissions, of what was typed: several options, or one with commas."""
+    return tuple(dict.fromkeys(name.strip() for option in given or () for name in option.split(",")))
+
+
 def quantized(given: Iterable[str] | None) -> dict[str, str]:
     """How which components are quantized, of what was typed: several options, or one with commas."""
     found: dict[str, str] = {}
@@ -197,7 +202,8 @@ SETTINGS: dict[str, Any] = {
         str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt; its length may matter.")
     ],
 }
-"""Options that become arguments of the pipeline's `__call__`; left out, they are the pipeline's own defaults."""
+"""Options that become arguments of the pipeline's `__call__`; left out, they are those of the model's card, or the pipeline's own
+defaults."""
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -21,23 +21,22 @@ FAILED = 1
 WRONG_USAGE = 2
 DOES_NOT_FIT = 3
 
-NUM_COLUMNS = 80
-"""Width that tables are made for."""
-
 
 def print_text(renderable: "RenderableType") -> None:
-    """Print to stdout: as wide as the terminal, or 80 columns of plain text without trailing blanks into a pipe.
+    """Print to stdout: as wide as the terminal, or plain text without trailing blanks into a pipe.
 
-    Never narrower: a small terminal wraps lines, where a table would have to leave out letters and columns.
+    Never narrower than its tables: a small terminal wraps lines, where a table would have to leave out letters and columns.
     """
     from rich.console import Console
 
+    from vramtune.reports.terminal import num_columns
+
     console = Console(markup=False, highlight=False)
     if console.is_terminal:
-        console.width = max(console.width, NUM_COLUMNS)
+        console.width = max(console.width, num_columns(renderable))
         console.print(renderable)
         return
-    console.width = NUM_COLUMNS
+    console.width = num_columns(renderable)
     with console.capture() as captured:
         console.print(renderable)
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
@@ -66,6 +65,11 @@ def progress() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("Starting") as status:
         yield lambda doing: status.update(Text(printable(doing)))
+
+
+def counted(show: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """Shows what is being done with how much of it is done."""
+    return lambda doing, done, total: show(f"{done} of {total}: {doing}")
 
 
 @contextlib.contextmanager

@@ -41,7 +41,8 @@ def plan(
 ) -> None:
     """Say whether MODEL runs in a VRAM budget, how, how fast, and why.
 
-    Needs no GPU and no weights. Every figure is predicted. Left-out settings are the pipeline's own defaults.
+    Needs no GPU and no weights. Every figure is predicted. Left-out settings are those of the
+    model's card, of other models the pipeline's own defaults.
 
     --json prints {"fits": true, "profile": {}, "plan": {}, "comparison": {}}. Where nothing fits, "fits" is
     false, and "error", "smallest_bytes", "permission" and "permitted_bytes" stand in place of "plan".
@@ -52,7 +53,7 @@ def plan(
         budget_bytes = options.budget(vram_gb)
         ram_bytes, lock_bytes = options.host(ram_gb, name="--ram-gb"), options.host(lock_gb, name="--lock-gb")
         storage_bytes_per_second = options.storage_rate(storage_rate)
-        permissions, quantized = tuple(allow or ()), options.quantized(quantize)
+        permissions, quantized = options.permitted(allow), options.quantized(quantize)
         files.check_plot(plot)
         files.check_path(save, option="--save", formats=files.JSON)
         files.check_path(report, option="--report", formats=files.HTML)
@@ -78,7 +79,7 @@ def plan(
                 files.write(plot, lambda path: _draw(profile, fitting, path), option="--plot", show=show)
                 files.write(report, lambda path: _report(profile, fitting, path), option="--report", show=show)
                 files.write(trace, lambda path: _trace(profile, fitting, path), option="--trace", show=show)
-        comparison = inputs.comparison_of(profile, budget_bytes, made)
+        comparison = inputs.comparison_of(profile, budget_bytes, made, permissions, ram_bytes=ram_bytes)
         if isinstance(made, BudgetError):
             files.warn_unwritten(save, plot, report, trace)
             output.end_without_plan(made, profile, comparison, as_json=as_json)

@@ -29,7 +29,7 @@ def profile(
     """Say what each component costs in one call of MODEL.
 
     Weights, activations, compute, copies. Needs no GPU and no weights. Every figure is predicted. Left-out settings
-    are the pipeline's own defaults.
+    are those of the model's card, of other models the pipeline's own defaults.
 
     --json prints {"profile": {}}, in short; --save writes all that `plan`, `compare` and `frontier` need.
 
@@ -40,7 +40,7 @@ def profile(
         quantized = options.quantized(quantize)
         with output.progress() as show:
             costs = inputs.profile_of(
-                model, gpu=gpu, quantize=quantized, settings=settings, allow=tuple(allow or ()), show=show
+                model, gpu=gpu, quantize=quantized, settings=settings, allow=options.permitted(allow), show=show
             )
             files.write(save, costs.save, option="--save", show=show)
         from vramtune.reports import json_output, terminal

@@ -34,7 +34,7 @@ def sweep(
         typer.Option(
             "--size",
             metavar="WxH",
-            help="Width and height, of a video with its frames (832x480x81). May be repeated. Left out: the pipeline's own.",
+            help="Width and height, of a video with its frames (832x480x81). May be repeated. Left out: the model card's, or the pipeline's own.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Denoising steps.")] = None,
@@ -55,7 +55,8 @@ def sweep(
     A sweep that was cut goes on where it was: what is done is kept in FILE.parts until all of it is. Every figure is
     predicted. In Python, `vramtune.sweep` runs on a Dask or Ray cluster too (joblib.parallel_config).
 
-    Exit codes: 0 done, 2 wrong usage. A model whose call cannot be followed has a row with the error.
+    Exit codes: 0 done, 1 all rows have an error, 2 wrong usage. A model whose call cannot be followed has a row with the
+    error.
     """
     with output.exit_codes():
         asked = budgets(vram_gb)
@@ -66,21 +67,27 @@ def sweep(
             from vramtune.machine.gpus import find_gpu, gpus
             from vramtune.tuner.search import check_permissions
 
-            check_permissions(allow or ())
+            permissions = options.permitted(allow)
+            check_permissions(permissions)
             settings = [_size(each) for each in size or ()] or [{}]
-            num_rows = sweeps.sweep(
+            rows = sweeps.sweep(
                 model or catalog.names(),
                 budgets=asked,
                 devices=[find_gpu(each) for each in gpu] if gpu else gpus(),
                 settings=[each | ({"steps": steps} if steps is not None else {}) for each in settings],
                 quantizations=[{}, *(options.quantized([each]) for each in quantize or ())],
-                allow=tuple(allow or ()),
+                allow=permissions,
                 path=out,
                 arguments=inputs.call_kwargs,
                 jobs=jobs,
-                show=lambda doing, done, total: show(f"{done} of {total}: {doing}"),
+                show=output.counted(show),
             )
-        typer.echo(f"{num_rows} rows (predicted) in {out}.")
+        errors = [row for row in rows if row.error]
+        typer.echo(f"{len(rows)} row{'s' * (len(rows) != 1)} (predicted) in {out}.")
+        if errors:
+            typer.echo(f"{len(errors)} of them with an error, such as {errors[0].model}: {errors[0].error}", err=True)
+        if len(errors) == len(rows):
+            raise typer.Exit(output.FAILED)
 
 
 def budgets(vram_gb: str) -> list[int]:

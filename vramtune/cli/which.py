@@ -41,15 +41,16 @@ def which(
     """
     with output.exit_codes():
         budget_bytes = None if vram_gb is None else options.budget(vram_gb)
-        permissions, quantized = tuple(allow or ()), options.quantized(quantize)
+        permissions, quantized = options.permitted(allow), options.quantized(quantize)
         most_seconds = options.time_limit(seconds)
         files.check_plot(plot)
         with output.progress() as show:
             trace = inputs.trace_of(model, quantize=quantized, settings=settings, allow=permissions, show=show)
             from vramtune import predict
 
-            show("Planning for each GPU")
-            ranking = predict.rank(trace, asked_bytes=budget_bytes, most_seconds=most_seconds, allow=permissions)
+            ranking = predict.rank(
+                trace, asked_bytes=budget_bytes, most_seconds=most_seconds, allow=permissions, show=output.counted(show)
+            )
             files.write(plot, lambda path: files.save_plot(ranking.plot(), path), option="--plot", show=show)
         from vramtune.reports import json_output, terminal
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline
+from diffusers import CacheMixin, DiffusionPipeline, ModelMixin, ModularPipeline
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -74,7 +74,7 @@ def stock_offload_device(pipe: Pipeline) -> torch.device | None:
     has_own = type(pipe).enable_model_cpu_offload is not DiffusionPipeline.enable_model_cpu_offload
     if not has_own and not getattr(pipe, "_all_hooks", None):
         return None
-    hooks = (getattr(component, "_hf_hook", None) for component in modules_of(pipe).values())
+    hooks = map(offload_hook, modules_of(pipe).values())
     devices = (hook.execution_device for hook in hooks if isinstance(hook, CpuOffload))
     return next((torch.device(device) for device in devices), None)
 
@@ -116,6 +116,15 @@ def store_as_before(layer: Any) -> None:
         del own["forward"]
     if not registry.hooks:
         del layer._diffusers_hook
+
+
+def compute_each_step(component: nn.Module) -> None:
+    """Switch off what lets a component skip work of a step, as an earlier one's is like it (`enable_cache`).
+
+    `CacheMixin` in `diffusers/models/cache_utils.py`.
+    """
+    if isinstance(component, CacheMixin) and component.is_cache_enabled:
+        component.disable_cache()
 
 
 def is_encoder(component: nn.Module) -> bool:
@@ -184,7 +193,7 @@ def is_cast_by_layers(module: nn.Module) -> bool:
 
 def offload_hook(module: nn.Module) -> object | None:
     """Accelerate's hook on a module, or None (`_hf_hook` in `accelerate/hooks.py`)."""
-    hook: object | None = getattr(module, "_hf_hook", None)
+    hook: object | None = vars(uncompiled(module)).get("_hf_hook")  # of its own: some wrappers hand on what they lack
     return hook
 
 

@@ -61,12 +61,12 @@ def refuse_layer_offload(pipe: Pipeline) -> None:
     """
     for name, component in modules_of(pipe).items():
         for module in component.modules():
-            hook = getattr(module, "_hf_hook", None)
+            hook = offload_hook(module)
             is_offloaded = isinstance(hook, AlignDevicesHook) and hook.offload
             is_whole = hook is None or isinstance(hook, CpuOffload)  # AudioLDM2 moves halves of a component
             if not is_whole and (module is not component or is_offloaded):
                 raise _under_layer_hooks(name)
-            registry = getattr(module, "_diffusers_hook", None)
+            registry = vars(uncompiled(module)).get("_diffusers_hook")
             if registry is not None and any("group_offloading" in entry for entry in registry.hooks):
                 raise UsageError(
                     f"Component {name!r} is under diffusers' group offloading, which has no off switch. Build the "

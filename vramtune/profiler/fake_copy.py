@@ -21,7 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vramtune.compiled import COMPILED_CALL, is_wrapper_of_compiled, uncompiled
-from vramtune.contract import Pipeline, computed_names, drop_offload_hook, is_cast_by_layers, store_in_float8
+from vramtune.contract import (
+    Pipeline,
+    compute_each_step,
+    computed_names,
+    drop_offload_hook,
+    is_cast_by_layers,
+    store_in_float8,
+)
 from vramtune.contract.tracing import pipelines_in, quieten, shared_by_copies
 from vramtune.plain_tensors import is_wrapper, own_tables, plain_tensors, rebuilt
 from vramtune.profiler.fakes import fake_like, fake_view
@@ -37,7 +44,7 @@ CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
-    """The pipeline again, with fake weights on the CPU, no offload hooks and no progress bar.
+    """The pipeline again, with fake weights on the CPU, no offload hooks, no step caches and no progress bar.
 
     Weights that were tied are; an attribute that cannot be copied (a lock, an open file) is shared, and said so in a
     log line.
@@ -61,6 +68,7 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
     for module in modules:
         twin = memo[id(module)]
         drop_offload_hook(twin)
+        compute_each_step(twin)
         _let_computed_go(twin)
         for weight in _weights(twin):
             own_tables(weight, lambda table: fake_like(table, mode))

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from vramtune.contract import CALL, Pipeline, excluded_components, offload_sequence
 from vramtune.contract.refusals import expect_pipeline, refuse_layer_offload, refuse_unknown_weights
-from vramtune.contract.tracing import missing_package
+from vramtune.contract.tracing import call_parameters, missing_package
 from vramtune.errors import TraceError, UsageError, VramtuneError
 from vramtune.profiler import many_steps
 from vramtune.profiler.arguments import NOTHING, arguments_to_trace, calls_to_trace_first, workload_of
@@ -21,6 +21,9 @@ REAL_BYTES = (MIB, 64 * MIB)
 """Outputs up to the first are real zeros for the pipeline's own code; where that reads more, those up to the second.
 
 Neither covers a decoded video, which is never materialised."""
+
+PICTURES = ("image", "images", "video", "mask_image", "control_image")
+"""Arguments that some pipelines cannot do without, though their calls have a default for them."""
 
 
 def follow(
@@ -104,7 +107,27 @@ class _Call:
                 raise
             except Exception as error:
                 failure = error
-        raise _refusal(type(self.pipe).__name__, failure) from failure
+        raise self._refusal(failure) from failure
+
+    def _refusal(self, failure: Exception) -> UsageError | TraceError:
+        """What an error of the pipeline's own code means to who asked."""
+        pipeline_class, reason = type(self.pipe).__name__, f"{type(failure).__name__}: {failure}"
+        if package := missing_package(failure):
+            return UsageError(
+                f"{pipeline_class} needs the package {package}, which is not installed ({reason}). "
+                f"Install it: `pip install {package}`."
+            )
+        if isinstance(failure, RuntimeError):
+            return TraceError(
+                f"Cannot predict {pipeline_class}: its own code failed on tensors without values ({reason}). "
+                "Pass what it computes there as an argument, or measure on the GPU."
+            )
+        accepted = call_parameters(self.pipe, self.method)
+        pictures = [name for name in PICTURES if name in accepted and name not in self.kwargs]
+        advice = (
+            f" Of pictures it takes {', '.join(pictures)}: pass what it needs in `call_kwargs`." if pictures else ""
+        )
+        return UsageError(f"{pipeline_class} refused the call. {reason}{advice}")
 
     def trace(
         self, recordings: Sequence[Recording], tries: Sequence[Recording] = (), num_steps: int | None = None
@@ -157,22 +180,6 @@ def _traced_calls(
                 permitted_calls.append(traced_call(other, component, work, {}, kernels))
         calls.append(traced_call(execution, as_they_are[execution.component], work, permitted, kernels))
     return {execution: n for n, execution in enumerate(executions)}, (*calls, *permitted_calls), work
-
-
-def _refusal(pipeline_class: str, failure: Exception) -> UsageError | TraceError:
-    """What an error of the pipeline's own code means to who asked."""
-    reason = f"{type(failure).__name__}: {failure}"
-    if package := missing_package(failure):
-        return UsageError(
-            f"{pipeline_class} needs the package {package}, which is not installed ({reason}). "
-            f"Install it: `pip install {package}`."
-        )
-    if isinstance(failure, RuntimeError):
-        return TraceError(
-            f"Cannot predict {pipeline_class}: its own code failed on tensors without values ({reason}). "
-            "Pass what it computes there as an argument, or measure on the GPU."
-        )
-    return UsageError(f"{pipeline_class} refused the call. {reason}")
 
 
 def _weighed(recordings: Sequence[Recording]) -> tuple[Component, ...]:

@@ -21,6 +21,7 @@ from vramtune.schema import (
     ModeEstimate,
     Plan,
     Profile,
+    RankedGpu,
     Ranking,
     Source,
     Timeline,
@@ -59,8 +60,8 @@ class Card:
     """A noun in short."""
 
     title: str
-    settings: str = ""
-    """The call's settings, in short."""
+    call: str = ""
+    """The model and its call's settings, in short."""
     source: Source | None = None
     """None where figures of both kinds stand side by side, each marked."""
     verdict: Verdict | None = None
@@ -83,7 +84,7 @@ def card(noun: object) -> Card:
 def _profile_card(profile: Profile) -> Card:
     return Card(
         title=f"What one call of {profile.pipeline_class} costs on {profile.device.name}",
-        settings=settings(profile.workload),
+        call=call(profile.workload),
         source="predicted",
         facts=_profile_facts(profile),
         tables=(tables.component_table(profile), tables.activity_table(profile)),
@@ -123,7 +124,7 @@ def tuned_card(plan: Plan, measurement: Measurement | None, *, embedding_bytes: 
     """
     return Card(
         title=plan_title(plan),
-        settings=settings(plan.workload),
+        call=call(plan.workload),
         verdict=verdict(plan, measurement),
         facts=(*plan_facts(plan, measurement), *_embedding_facts(embedding_bytes)),
         reasons=tuple(map(sentence, plan.reasons)),
@@ -136,7 +137,7 @@ def tuned_card(plan: Plan, measurement: Measurement | None, *, embedding_bytes: 
 def _comparison_card(comparison: Comparison) -> Card:
     return Card(
         title=f"Ways to run {comparison.pipeline_class} in {limit(comparison)} on {comparison.device.name}",
-        settings=settings(comparison.workload),
+        call=call(comparison.workload),
         source="predicted",
         summary=comparison_sentence(comparison),
         tables=(tables.mode_table(comparison),),
@@ -147,7 +148,7 @@ def _comparison_card(comparison: Comparison) -> Card:
 def _frontier_card(frontier: Frontier) -> Card:
     return Card(
         title=f"{frontier.pipeline_class} on {frontier.device.name}: seconds against memory",
-        settings=settings(frontier.workload),
+        call=call(frontier.workload),
         source="predicted",
         summary=frontier_sentence(frontier),
         tables=(tables.point_table(frontier), tables.stock_table(frontier)),
@@ -158,7 +159,7 @@ def _frontier_card(frontier: Frontier) -> Card:
 def _ranking_card(ranking: Ranking) -> Card:
     return Card(
         title=f"Which GPU runs {ranking.pipeline_class}{_asked(ranking)}",
-        settings=settings(ranking.workload),
+        call=call(ranking.workload),
         source="predicted",
         summary=ranking_sentence(ranking),
         tables=(tables.ranking_table(ranking),),
@@ -176,7 +177,7 @@ def _timeline_card(timeline: Timeline) -> Card:
     peak = max(level.held_bytes for level in timeline.memory)
     return Card(
         title=f"{plan_title(timeline.plan)}, copy by copy",
-        settings=settings(timeline.plan.workload),
+        call=call(timeline.plan.workload),
         source="predicted",
         facts=(_predicted("peak GPU memory", format_bytes(peak)), _busy(timeline, "compute"), _busy(timeline, "copy")),
         tables=(tables.owner_table(timeline),),
@@ -209,18 +210,17 @@ def plan_title(plan: Plan) -> str:
     return f"{plan.pipeline_class} in {format_bytes(plan.asked_bytes)} of {plan.device_name}"
 
 
-def settings(workload: Workload) -> str:
-    """The call's settings without its prompts; of those that are long (a latent, an image) only the name.
-
-    A call of a method by name says so first.
-    """
+def call(workload: Workload) -> str:
+    """The model and its call's settings without its prompts; of those that are long (a latent, an image) only the name."""
     shown = [workload.method] if workload.is_of_method else []
     shown += [
         f"{name}={value if len(str(value)) <= LONG else '...'}"
         for name, value in workload.call_kwargs.items()
         if isinstance(value, int | float) or "prompt" not in name
     ]
-    return ", ".join(shown) or "the pipeline's own"
+    quantized = ", ".join(f"{name}={how}" for name, how in workload.quantize.items())
+    model = [f"{workload.model} ({quantized})" if quantized else workload.model] if workload.model else []
+    return ", ".join([*model, *(shown or ["the pipeline's own settings"])])
 
 
 def limit(held_to: Plan | Comparison) -> str:
@@ -365,10 +365,15 @@ def ranking_sentence(ranking: Ranking) -> str:
         late = f"; on {slow} of them it fits and takes longer" if slow else ""
         return f"None of {len(ranking.gpus)} GPUs does it{late}. It needs {format_bytes(nearest.least_bytes)} at the least."
     fastest, smallest = fitting[0], min(fitting, key=lambda gpu: (gpu.device.total_bytes, gpu.seconds))
-    ends = [f"the fastest is {fastest.device.name} ({format_seconds(fastest.seconds or 0.0)} per call)"]
+    ends = [f"the fastest is {fastest.device.name} ({_with_bound(fastest)})"]
     if smallest is not fastest:
-        ends.append(f"with the least memory {smallest.device.name} ({format_seconds(smallest.seconds or 0.0)})")
+        ends.append(f"with the least memory {smallest.device.name} ({_with_bound(smallest)})")
     return f"{len(fitting)} of {len(ranking.gpus)} GPUs do it: {', '.join(ends)}."
+
+
+def _with_bound(gpu: RankedGpu) -> str:
+    assert gpu.best is not None
+    return f"{format_seconds(gpu.best.seconds)} per call, bound {format_seconds(gpu.best.estimate.bound_seconds)}"
 
 
 def frontier_sentence(frontier: Frontier) -> str:

@@ -123,10 +123,14 @@ def _components(profile: Profile, plan: Plan) -> Section:
 
 def _environment(profile: Profile, plan: Plan) -> Iterable[tuple[str, Pairs]]:
     """The facts that the figures hold for: the call, the device and the versions."""
-    settings = tuple((name, str(value)) for name, value in plan.workload.call_kwargs.items())
-    if plan.workload.is_of_method:
-        settings = (("method", plan.workload.method), *settings)
-    yield "Call", (("pipeline", plan.pipeline_class), *(settings or (("settings", "the pipeline's own"),)))
+    workload = plan.workload
+    settings = tuple((name, str(value)) for name, value in workload.call_kwargs.items())
+    if workload.is_of_method:
+        settings = (("method", workload.method), *settings)
+    model = (("model", workload.model),) if workload.model else ()
+    quantized = tuple((f"{name} quantized", how) for name, how in workload.quantize.items())
+    call = (("pipeline", plan.pipeline_class), *model, *quantized)
+    yield "Call", (*call, *(settings or (("settings", "the pipeline's own"),)))
     yield f"GPU ({profile.device.source})", tuple(_device(profile.device))
     yield "Versions", tuple(plan.versions.items())
 

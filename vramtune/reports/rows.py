@@ -80,6 +80,8 @@ class ModeRow:
 
     mode: str
     fits: bool | None
+    lacks_ram: bool
+    """Whether the peak is within the budget, and what it takes of the host is not within that."""
     is_narrow: bool
     """Whether it fits, and would not if everything were as large as is likely."""
     peak_bytes: int
@@ -98,6 +100,8 @@ class ModeRow:
     """Host to device, per call."""
     moved_back_bytes: int
     """Device to host, per call."""
+    host_bytes: int
+    """What its weights take of the host's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +244,7 @@ def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
         ModeRow(
             mode=mode.mode,
             fits=mode.fits,
+            lacks_ram=mode.fits is False and mode.peak_bytes <= comparison.budget_bytes,
             is_narrow=mode.is_narrow,
             peak_bytes=mode.peak_bytes,
             low_peak_bytes=mode.low.peak_bytes,
@@ -250,6 +255,7 @@ def mode_rows(comparison: Comparison) -> tuple[ModeRow, ...]:
             compute_seconds=mode.compute_seconds,
             moved_bytes=mode.moved_bytes,
             moved_back_bytes=mode.moved_back_bytes,
+            host_bytes=mode.host_bytes,
             plan_ratio=_ratio(mode.seconds, plan_seconds),
             exposed_copy_seconds=max(mode.seconds - mode.compute_seconds, 0.0),  # below 0 only by rounding
         )
@@ -264,11 +270,21 @@ def _ratio(seconds: float, plan_seconds: float | None) -> float | None:
 
 def point_rows(frontier: Frontier) -> tuple[PointRow, ...]:
     """One row per budget, in rising order."""
-    return tuple(_point_row(point, frontier.stock) for point in frontier.points)
+    return tuple(_point_row(point, frontier) for point in frontier.points)
 
 
-def _point_row(point: FrontierPoint, stock: tuple[ModeEstimate, ...]) -> PointRow:
-    fitting = [mode for mode in stock if mode.peak_bytes <= point.budget_bytes]
+def permissions_of_all(frontier: Frontier) -> tuple[str, ...] | None:
+    """Under which all of its stock modes are predicted; None where they differ."""
+    found = {mode.permissions for mode in frontier.stock}
+    return found.pop() if len(found) == 1 else None
+
+
+def _name(mode: ModeEstimate, frontier: Frontier) -> str:
+    return mode.title if permissions_of_all(frontier) is None else mode.mode
+
+
+def _point_row(point: FrontierPoint, frontier: Frontier) -> PointRow:
+    fitting = [mode for mode in frontier.stock if mode.peak_bytes <= point.budget_bytes]
     best = min(fitting, key=lambda mode: mode.seconds, default=None)
     return PointRow(
         budget_bytes=point.budget_bytes,
@@ -278,7 +294,7 @@ def _point_row(point: FrontierPoint, stock: tuple[ModeEstimate, ...]) -> PointRo
         gap_fraction=point.estimate.gap_fraction,
         limit=_limit(point.estimate),
         permissions=", ".join(point.permissions),
-        stock_mode=best.mode if best else None,
+        stock_mode=_name(best, frontier) if best else None,
         stock_seconds=best.seconds if best else None,
     )
 
@@ -336,7 +352,7 @@ def stock_row(mode: ModeEstimate, frontier: Frontier) -> StockRow:
     fitting = [point.seconds for point in frontier.points if point.budget_bytes <= mode.peak_bytes]
     plan_seconds = fitting[-1] if fitting else None  # points are faster the more memory they have
     return StockRow(
-        mode=mode.mode,
+        mode=_name(mode, frontier),
         fits=mode.peak_bytes <= frontier.device.usable_bytes,
         peak_bytes=mode.peak_bytes,
         seconds=mode.seconds,

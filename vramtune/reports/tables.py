@@ -12,6 +12,7 @@ from vramtune.reports.columns import (
     Cell,
     Column,
     Field,
+    Medium,
     Quantity,
     Table,
     cells,
@@ -29,10 +30,12 @@ from vramtune.reports.rows import (
     GpuRow,
     ModeRow,
     PlacementRow,
+    PointRow,
     beside_rows,
     component_rows,
     gpu_rows,
     mode_rows,
+    permissions_of_all,
     placement_rows,
     point_rows,
     stage_label,
@@ -157,15 +160,23 @@ def mode_table(comparison: Comparison) -> Table:
             return Cell(text=UNKNOWN)
         if row.is_narrow:
             return Cell(text="narrowly", tone="attention")
+        if row.lacks_ram:
+            return Cell(text="no: RAM", tone="bad")
         return Cell(text="yes", tone="good") if row.fits else Cell(text="no", tone="bad")
 
+    notes = [
+        "needs: without what PyTorch only caches",
+        "moved: to the GPU and back, per call",
+        *_with(comparison.permissions),
+        *(["no: RAM: the host has too little memory"] if any(row.lacks_ram for row in rows) else []),
+    ]
     return table_of(
         "Ways to run it",
         "predicted",
         rows,
         words("mode", lambda row: row.mode),
         cells(Column(heading="fits", alignment="left"), fits),
-        gib("peak", lambda row: row.peak_bytes, bars=True),
+        gib("needs", lambda row: row.peak_bytes, bars=True),
         gib("peak at the most", lambda row: row.high_peak_bytes, only="page"),
         time("time", lambda row: row.seconds, bars=True),
         time("at the least", lambda row: row.low_seconds, only="page"),
@@ -174,23 +185,31 @@ def mode_table(comparison: Comparison) -> Table:
         time("exposed copy", lambda row: row.exposed_copy_seconds, only="page"),
         gib("moved", lambda row: row.moved_bytes),
         gib("moved back", lambda row: row.moved_back_bytes, short="back"),
+        gib("host memory", lambda row: row.host_bytes, only="page"),
         marked=next((index for index, row in enumerate(rows) if row.mode == PLAN_MODE), None),
-        note="moved: to the GPU and back, per call",
+        note="; ".join(notes),
     )
+
+
+def _with(permissions: tuple[str, ...]) -> list[str]:
+    return [f"all with {', '.join(permissions)}"] if permissions else []
 
 
 def point_table(frontier: Frontier) -> Table:
     """The fastest plan at each budget, and the fastest stock mode that fits it."""
+    rows = point_rows(frontier)
+    used: Field[PointRow] = words("permissions", lambda row: row.permissions)
     return table_of(
         "The fastest plan at each budget",
         "predicted",
-        point_rows(frontier),
+        rows,
         gib("budget", lambda row: row.budget_bytes),
         gib("peak", lambda row: row.peak_bytes),
         time("time", lambda row: row.seconds),
         time("bound", lambda row: row.bound_seconds, only="page"),
         quantities(Column(heading="above bound"), lambda row: row.gap_fraction, "{:z.1%}".format, bars=True),
         words("limited by", lambda row: row.limit),
+        *([used] if any(row.permissions for row in rows) else []),
         words("fastest stock mode", lambda row: row.stock_mode or "none fits"),
         time("its time", lambda row: row.stock_seconds),
     )
@@ -208,7 +227,7 @@ def stock_table(frontier: Frontier) -> Table:
         time("time", lambda row: row.seconds),
         time("the plan's", lambda row: row.plan_seconds),
         figure("/ plan", lambda row: times(row.plan_ratio)),
-        note="the plan's time: in the same memory",
+        note="; ".join(["the plan's time: in the same memory", *_with(permissions_of_all(frontier) or ())]),
     )
 
 
@@ -222,22 +241,24 @@ def ranking_table(ranking: Ranking) -> Table:
             return Cell(text="too slow", tone="attention")
         return Cell(text="narrowly", tone="attention") if row.is_narrow else Cell(text="yes", tone="good")
 
+    rows = gpu_rows(ranking)
+    where: Medium | None = None if any(row.permissions for row in rows) else "page"
     return table_of(
         "GPUs",
         "predicted",
-        gpu_rows(ranking),
+        rows,
         words("GPU", lambda row: row.gpu),
         gib("peak", lambda row: row.peak_bytes),
         cells(Column(heading="fits", alignment="left"), fits),
         words("weights", lambda row: row.role or UNKNOWN),
         time("time", lambda row: row.seconds, bars=True),
-        time("at the least", lambda row: row.low_seconds, short="low"),
+        time("at the least", lambda row: row.low_seconds, only="page"),
         time("at the most", lambda row: row.high_seconds, short="high"),
         time("bound", lambda row: row.bound_seconds, only="page"),
         gib("least memory", lambda row: row.least_bytes, short="least"),
-        time("time in that", lambda row: row.least_seconds, short="in that"),
-        words("permissions", lambda row: row.permissions or row.helpful_permission or "", only="page"),
-        note="least: the smallest budget that works, and a call's time in that",
+        time("time in that", lambda row: row.least_seconds, only="page"),
+        words("permissions", lambda row: row.permissions or row.helpful_permission or "", only=where),
+        note="high: what the time is likely to be at the most; least: the smallest budget that works",
     )
 
 

@@ -1,4 +1,4 @@
-"""Cards and tables as text of 80 columns, for a terminal or a pipe."""
+"""Cards and tables as text, for a terminal or a pipe: of 80 columns, or what a table needs so that no word is cut."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -18,6 +19,10 @@ from vramtune.schema import Comparison, Device, Frontier, Plan, Profile, Ranking
 from vramtune.units import format_bytes, format_seconds
 
 NUM_COLUMNS = 80
+"""Width that tables are made for."""
+WIDEST = 1000
+SHORT = 12
+"""Characters of what is not worth a second line."""
 STYLES: dict[Tone | None, str] = {
     None: "",
     "good": "green",
@@ -37,7 +42,7 @@ def budget_report(error: BudgetError, profile: Profile, comparison: Comparison) 
     """Why nothing fits, what would, and what the stock modes would need."""
     message = Text(str(error))
     message.highlight_words(["does not fit"], style=STYLES["bad"])
-    return Group(message, *_spaced((component_table(profile), mode_table(comparison))))
+    return Group(_prose(message), *_spaced((component_table(profile), mode_table(comparison))))
 
 
 def profile_report(profile: Profile) -> Group:
@@ -89,16 +94,27 @@ def one_line(plan: Plan) -> str:
 
 def card_text(card: Card) -> str:
     """A card as plain text, without its folded tables."""
+    report = card_report(card)
     # in a notebook rich would show it besides
-    console = Console(width=NUM_COLUMNS, color_system=None, markup=False, highlight=False, force_jupyter=False)
+    console = Console(width=num_columns(report), color_system=None, markup=False, highlight=False, force_jupyter=False)
     with console.capture() as captured:
-        console.print(card_report(card))
+        console.print(report)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def num_columns(report: RenderableType) -> int:
+    """How wide text must be: 80 columns, or more where a table has too many figures and words for that."""
+    return max(NUM_COLUMNS, Console(width=WIDEST).measure(report).minimum)
 
 
 def card_report(card: Card) -> Group:
     """A card without its folded tables."""
-    return Group(*_head(card), *_spaced(card.tables), *_why(card))
+    return Group(*map(_prose, _head(card)), *_spaced(card.tables), *map(_prose, _why(card)))
+
+
+def _prose(words: RenderableType) -> RenderableType:
+    """Sentences: as wide as is good to read, also above a table that is wider."""
+    return Constrain(words, NUM_COLUMNS)
 
 
 def _spaced(tables: tuple[Table, ...]) -> Iterator[RenderableType]:
@@ -113,8 +129,8 @@ def _head(card: Card) -> Iterator[RenderableType]:
         yield Text.assemble((card.verdict.word, style), f" ({card.verdict.source}). {card.verdict.sentence}")
     source = f" ({card.source})" if card.source else ""
     yield Text(f"{card.title}{source}.")
-    if card.settings:
-        yield Text(f"Settings: {card.settings}.")
+    if card.call:
+        yield Text(f"Call: {card.call}.")
     if card.summary:
         yield Text(card.summary)
     if card.facts:
@@ -137,17 +153,32 @@ def _why(card: Card) -> Iterator[RenderableType]:
 
 
 def table_text(table: Table) -> Group:
-    """A table under its title. Figures are never cut: headings and words are wrapped instead."""
+    """A table under its title. Neither figures nor words are cut: headings and cells are wrapped between words."""
     shown = table.in_medium("text")
+    headings = _headings(shown)
     lines = RichTable(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    for column, heading in zip(shown.columns, _headings(shown), strict=True):
-        is_words = column.alignment == "left"
-        lines.add_column(Text(heading), justify=column.alignment, no_wrap=not is_words, overflow="fold")
+    for column, heading, width in zip(shown.columns, headings, _widths(shown, headings), strict=True):
+        lines.add_column(Text(heading), justify=column.alignment, width=width)
     for number, row in enumerate(shown.rows):
         style = "bold" if number == shown.marked else ""
         lines.add_row(*(Text(cell.text, style=STYLES[cell.tone]) for cell in row), style=style)
     title = _title(shown)
-    return Group(*([Text(title, style="bold")] if title else []), lines)
+    return Group(*([_prose(Text(title, style="bold"))] if title else []), lines)
+
+
+def _widths(table: Table, headings: list[str]) -> list[int]:
+    """Of each column; those of words give way, the widest first, but not the rows' names, and no longest word."""
+    cells = [[heading, *(row[i].text for row in table.rows)] for i, heading in enumerate(headings)]
+    widths = [max(len(line) for text in column for line in text.split("\n")) for column in cells]
+    least = list(widths)
+    for i, column in enumerate(table.columns):
+        if i and column.alignment == "left":
+            longest = max((len(word) for text in cells[i] for word in text.split()), default=0)
+            least[i] = max(longest, min(widths[i], SHORT))
+    while sum(widths) + len(widths) - 1 > NUM_COLUMNS and widths != least:
+        widest = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return widths
 
 
 def _headings(table: Table) -> list[str]:

@@ -21,7 +21,7 @@ class ModeEstimate:
 
     mode: str
     fits: bool | None
-    """Whether the peak is within the budget; None where no budget was given."""
+    """Whether the peak is within the budget, and what it takes of the host within that; None where no budget was given."""
     peak_bytes: int
     """What it gets through in: with more, PyTorch's allocator keeps more than it needs."""
     seconds: float
@@ -30,12 +30,21 @@ class ModeEstimate:
     """Bytes copied from host to device per call."""
     moved_back_bytes: int
     """Bytes copied from device to host per call."""
+    host_bytes: int
+    """What its weights take of the host's memory from the second call on; those that stay in mapped files take none."""
     low: Extreme
     """If everything is as fast and small as is likely."""
     high: Extreme
     """If everything is as slow and large as is likely, with all that PyTorch's allocator keeps where it has room."""
     is_narrow: bool = False
     """Whether it fits, and would not if everything were as large as is likely."""
+    permissions: tuple[str, ...] = ()
+    """Under which it is predicted: what a plan may do for them, diffusers' own methods do for a stock mode."""
+
+    @property
+    def title(self) -> str:
+        """The mode, and the permissions under which it is predicted."""
+        return f"{self.mode} ({', '.join(self.permissions)})" if self.permissions else self.mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +58,12 @@ class Comparison(Shown):
     """The budget as the user gave it."""
     budget_bytes: int
     """What `fits` goes by: the asked budget, or what is usable on the device if that is less."""
+    ram_bytes: int | None
+    """What weights may take of the host's memory; None for no limit."""
     plan: Plan | None
     """None where no plan fits."""
+    permissions: tuple[str, ...]
+    """Under which all are predicted: what the plan uses, or where none fits what it might have."""
     stock: tuple[ModeEstimate, ...]
     """diffusers' own modes."""
 
@@ -73,6 +86,8 @@ class Comparison(Shown):
             compute_seconds=estimate.compute_seconds,
             moved_bytes=estimate.moved_bytes,
             moved_back_bytes=0,
+            host_bytes=estimate.host_bytes,
+            permissions=self.permissions,
             low=estimate.low,
             high=estimate.high,
             is_narrow=estimate.is_narrow,
@@ -114,7 +129,7 @@ class Frontier(Shown):
     device: Device
     points: tuple[FrontierPoint, ...]
     stock: tuple[ModeEstimate, ...]
-    """diffusers' own modes, each at the peak that it needs."""
+    """diffusers' own modes, each at the peak that it needs, under each set of permissions that a point uses."""
 
     def plot(self, *, ax: "Axes | None" = None) -> "Axes":
         """Draw seconds against memory."""

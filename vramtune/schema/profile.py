@@ -328,6 +328,10 @@ class Workload:
     call_kwargs: dict[str, Scalar | list[Scalar]]
     method: str = "__call__"
     """The pipeline's method that was called."""
+    model: str = ""
+    """The name, folder or Hub id that was asked for; empty where a pipeline was given."""
+    quantize: dict[str, str] = field(default_factory=dict)
+    """How which components are taken to be quantized."""
 
     @property
     def is_of_method(self) -> bool:

@@ -1,17 +1,25 @@
 """Latency against VRAM: the fastest plan at each of a row of budgets."""
 
+from collections.abc import Callable
+
 from vramtune.schema import Frontier, FrontierPoint, Profile
 from vramtune.tuner.budget import Budget, nothing_fits
 from vramtune.tuner.local_search import Candidate
 from vramtune.tuner.problem import DEFAULT_SLOTS
 from vramtune.tuner.search import check, choose, fastest, no_plan, pose_permitted
 from vramtune.tuner.stock_modes import stock_modes
+from vramtune.units import format_bytes
 
 NUM_POINTS = 24
 """From 2 to 32 GiB each budget is an eighth larger than the one before: finer than cards differ."""
 
 
-def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier:
+def trace_frontier(
+    profile: Profile,
+    *,
+    allow: tuple[str, ...] = (),
+    show: Callable[[str, int, int], None] = lambda doing, done, total: None,
+) -> Frontier:
     """Plans from the smallest budget that works up to where everything stays, or the card is full.
 
     Budgets rise by equal factors; a point is left out where more memory bought nothing. Raises `BudgetError` where
@@ -25,8 +33,10 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
         raise nothing_fits(profile, Budget.on(profile.device, usable), allow)
     high = min(Candidate.whole(problems[()], DEFAULT_SLOTS).peak_bytes, usable)
     points: list[FrontierPoint] = []
-    for step in range(NUM_POINTS if high > low else 1):
+    num_points = NUM_POINTS if high > low else 1
+    for step in range(num_points):
         budget_bytes = round(low * (high / low) ** (step / (NUM_POINTS - 1)))
+        show(f"Planning in {format_bytes(budget_bytes)}", step, num_points)
         choice = fastest(choose(problems, Budget.on(profile.device, budget_bytes)))
         if choice is None:  # the host has too little for what a smaller budget leaves to it
             continue
@@ -41,5 +51,9 @@ def trace_frontier(profile: Profile, *, allow: tuple[str, ...] = ()) -> Frontier
         workload=profile.workload,
         device=profile.device,
         points=tuple(points),
-        stock=stock_modes(profile),
+        stock=tuple(
+            mode
+            for permissions in dict.fromkeys(point.permissions for point in reversed(points))
+            for mode in stock_modes(profile, permissions=permissions)
+        ),
     )

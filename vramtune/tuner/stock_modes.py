@@ -37,6 +37,7 @@ SEQUENTIAL_OPERATIONS = 20
 GROUP_OPERATIONS = 1.5
 """The same in group offload with a stream (`benchmarks/host_overhead.py`: 21 to 32 microseconds on a host that takes
 some 20 for an operation)."""
+RESIDENT, SEQUENTIAL = "all resident", "sequential offload"
 BLOCK_STREAM, LEAF_STREAM = "group offload, block, stream", "group offload, leaf, stream"
 OF_A_STREAM, OF_BLOCKS = (BLOCK_STREAM, LEAF_STREAM), (BLOCK_STREAM, "group offload, block")
 
@@ -80,28 +81,55 @@ _CallCost = Callable[[Device, Component, Activity], _Cost]
 _BlocksCost = Callable[[Device, Activity, list[_Chunk]], _Cost]
 
 
-def stock_modes(profile: Profile, budget_bytes: int | None = None) -> tuple[ModeEstimate, ...]:
-    """Every stock mode; `fits` is None where no budget is given.
+def stock_modes(
+    profile: Profile,
+    budget_bytes: int | None = None,
+    *,
+    ram_bytes: int | None = None,
+    permissions: tuple[str, ...] = (),
+) -> tuple[ModeEstimate, ...]:
+    """Every stock mode under these permissions; `fits` is None where no budget is given, `ram_bytes` for what the host has.
 
     Pipelines without an offload sequence, such as modular ones, have no model offload.
     """
+    profile = profile.under(permissions)
     low, high = (_costs(profile_at(profile, end)) for end in ENDS)
     compute_seconds = _compute_seconds(profile)
+    host_bytes = {mode: _host_bytes(profile, mode) for mode in low}
+    fits_host = {mode: ram_bytes is None or taken <= ram_bytes for mode, taken in host_bytes.items()}
     return tuple(
         ModeEstimate(
             mode=mode,
-            fits=None if budget_bytes is None else cost.peak_bytes <= budget_bytes,
+            fits=None if budget_bytes is None else fits_host[mode] and cost.peak_bytes <= budget_bytes,
             peak_bytes=cost.peak_bytes,
             seconds=cost.seconds,
             compute_seconds=compute_seconds,
             moved_bytes=cost.moved_bytes,
             moved_back_bytes=cost.moved_back_bytes,
+            host_bytes=host_bytes[mode],
+            permissions=permissions,
             low=_extreme(low[mode]),
             high=_extreme(high[mode], _cached_bytes(profile, mode)),
-            is_narrow=budget_bytes is not None and cost.peak_bytes <= budget_bytes < high[mode].peak_bytes,
+            is_narrow=budget_bytes is not None
+            and fits_host[mode]
+            and cost.peak_bytes <= budget_bytes < high[mode].peak_bytes,
         )
         for mode, cost in _costs(profile).items()
     )
+
+
+def _host_bytes(profile: Profile, mode: str) -> int:
+    """What a mode's weights take of the host from the second call on.
+
+    Whoever brings weights back puts them into ordinary memory, also those that came out of mapped files; sequential
+    offload drops its copies, and files stay mapped.
+    """
+    if mode == RESIDENT:
+        return 0
+    num_bytes = sum(component.weights.num_bytes for component in profile.components)
+    if mode == SEQUENTIAL:
+        num_bytes -= sum(min(component.file_bytes, component.weights.num_bytes) for component in profile.components)
+    return num_bytes
 
 
 def _extreme(cost: _Cost, cached_bytes: int = 0) -> Extreme:
@@ -113,13 +141,13 @@ def _costs(profile: Profile) -> dict[str, _Cost]:
     # sequential offload leaves the buffers of all components on the device
     buffer_bytes = sum(component.buffers.allocated_bytes for component in profile.components)
     costs = {
-        "all resident": _resident(profile),
+        RESIDENT: _resident(profile),
         **({"model offload": _model_offload(profile)} if profile.offload_sequence else {}),
         BLOCK_STREAM: _stateless(profile, _block_stream),
         "group offload, block": _stateless(profile, _block),
         LEAF_STREAM: _stateless(profile, _leaf_stream),
         "group offload, leaf": _stateless(profile, _leaf),
-        "sequential offload": _stateless(profile, _sequential, held_bytes=buffer_bytes),
+        SEQUENTIAL: _stateless(profile, _sequential, held_bytes=buffer_bytes),
     }
     fixed_bytes = profile.device.context_bytes + profile.device.workspace_bytes
     fixed_bytes += sum(component.computed_bytes for component in profile.components)
@@ -152,35 +180,42 @@ def _cached_bytes(profile: Profile, mode: str) -> int:
     return cached
 
 
-def compare_modes(profile: Profile, asked_bytes: int, *, allow: tuple[str, ...] = ()) -> Comparison:
+def compare_modes(
+    profile: Profile, asked_bytes: int, *, ram_bytes: int | None = None, allow: tuple[str, ...] = ()
+) -> Comparison:
     """The stock modes, the plan where one fits, and the bound, under one budget."""
     try:
-        plan = choose_plan(profile, asked_bytes, allow=allow)
+        plan = choose_plan(profile, asked_bytes, ram_bytes=ram_bytes, allow=allow)
     except BudgetError:
-        return compare_without_plan(profile, asked_bytes)
+        return compare_without_plan(profile, asked_bytes, ram_bytes=ram_bytes, allow=allow)
     return compare_plan(profile, plan)
 
 
-def compare_without_plan(profile: Profile, asked_bytes: int) -> Comparison:
-    """The stock modes under a budget that no plan fits."""
-    return _comparison(profile, Budget.on(profile.device, asked_bytes), None)
+def compare_without_plan(
+    profile: Profile, asked_bytes: int, *, ram_bytes: int | None = None, allow: tuple[str, ...] = ()
+) -> Comparison:
+    """The stock modes under a budget that no plan fits, with all that was allowed."""
+    budget = Budget.on(profile.device, asked_bytes, ram_bytes=ram_bytes)
+    permissions = next((v.permissions for v in profile.variants if {*v.permissions} == {*allow}), ())
+    return _comparison(profile, budget, None, permissions)
 
 
 def compare_plan(profile: Profile, plan: Plan) -> Comparison:
-    """The stock modes beside a plan that is there, under what it was planned for."""
-    budget = Budget(asked_bytes=plan.asked_bytes, limit_bytes=plan.budget_bytes)
-    return _comparison(profile, budget, plan)
+    """The stock modes beside a plan that is there, in its budget and under the permissions that it uses."""
+    return _comparison(profile, Budget.of(plan), plan, plan.permissions)
 
 
-def _comparison(profile: Profile, budget: Budget, plan: Plan | None) -> Comparison:
+def _comparison(profile: Profile, budget: Budget, plan: Plan | None, permissions: tuple[str, ...]) -> Comparison:
     return Comparison(
         pipeline_class=profile.pipeline_class,
         workload=profile.workload,
         device=profile.device,
         asked_bytes=budget.asked_bytes,
         budget_bytes=budget.limit_bytes,
+        ram_bytes=budget.ram_bytes,
         plan=plan,
-        stock=stock_modes(profile, budget.limit_bytes),
+        permissions=permissions,
+        stock=stock_modes(profile, budget.limit_bytes, ram_bytes=budget.ram_bytes, permissions=permissions),
     )
 
 

@@ -147,6 +147,7 @@ def frontier(plan: Plan) -> Frontier:
             compute_seconds=0.98 * seconds,
             moved_bytes=GIB,
             moved_back_bytes=0,
+            host_bytes=0,
             **examples.likely(ratio * seconds, int(gib * GIB)),
         )
         for name, gib, ratio in MODES

@@ -26,6 +26,7 @@ def comparisons(draw):
             compute_seconds=draw(st.floats(0.05, 1)) * mode_seconds,
             moved_bytes=0,
             moved_back_bytes=0,
+            host_bytes=0,
             **examples.likely(mode_seconds, GIB),
         )
         for index, mode_seconds in enumerate(seconds)

@@ -6,7 +6,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from vramtune.reports.plots.frontier import round_ticks
-from vramtune.reports.plots.style import BOUND_LINE, SMALL, SMALL_WORDS, Look, legend_below, plain_words, titled_axes
+from vramtune.reports.plots.style import (
+    BOUND_LINE,
+    SMALL,
+    SMALL_WORDS,
+    WORDS_BOX,
+    Look,
+    Properties,
+    legend_below,
+    plain_words,
+    titled_axes,
+)
 from vramtune.reports.rows import GpuRow, gpu_rows
 from vramtune.schema import Ranking, Role
 from vramtune.units import GIB, format_bytes, format_seconds
@@ -18,6 +28,13 @@ LOOKS: dict[Role, tuple[str, Look]] = {
 }
 ROW_INCHES, OTHER_INCHES = 0.24, 1.9
 BAR_HEIGHT = 0.7
+BOUND_MARK: Properties = {
+    "color": "black",
+    "marker": "|",
+    "markersize": 9,
+    "linestyle": "",
+    "label": "bound: no plan is faster",
+}
 MARGIN = 1.15
 """Factor between the outermost seconds and the ends of the axis."""
 WORDS_ROOM = 1.6
@@ -61,7 +78,7 @@ def _scale(plot: RankingPlot, *, ax: Axes) -> None:
     ends = [end for row in plot.rows if row.fits for end in (row.low_seconds, row.seconds, row.high_seconds) if end]
     ends += [plot.most_seconds] if plot.most_seconds is not None else []
     low, high = min(ends, default=1.0) / MARGIN, max(ends, default=10.0) * WORDS_ROOM
-    ax.set(xscale="log", xlabel="seconds per call (the line: between what is likely)", xlim=(low, high))
+    ax.set(xscale="log", xlabel="seconds per call (thin line: likely range; log scale)", xlim=(low, high))
     ticks = round_ticks(low, high)
     ax.xaxis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -81,9 +98,11 @@ def _draw_bars(plot: RankingPlot, *, ax: Axes) -> None:
         ax.barh(places, [each - left for each in seconds], **bars)
         spans = [(row.low_seconds or left, row.high_seconds or left) for _, row in rows]
         ax.hlines(places, [low for low, _ in spans], [high for _, high in spans], color="black", linewidth=0.9)
+    bounds = [(row.bound_seconds, number) for number, row in enumerate(plot.rows) if row.bound_seconds is not None]
+    ax.plot(*zip(*bounds, strict=True) if bounds else ((), ()), **BOUND_MARK)
     for number, row in enumerate(plot.rows):
         if row.seconds is None:
             place, words = left, f"  does not fit: needs {format_bytes(row.least_bytes)}"
         else:
             place, words = row.high_seconds or row.seconds, f"  {format_seconds(row.seconds)}"
-        ax.text(place, number, words, **SMALL_WORDS)
+        ax.text(place, number, words, bbox=WORDS_BOX, **SMALL_WORDS)

@@ -101,7 +101,7 @@ function offer(id, options, chosen) {
 function choose(wanted) {
   const model = offer("model", distinct(calls.map((call) => call.model)).map((name) => [name, name]), wanted.model);
   const settings = offer("settings", distinct(callsOf(model).map((call) => call.settings)).map((words) =>
-    [words, words || "the pipeline's own"]), wanted.settings);
+    [words, words || "default settings"]), wanted.settings);
   const alike = callsOf(model).filter((call) => call.settings === settings);
   const quantization = offer("quantization", alike.map((call) =>
     [call.quantization, call.quantization || "as it is"]), wanted.quantization);
