@@ -64,6 +64,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
     "mask": (lambda: Calls(attention), (*heads(64), image(2, 1, 256, 256))),
     "boolean mask": (lambda: Calls(attention), (*heads(64), torch.ones(2, 1, 256, 256, dtype=torch.bool))),
     "mask of odd length": (lambda: Calls(attention), (*heads(64, length=253), image(2, 1, 253, 253))),
+    "boolean mask of odd length": (
+        lambda: Calls(attention),
+        (*heads(64, length=253), torch.ones(2, 1, 253, 253, dtype=torch.bool)),
+    ),
     "mask of odd stride": (lambda: Calls(attention), (*heads(64), image(2, 1, 256, 260)[..., :256])),
     "mask and wide heads": (lambda: Calls(attention), (*heads(192), image(2, 1, 256, 256))),
     "group norm": (lambda: nn.GroupNorm(32, 512, dtype=HALF), (image(2, 512, 32, 32),)),

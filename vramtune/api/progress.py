@@ -25,9 +25,13 @@ def tracing_bar(*, is_shown: bool) -> Iterator[Callable[[str], None] | None]:
 @contextmanager
 def counting_bar(unit: str, *, is_shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar, and what tells it what is done now, how much of it is done, and of how much."""
+    if not is_shown:
+        yield lambda doing, done, total: None
+        return
+
     from tqdm.auto import tqdm
 
-    with tqdm(unit=f" {unit}", leave=False, disable=not is_shown) as bar:
+    with tqdm(unit=f" {unit}", leave=False) as bar:  # `disable=False` would go before TQDM_DISABLE
 
         def show(doing: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done

@@ -36,14 +36,13 @@ def attention(
     qkv = (query, key, value) if query.ndim != 3 else (query[None], key[None], value[None])
     if takes_flash(*qkv, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa):
         out = flash(*qkv, is_causal=is_causal, scale=scale)
+    elif takes_efficient(*qkv, enable_gqa=enable_gqa):
+        out = efficient(*qkv, attn_mask, is_causal=is_causal, scale=scale)
     else:
         bias = additive(attn_mask, query.dtype)
-        if takes_efficient(*qkv, enable_gqa=enable_gqa):
-            out = efficient(*qkv, bias, is_causal=is_causal, scale=scale)
-        else:
-            out = aten._scaled_dot_product_attention_math(
-                *qkv, bias, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
-            )[0]
+        out = aten._scaled_dot_product_attention_math(
+            *qkv, bias, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+        )[0]
     return out.squeeze(0) if query.ndim == 3 else out
 
 
@@ -110,12 +109,13 @@ def efficient(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    bias: torch.Tensor | None,
+    mask: torch.Tensor | None,
     *,
     is_causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
     """A mask's rows are padded to a multiple of 8; wide heads in 16 bits are added up in a float32 copy of the result."""
+    bias = additive(mask, query.dtype)  # here: nothing else may hold what is padded, or it stays for as long as the kernel
     if bias is not None:
         bias = aligned(bias, (*query.shape[:-1], key.shape[-2]))
     out: torch.Tensor = aten._scaled_dot_product_efficient_attention.default(
