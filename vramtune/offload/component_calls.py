@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from vramtune.contract import keeps_steps
 from vramtune.offload.binding import BoundComponent
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.inputs import Brought, to_device
 from vramtune.offload.meter import Meter
-from vramtune.offload.retry import remember_draws, with_room
+from vramtune.offload.retry import remember_draws, remember_inputs, with_room
 from vramtune.offload.stack import is_pipeline_running, is_running
 from vramtune.schema import call_name
 from vramtune.tables import tables_kept_by
@@ -54,7 +55,11 @@ class ComponentCalls:
         *,
         is_inner: bool,
     ) -> Any:
-        """Call the method with weights and inputs on the device; again where memory runs out."""
+        """Call the method with weights and inputs on the device; again where memory runs out.
+
+        One that keeps something from step to step, or changed what it was given, is not called again: what failed half way
+        would count twice. The pipeline's call begins again instead.
+        """
 
         def attempt() -> Any:
             # Inputs first, or they would wait behind the copies of weights.
@@ -66,18 +71,25 @@ class ComponentCalls:
 
         def make_room(asked_bytes: int | None) -> bool:
             self._meter.ran_out_of_memory()
-            put_generators_back()
             return self._conductor.make_room(component, method, asked_bytes)
 
         def call() -> Any:
             try:
                 with nullcontext() if is_inner else self._casts_not_cached:
                     name = call_name(component.name, method)
-                    return with_room(attempt, make_room, device=self.device, name=name)
+                    return with_room(
+                        attempt,
+                        make_room,
+                        device=self.device,
+                        name=name,
+                        is_repeatable=lambda: are_inputs_as_before() and not keeps_steps(component.module),
+                        go_back=put_generators_back,
+                    )
             finally:
                 self._conductor.leave(component)
 
-        put_generators_back = remember_draws(self.device, (args, kwargs))
+        inputs = args, kwargs
+        are_inputs_as_before, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
         # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
         return self._conductor.run(call, is_whole=not is_pipeline_running())
 

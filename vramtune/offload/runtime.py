@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from vramtune.contract import installation_of, modules_of
+from vramtune.contract import forget_steps, installation_of, modules_of
 from vramtune.layout import round_up
 from vramtune.mapped_files import Snapshot, snapshots
 from vramtune.offload.binding import Binding, BoundComponent
@@ -72,6 +72,8 @@ class Runtime:
         self._changes: tuple[GroupChange, ...] = ()
         """Those that `on_changed` was told of last."""
         self._is_warm = self._is_to_be_told = False
+        self._is_unfinished = False
+        """Whether components may know steps of a call that did not end."""
         self._files: tuple[Snapshot, ...] = ()
         """Those in which weights stay, as they were."""
         self._takeover = PipelineTakeover(pipe, self, plan)
@@ -190,22 +192,39 @@ class Runtime:
         is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
 
         def attempt() -> Any:
+            self._forget_unfinished()
+            self._is_unfinished = True
             # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
             with torch.no_grad(), self._limit:
-                return method(*args, **kwargs)
+                result = method(*args, **kwargs)
+            self._is_unfinished = False
+            return result
 
         def make_room(asked_bytes: int | None) -> bool:
-            self._meter.restart()
-            put_generators_back()
+            self._meter.ran_out_of_memory()
             with self._limit:
                 return self._conductor.make_room_here(asked_bytes)
 
-        result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
+        def go_back() -> None:
+            self._meter.restart()
+            put_generators_back()
+
+        try:
+            result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable, go_back=go_back)
+        finally:
+            self._forget_unfinished()
         self._meter.finish()
         self._is_to_be_told = self._is_warm and not self._changes and are_planned(self.plan.workload, *inputs)
         self._is_warm = True
         self._tell()
         return result
+
+    def _forget_unfinished(self) -> None:
+        """Have components forget the steps of a try or a call that did not end; diffusers does that only as one ends."""
+        if self._is_unfinished:
+            for component in self._binding.components:
+                forget_steps(component.module)
+            self._is_unfinished = False
 
     def _tell(self) -> None:
         """Say what the last call took, if the device has done with it: nobody waits for that."""
