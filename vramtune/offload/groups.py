@@ -178,6 +178,14 @@ class Group:
         self.buffer, self.master, self.master_views, self.piece = buffer, flat, master_views, 0
         self.uses_copy, self.is_settled = False, True
 
+    @torch.inference_mode(False)
+    def leave_device(self) -> None:
+        """Have the tensors wait in ordinary memory of the host for their place on the device: what they leave may be needed
+        for it."""
+        self.is_settled = False
+        for held in self.held:
+            held.plain.point_at(held.value.cpu())
+
     def _locked_buffer(self, device: torch.device) -> torch.Tensor | None:
         """Page-locked memory for the tensors as laid out now; None, from then on, where the system refuses."""
         if self.buffer is not None and self._fits(self.buffer):
