@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,15 @@ from torch import nn
 
 from tests import tiny_pipelines
 from tests.offload.state import output, same, state_of, tensors, values
-from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes, smallest_gib, tuned, weight_bytes
+from tests.offload.tuned_pipelines import (
+    held_bytes,
+    planned,
+    profiled,
+    resident_bytes,
+    smallest_gib,
+    tuned,
+    weight_bytes,
+)
 from vramtune import autotune
 from vramtune.contract import modules_of
 from vramtune.errors import UsageError
@@ -533,3 +542,41 @@ def test_a_method_exchanged_with_one_kept_from_before_a_loader_runs_under_the_pl
         pipe.enable_model_cpu_offload()
         pipe.transformer.forward = lambda *args, **kwargs: kept(*args, **kwargs)
         assert torch.equal(output(pipe, "flux"), expected["flux"])
+
+
+# ---------------------------------------------------------------------------------------------------
+# A default device
+
+
+@contextmanager
+def default_device(how: str) -> Iterator[None]:
+    if how == "with":
+        with torch.device("sim"):
+            yield
+        return
+    torch.set_default_device("sim")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("how", ["set", "with"])
+def test_all_of_a_tuned_life_may_be_under_a_default_device(
+    sim: ModuleType, expected: dict[str, torch.Tensor], how: str
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    before = values(pipe)
+    plans = [planned("flux"), planned("flux", lockable_fraction=0.3)]  # all that moves page-locked, and some in place
+    profiled("flux")
+    with default_device(how):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # makes its tables there
+        with autotune(pipe, call_kwargs=tiny_pipelines.CALL["flux"], device="sim", progress=False):
+            assert torch.equal(output(pipe, "flux"), expected["flux"])
+        for plan in plans:
+            with install(pipe, plan, device="sim"):
+                assert torch.equal(output(pipe, "flux"), expected["flux"])
+                pipe.vae.to(torch.float64).to(torch.float32)
+                assert torch.equal(output(pipe, "flux"), expected["flux"])
+    assert same(values(pipe), before)
+    assert {tensor.device.type for _, tensor in tensors(pipe)} == {"cpu"}
