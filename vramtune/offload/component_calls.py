@@ -25,12 +25,19 @@ class ComponentCalls:
     """Runs the methods of a pipeline's components, one caller at a time."""
 
     def __init__(
-        self, conductor: Conductor, meter: Meter, lock: threading.RLock, embeddings: Embeddings | None
+        self,
+        conductor: Conductor,
+        meter: Meter,
+        lock: threading.RLock,
+        embeddings: Embeddings | None,
+        take_in: Callable[[BoundComponent], BoundComponent],
     ) -> None:
         self.device = conductor.device
         self._conductor, self._meter, self._lock = conductor, meter, lock
         self._casts_not_cached = CastsNotCached()
         self._embeddings = embeddings
+        self._take_in = take_in
+        """Takes a component in again that someone rebuilt, and returns it as it is bound then."""
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method, or give what it returned for the same inputs, if that is kept."""
@@ -40,6 +47,8 @@ class ComponentCalls:
             is_inner = is_running(_RUN, self=self)
             if not is_inner:
                 self._casts_not_cached.restore()
+                if self._conductor.is_watched and component.is_rebuilt:  # a callback unloaded a LoRA
+                    component = self._take_in(component)
             run = partial(self._run, component, method, original, args, kwargs, is_inner=is_inner)
             if self._embeddings is None or is_inner:
                 return run()

@@ -85,13 +85,13 @@ class Conductor:
         if is_running(_RUN, self=self):
             return call()
         self._meter.discard()
-        self.is_watched = True
         if not self._is_clean:
             self.recover()
         self._is_clean = False
         try:
             result = call()
         finally:
+            self.is_watched = True
             if is_whole:
                 self.end_call()
         self._is_clean = True

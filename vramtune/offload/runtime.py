@@ -63,7 +63,9 @@ class Runtime:
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
         self._embeddings = Embeddings() if cache_embeddings else None
-        self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock, self._embeddings)
+        self._component_calls = ComponentCalls(
+            self._conductor, self._meter, self._lock, self._embeddings, self._take_in_rebuilt
+        )
         self._is_removed = False
         self.on_measured: Callable[[Measurement], None] = lambda measurement: None
         """Told of each call whose settings are the plan's, but for the first, once the device has done with it."""
@@ -255,6 +257,17 @@ class Runtime:
         self._exchange_components()
         self._put_back()
         self._plan_again()
+
+    def _take_in_rebuilt(self, component: BoundComponent) -> BoundComponent:
+        """Take over what came in or went while a call runs, as its callbacks have it; the plan stays until the next call."""
+
+        def take_in() -> None:
+            self._exchange_components()
+            self._put_back()
+
+        with_room(take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
+        self._is_warm = False  # what this call takes is not what was planned
+        return next(each for each in self._binding.components if each.module is component.module)
 
     def _plan_again(self) -> None:
         """Go over to a plan for what the pipeline consists of now, if that has changed."""
