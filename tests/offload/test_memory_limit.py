@@ -1,5 +1,7 @@
 """The budget on a device that has more."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 import vramtune
 from tests import tiny_pipelines
 from tests.offload.tuned_pipelines import held_bytes, profiled, tuned, weight_bytes, whole
-from vramtune.offload.memory_limit import MemoryLimit
+from vramtune.layout import workspace_block_bytes
+from vramtune.offload.memory_limit import MemoryLimit, let_go_of_workspaces
 from vramtune.offload.runtime import Runtime
 from vramtune.schema import Measurement
 from vramtune.tuner.search import choose_plan
@@ -59,6 +62,26 @@ def test_a_memory_limit_above_the_device_is_none_and_is_put_back_as_none(sim: Mo
     with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
         assert limits[-1] == 0.5
     assert limits[-1] == 1
+
+
+def test_workspaces_are_let_go_of_where_the_plan_is_not_on_the_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, asked = [0], []
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    block = {"size": workspace_block_bytes(8 * MIB), "state": "active_allocated"}
+    snapshot = [{"device": 1, "blocks": [block, block]}]
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "current_blas_handle", lambda: asked.append(current[-1]))
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: snapshot)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    assert let_go_of_workspaces(torch.device("cuda", 1), 8 * MIB)
+    assert (asked, current) == ([1, 1], [0])
 
 
 def reading(name: str, runtime: Runtime, pipe: Any) -> tuple[torch.Tensor, Measurement]:
