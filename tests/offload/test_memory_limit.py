@@ -10,7 +10,7 @@ import torch
 
 import vramtune
 from tests import tiny_pipelines
-from tests.offload.tuned_pipelines import held_bytes, profiled, tuned, weight_bytes, whole
+from tests.offload.tuned_pipelines import held_bytes, profiled, resident_bytes, tuned, weight_bytes, whole
 from vramtune.layout import workspace_block_bytes
 from vramtune.offload.memory_limit import MemoryLimit, let_go_of_workspaces
 from vramtune.offload.runtime import Runtime
@@ -48,6 +48,29 @@ def test_a_larger_call_than_planned_stays_within_the_budget(sim: ModuleType, lim
             assert runtime.measured.peak_bytes <= budget_bytes
             assert bool(runtime.measured.num_out_of_memory) == num_out_of_memory
     assert limits == [1.0, budget_bytes / sim.DEFAULT_CAPACITY_BYTES, 1.0, *limits[-2:]]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_component_called_by_hand_stays_within_the_budget(
+    sim: ModuleType, limits: list[float], is_first: bool
+) -> None:
+    with torch.no_grad():
+        latents = torch.randn(1, 1, 32, 32)
+        want = whole("flux").vae.decode(latents.to("sim")).sample.cpu()
+        sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
+        with tuned("flux", 0.8) as (pipe, runtime):
+            budget_bytes = runtime.plan.budget_bytes
+            if not is_first:
+                tiny_pipelines.run(pipe, "flux")
+            others = torch.empty(2**20, dtype=torch.uint8, device="sim")
+            before_bytes = held_bytes() - resident_bytes(runtime.plan)
+            sim.reset_peak_memory_stats()
+            assert torch.equal(pipe.vae.decode(latents).sample.cpu(), want)
+            assert sim.max_memory_reserved() - before_bytes <= budget_bytes
+            assert limits[-2] == pytest.approx((budget_bytes + others.nbytes) / sim.DEFAULT_CAPACITY_BYTES, rel=0.01)
+            assert limits[-1] == 1
+            pipe.encode_prompt("a cat", "a cat", max_sequence_length=8)
+            assert limits[-1] == 1
 
 
 def test_a_memory_limit_that_is_lower_already_stays(sim: ModuleType, limits: list[float]) -> None:

@@ -14,6 +14,7 @@ from vramtune.offload.conductor import Conductor
 from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.inputs import Brought, to_device
+from vramtune.offload.memory_limit import MemoryLimit
 from vramtune.offload.meter import Meter
 from vramtune.offload.retry import remember_draws, remember_inputs, with_room
 from vramtune.offload.stack import is_pipeline_running, is_running
@@ -30,7 +31,9 @@ class ComponentCalls:
         meter: Meter,
         lock: threading.RLock,
         embeddings: Embeddings | None,
+        *,
         take_in: Callable[[BoundComponent], BoundComponent],
+        limit: Callable[[], MemoryLimit],
     ) -> None:
         self.device = conductor.device
         self._conductor, self._meter, self._lock = conductor, meter, lock
@@ -38,6 +41,8 @@ class ComponentCalls:
         self._embeddings = embeddings
         self._take_in = take_in
         """Takes a component in again that someone rebuilt, and returns it as it is bound then."""
+        self._limit = limit
+        """Holds a call of its own to the budget."""
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method, or give what it returned for the same inputs, if that is kept."""
@@ -99,8 +104,11 @@ class ComponentCalls:
 
         inputs = args, kwargs
         are_inputs_as_before, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
-        # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
-        return self._conductor.run(call, is_whole=not is_pipeline_running())
+        # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them. What such a
+        # one has of its own on the device by then cannot be told from copies of weights: it is not held to the budget.
+        if is_pipeline_running():
+            return self._conductor.run(call, is_whole=False)
+        return self._conductor.run(call, limit=self._limit)
 
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""

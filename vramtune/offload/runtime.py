@@ -64,7 +64,12 @@ class Runtime:
         self._lock = threading.RLock()
         self._embeddings = Embeddings() if cache_embeddings else None
         self._component_calls = ComponentCalls(
-            self._conductor, self._meter, self._lock, self._embeddings, self._take_in_rebuilt
+            self._conductor,
+            self._meter,
+            self._lock,
+            self._embeddings,
+            take_in=self._take_in_rebuilt,
+            limit=self._limit_now,
         )
         self._is_removed = False
         self.on_measured: Callable[[Measurement], None] = lambda measurement: None
@@ -183,12 +188,7 @@ class Runtime:
             self._take_in()
 
         with_room(take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
-        self._limit.others_bytes = self._meter.others_bytes = others_bytes(
-            self.device,
-            pieces=self._pieces,
-            left_bytes=self._left_bytes,
-            workspace_bytes=self._conductor.workspace_bytes,
-        )
+        limit = self._limit_now()
         inputs = args[1:], kwargs
         self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
         is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
@@ -197,14 +197,14 @@ class Runtime:
             self._forget_unfinished()
             self._is_unfinished = True
             # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
-            with torch.no_grad(), self._limit:
+            with torch.no_grad(), limit:
                 result = method(*args, **kwargs)
             self._is_unfinished = False
             return result
 
         def make_room(asked_bytes: int | None) -> bool:
             self._meter.ran_out_of_memory()
-            with self._limit:
+            with limit:
                 return self._conductor.make_room_here(asked_bytes)
 
         def go_back() -> None:
@@ -220,6 +220,17 @@ class Runtime:
         self._is_warm = True
         self._tell()
         return result
+
+    def _limit_now(self) -> MemoryLimit:
+        """The limit for a call that begins: what others hold by now does not count."""
+        self._limit.end()
+        self._limit.others_bytes = self._meter.others_bytes = others_bytes(
+            self.device,
+            pieces=self._pieces,
+            left_bytes=self._left_bytes,
+            workspace_bytes=self._conductor.workspace_bytes,
+        )
+        return self._limit
 
     def _forget_unfinished(self) -> None:
         """Have components forget the steps of a try or a call that did not end; diffusers does that only as one ends."""
