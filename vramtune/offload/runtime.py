@@ -176,6 +176,7 @@ class Runtime:
             self._limit.end()
             self._tell()
             self._refuse_foreign_hooks()
+            self._float8.refuse_adapters()
             for file in self._files:
                 file.refuse_changed()
             return self._conductor.run(partial(self._call, method, args, kwargs))
