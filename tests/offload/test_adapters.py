@@ -377,3 +377,52 @@ def test_autotune_plans_for_an_adapter_that_is_there(sim: ModuleType, name: str)
         assert torch.equal(output(pipe, name), wanted)
         pipe.unload_lora_weights()
         assert torch.equal(output(pipe, name), output(tiny_pipelines.build(name).to("sim"), name))
+
+
+# ---------------------------------------------------------------------------------------------------
+# While a call runs
+
+
+def adds_an_adapter(pipe: Any) -> None:
+    torch.manual_seed(2)
+    pipe.transformer.add_adapter(LoraConfig(r=4, target_modules=["to_v"], init_lora_weights=False), "b")
+
+
+def fuses_and_unloads(pipe: Any) -> None:
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+
+
+WHILE_RUNNING: dict[str, Step] = {
+    "unloaded": lambda pipe: pipe.unload_lora_weights(),
+    "deleted": lambda pipe: pipe.delete_adapters("a"),
+    "fused and unloaded": fuses_and_unloads,
+    "another one": adds_an_adapter,
+    "fused projections": lambda pipe: pipe.transformer.fuse_qkv_projections(),
+}
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.8])
+@pytest.mark.parametrize("what", WHILE_RUNNING)
+def test_modules_that_come_in_or_go_in_a_callback_count_from_the_next_step_on(
+    sim: ModuleType, what: str, fraction: float
+) -> None:
+    def change(pipe: Any, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            WHILE_RUNNING[what](pipe)
+        return kwargs
+
+    def outputs(pipe: Any) -> list[torch.Tensor]:
+        loads("flux", "a", only="transformer")(pipe)
+        during = output(pipe, "flux", num_inference_steps=4, callback_on_step_end=change)
+        return [during, output(pipe, "flux", num_inference_steps=4)]
+
+    expected = outputs(tiny_pipelines.build("flux").to("sim"))
+    plan, profile, pipe = planned("flux", fraction), profiled("flux"), tiny_pipelines.build("flux")
+    told: list[object] = []
+    with vramtune.install(pipe, plan, profile=profile, device="sim", progress=False) as tuned:
+        tuned._runtime.on_measured = told.append
+        during, after = outputs(pipe)
+        assert torch.equal(during, expected[0])
+        assert torch.equal(after, expected[1])
+        assert told == []

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from tests import tiny_pipelines
@@ -191,3 +193,43 @@ def test_what_stays_as_it_is_is_not_kept_twice(sim: ModuleType) -> None:
     assert kept == {id(w) for w in pipe.transformer.parameters() if w.dtype == torch.float8_e4m3fn}
     stored.undo()
     stored.undo()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Adapters
+
+
+def adapter() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    transformer = pipeline().transformer
+    transformer.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    return {f"transformer.{path}": tensor for path, tensor in get_peft_model_state_dict(transformer).items()}
+
+
+def test_an_adapter_that_is_loaded_into_float8_is_refused_until_it_is_gone(sim: ModuleType) -> None:
+    pipe = pipeline()
+    before = values(pipe)
+    with install(pipe, planned(0.5), device="sim"):
+        pipe.load_lora_weights(adapter(), adapter_name="a")
+        with pytest.raises(UsageError, match=r"An adapter was loaded into a FluxTransformer2DModel.*tune again"):
+            output(pipe, "flux")
+        pipe.unload_lora_weights()
+        assert torch.equal(output(pipe, "flux"), resident())
+    assert same(values(pipe), before)
+
+
+def test_an_adapter_that_was_there_before_is_left_in_16_bits(sim: ModuleType) -> None:
+    def with_adapter() -> FluxPipeline:
+        pipe = pipeline()
+        pipe.load_lora_weights(adapter(), adapter_name="a")
+        return pipe
+
+    whole, pipe = with_adapter(), with_adapter()
+    whole.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    expected = output(whole.to("sim"), "flux")
+    profile = predicted(pipe)
+    plan = choose_plan(profile.under(ALLOWED), int(0.9 * peak_bytes(profile.under(ALLOWED))))
+    with install(pipe, replace(plan, permissions=ALLOWED), device="sim"):
+        dtypes = {w.dtype for path, w in pipe.transformer.named_parameters() if "lora" in path}
+        assert dtypes == {torch.bfloat16}
+        assert torch.equal(output(pipe, "flux"), expected)

@@ -2,17 +2,27 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from tests import tiny_pipelines
 from tests.offload.state import output, same, state_of, tensors, values
-from tests.offload.tuned_pipelines import held_bytes, planned, resident_bytes, smallest_gib, tuned, weight_bytes
+from tests.offload.tuned_pipelines import (
+    held_bytes,
+    planned,
+    profiled,
+    resident_bytes,
+    smallest_gib,
+    tuned,
+    weight_bytes,
+)
 from vramtune import autotune
 from vramtune.contract import modules_of
 from vramtune.errors import UsageError
@@ -491,3 +501,82 @@ def test_what_weight_norm_computes_after_tuning_is_let_go(sim: ModuleType, no_ga
         assert held_bytes() - start <= resident_bytes(runtime.plan)
     assert 0 < most < len(modules)
     assert {vars(module)["weight"].device.type for module in modules} == {"cpu"}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Methods that someone keeps
+
+
+@pytest.mark.parametrize("is_tuned_again", [False, True])
+def test_methods_kept_from_a_plan_before_are_what_the_component_has_now(
+    sim: ModuleType, expected: dict[str, torch.Tensor], is_tuned_again: bool
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    with tuned("flux", pipe=pipe):
+        forward, decode, to = pipe.transformer.forward, pipe.vae.decode, pipe.vae.to
+    latents = torch.ones(1, 1, 4, 4)
+    with torch.no_grad():
+        want = pipe.vae.decode(latents).sample
+        assert torch.equal(decode(latents).sample, want)
+    pipe.transformer.forward = forward
+    if is_tuned_again:
+        with tuned("flux", pipe=pipe) as (_, runtime):
+            with torch.no_grad():
+                assert torch.equal(decode(latents).sample.cpu(), want)
+            places = [weight.device for weight in pipe.vae.parameters()]
+            assert [weight.device for weight in to("sim").parameters()] == places
+            assert torch.equal(output(pipe, "flux"), expected["flux"])
+            assert runtime.is_installed
+    else:
+        to("sim")
+        assert {weight.device.type for weight in pipe.vae.parameters()} == {"sim"}
+        assert torch.equal(output(pipe.to("sim"), "flux"), expected["flux"])
+
+
+def test_a_method_exchanged_with_one_kept_from_before_a_loader_runs_under_the_plan(
+    sim: ModuleType, expected: dict[str, torch.Tensor]
+) -> None:
+    with tuned("flux") as (pipe, _):
+        kept = pipe.transformer.forward
+        remove_hook_from_module(pipe.transformer)  # as a loader does, which then asks for the plan again
+        pipe.enable_model_cpu_offload()
+        pipe.transformer.forward = lambda *args, **kwargs: kept(*args, **kwargs)
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+
+
+# ---------------------------------------------------------------------------------------------------
+# A default device
+
+
+@contextmanager
+def default_device(how: str) -> Iterator[None]:
+    if how == "with":
+        with torch.device("sim"):
+            yield
+        return
+    torch.set_default_device("sim")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("how", ["set", "with"])
+def test_all_of_a_tuned_life_may_be_under_a_default_device(
+    sim: ModuleType, expected: dict[str, torch.Tensor], how: str
+) -> None:
+    pipe = tiny_pipelines.build("flux")
+    before = values(pipe)
+    plans = [planned("flux"), planned("flux", lockable_fraction=0.3)]  # all that moves page-locked, and some in place
+    profiled("flux")
+    with default_device(how):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # makes its tables there
+        with autotune(pipe, call_kwargs=tiny_pipelines.CALL["flux"], device="sim", progress=False):
+            assert torch.equal(output(pipe, "flux"), expected["flux"])
+        for plan in plans:
+            with install(pipe, plan, device="sim"):
+                assert torch.equal(output(pipe, "flux"), expected["flux"])
+                pipe.vae.to(torch.float64).to(torch.float32)
+                assert torch.equal(output(pipe, "flux"), expected["flux"])
+    assert same(values(pipe), before)
+    assert {tensor.device.type for _, tensor in tensors(pipe)} == {"cpu"}

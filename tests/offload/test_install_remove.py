@@ -45,6 +45,20 @@ def test_remove_gives_the_pipeline_back_as_it_was(
     assert sim.pinned_memory_allocated() == pinned
 
 
+@pytest.mark.parametrize("fraction", [0.6, 0.9, 1.0])
+def test_a_pipeline_that_lies_on_the_device_already_is_placed_as_planned_where_nothing_else_fits(
+    sim: ModuleType, no_garbage: None, expected: dict[str, torch.Tensor], fraction: float
+) -> None:
+    plan, before_bytes = planned("flux", fraction), held_bytes()
+    pipe = tiny_pipelines.build("flux").to("sim")
+    sim.set_capacity(max(held_bytes(), before_bytes + plan.budget_bytes))
+    with install(pipe, plan, device="sim") as runtime:
+        assert held_bytes() - before_bytes == resident_bytes(plan)
+        assert torch.equal(output(pipe, "flux"), expected["flux"])
+        assert runtime.measured.moved_bytes == plan.estimate.moved_bytes
+        sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
+
+
 def test_removing_twice_is_removing_once(sim: ModuleType) -> None:
     pipe = tiny_pipelines.build("flux")
     runtime = install(pipe, planned("flux"), device="sim")

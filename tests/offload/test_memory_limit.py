@@ -1,5 +1,7 @@
 """The budget on a device that has more."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -8,8 +10,9 @@ import torch
 
 import vramtune
 from tests import tiny_pipelines
-from tests.offload.tuned_pipelines import held_bytes, profiled, tuned, weight_bytes, whole
-from vramtune.offload.memory_limit import MemoryLimit
+from tests.offload.tuned_pipelines import held_bytes, profiled, resident_bytes, tuned, weight_bytes, whole
+from vramtune.layout import workspace_block_bytes
+from vramtune.offload.memory_limit import MemoryLimit, let_go_of_workspaces
 from vramtune.offload.runtime import Runtime
 from vramtune.schema import Measurement
 from vramtune.tuner.search import choose_plan
@@ -47,6 +50,29 @@ def test_a_larger_call_than_planned_stays_within_the_budget(sim: ModuleType, lim
     assert limits == [1.0, budget_bytes / sim.DEFAULT_CAPACITY_BYTES, 1.0, *limits[-2:]]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_component_called_by_hand_stays_within_the_budget(
+    sim: ModuleType, limits: list[float], is_first: bool
+) -> None:
+    with torch.no_grad():
+        latents = torch.randn(1, 1, 32, 32)
+        want = whole("flux").vae.decode(latents.to("sim")).sample.cpu()
+        sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
+        with tuned("flux", 0.8) as (pipe, runtime):
+            budget_bytes = runtime.plan.budget_bytes
+            if not is_first:
+                tiny_pipelines.run(pipe, "flux")
+            others = torch.empty(2**20, dtype=torch.uint8, device="sim")
+            before_bytes = held_bytes() - resident_bytes(runtime.plan)
+            sim.reset_peak_memory_stats()
+            assert torch.equal(pipe.vae.decode(latents).sample.cpu(), want)
+            assert sim.max_memory_reserved() - before_bytes <= budget_bytes
+            assert limits[-2] == pytest.approx((budget_bytes + others.nbytes) / sim.DEFAULT_CAPACITY_BYTES, rel=0.01)
+            assert limits[-1] == 1
+            pipe.encode_prompt("a cat", "a cat", max_sequence_length=8)
+            assert limits[-1] == 1
+
+
 def test_a_memory_limit_that_is_lower_already_stays(sim: ModuleType, limits: list[float]) -> None:
     limits.append(0.25)
     with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
@@ -59,6 +85,26 @@ def test_a_memory_limit_above_the_device_is_none_and_is_put_back_as_none(sim: Mo
     with MemoryLimit(torch.device("sim", 0), sim.DEFAULT_CAPACITY_BYTES // 2):
         assert limits[-1] == 0.5
     assert limits[-1] == 1
+
+
+def test_workspaces_are_let_go_of_where_the_plan_is_not_on_the_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, asked = [0], []
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    block = {"size": workspace_block_bytes(8 * MIB), "state": "active_allocated"}
+    snapshot = [{"device": 1, "blocks": [block, block]}]
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "current_blas_handle", lambda: asked.append(current[-1]))
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: snapshot)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    assert let_go_of_workspaces(torch.device("cuda", 1), 8 * MIB)
+    assert (asked, current) == ([1, 1], [0])
 
 
 def reading(name: str, runtime: Runtime, pipe: Any) -> tuple[torch.Tensor, Measurement]:

@@ -1,17 +1,21 @@
 """Less memory than planned, or less than there would be."""
 
 import contextlib
+from dataclasses import replace
+from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests import tiny_pipelines
-from tests.offload.tuned_pipelines import NUM_ENCODERS, held_bytes, resident_bytes, tuned, weight_bytes, whole
+from tests.offload.tuned_pipelines import NUM_ENCODERS, held_bytes, planned, resident_bytes, tuned, weight_bytes, whole
 from vramtune.offload.component_calls import ComponentCalls
 from vramtune.offload.fit import held_bytes as held_bytes_in
 from vramtune.offload.fit import planned_bytes
-from vramtune.offload.retry import NO_MORE_ROOM, is_out_of_memory, remember_draws, with_room
+from vramtune.offload.install import install
+from vramtune.offload.retry import NO_MORE_ROOM, is_out_of_memory, remember_draws, remember_inputs, with_room
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
 
@@ -125,6 +129,20 @@ def test_what_a_larger_call_took_is_given_back_when_the_next_call_leaves_it(sim:
         for _ in range(3):  # it happens again and again: the weights keep away from then on
             tiny_pipelines.run(pipe, "flux")
             assert runtime.overrun_bytes
+
+
+def test_weights_that_found_no_place_as_the_plan_was_installed_get_it_once_it_is_free(sim: ModuleType) -> None:
+    plan = planned("flux", 1.0)
+    plan = replace(plan, budget_bytes=plan.budget_bytes + 4096)  # another order of allocations may take a little more
+    sim.set_capacity(held_bytes() + int(0.8 * resident_bytes(plan)))
+    before_bytes, pipe = held_bytes(), tiny_pipelines.build("flux")
+    with install(pipe, plan, device="sim") as runtime:
+        assert held_bytes() - before_bytes < resident_bytes(plan)
+        sim.set_capacity(sim.DEFAULT_CAPACITY_BYTES)
+        tiny_pipelines.run(pipe, "flux")
+        assert runtime.measured.moved_bytes > plan.estimate.moved_bytes
+        tiny_pipelines.run(pipe, "flux")
+        assert runtime.measured.moved_bytes == plan.estimate.moved_bytes
 
 
 def test_what_another_process_took_is_given_back_once_it_is_free(sim: ModuleType) -> None:
@@ -319,3 +337,37 @@ def test_kept_weights_are_evicted_before_a_failed_call_is_run_again(
         tiny_pipelines.run(pipe, "flux")
         assert kept[NUM_ENCODERS] > 0
         assert kept[NUM_ENCODERS + 1] == 0
+
+
+def test_room_that_was_made_for_a_call_inside_is_not_made_again() -> None:
+    made, went_back = [], []
+    inner_is_repeatable = [False, True]
+
+    def make_room(_: int | None) -> bool:
+        made.append(1)
+        return True
+
+    def call() -> str:
+        return with_room(inner, make_room, device=torch.device("cpu"), is_repeatable=lambda: False)
+
+    def inner() -> str:
+        if not inner_is_repeatable.pop():
+            return "done"
+        raise torch.OutOfMemoryError("for the test")
+
+    go_back = partial(went_back.append, 1)
+    assert with_room(call, make_room, device=torch.device("cpu"), go_back=go_back) == "done"
+    assert (made, went_back) == ([1], [1])
+
+
+def test_only_plain_inputs_that_nobody_changed_may_be_used_again() -> None:
+    tensor, rows = torch.zeros(2), [1, 2]
+    assert remember_inputs(((tensor, "text"), {"rows": rows, "none": None}))()
+    assert not remember_inputs(DynamicCache())()
+    assert not remember_inputs([print])()
+    is_repeatable = remember_inputs({"rows": rows})
+    rows.append(3)
+    assert not is_repeatable()
+    is_repeatable = remember_inputs([tensor])
+    tensor.add_(1)
+    assert not is_repeatable()

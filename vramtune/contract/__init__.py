@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from accelerate.hooks import CpuOffload
 from diffusers import CacheMixin, DiffusionPipeline, ModelMixin, ModularPipeline
+from diffusers.hooks.hooks import StateManager
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -125,6 +126,31 @@ def compute_each_step(component: nn.Module) -> None:
     """
     if isinstance(component, CacheMixin) and component.is_cache_enabled:
         component.disable_cache()
+
+
+def keeps_steps(component: nn.Module) -> bool:
+    """Whether a component keeps something of one step of a call for the next ones (`enable_cache`: FirstBlockCache)."""
+    return any(True for _ in _step_caches(component))
+
+
+def forget_steps(component: nn.Module) -> None:
+    """Have a component begin with the first step again; the context of the call that is running stays.
+
+    `reset_stateful_hooks`, which diffusers calls as a call of a pipeline ends, would take that too (`StateManager` in
+    `diffusers/hooks/hooks.py`).
+    """
+    for module, hook in _step_caches(component):
+        contexts = [(each, each._context) for each in vars(hook).values() if isinstance(each, StateManager)]
+        hook.reset_state(module)
+        for manager, context in contexts:
+            manager.set_context(context)
+
+
+def _step_caches(component: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Modules with their hooks that know of earlier steps: `_diffusers_hook`, `_is_stateful` in `diffusers/hooks/hooks.py`."""
+    for module in component.modules():
+        if (registry := getattr(module, "_diffusers_hook", None)) is not None:
+            yield from ((module, hook) for hook in registry.hooks.values() if hook._is_stateful)
 
 
 def is_encoder(component: nn.Module) -> bool:

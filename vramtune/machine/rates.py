@@ -136,8 +136,8 @@ def _copy_rates(most_bytes: int, *, device: torch.device) -> CopyRates:
 
 def _staging_rate(num_bytes: int) -> float:
     """Bytes a second from ordinary into page-locked memory; the best of a few, timed by the host's clock."""
-    ordinary = torch.ones(num_bytes, dtype=torch.uint8)
-    locked = trials.locked_if_possible(torch.ones(num_bytes, dtype=torch.uint8))
+    ordinary = torch.ones(num_bytes, dtype=torch.uint8, device="cpu")
+    locked = trials.locked_if_possible(torch.ones(num_bytes, dtype=torch.uint8, device="cpu"))
     best_seconds, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < PATIENCE_SECONDS or best_seconds == float("inf"):
         start = time.perf_counter()

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from vramtune.contract import keeps_steps
 from vramtune.offload.binding import BoundComponent
 from vramtune.offload.conductor import Conductor
 from vramtune.offload.embeddings import Embeddings
 from vramtune.offload.hooks import restore_methods
 from vramtune.offload.inputs import Brought, to_device
+from vramtune.offload.memory_limit import MemoryLimit
 from vramtune.offload.meter import Meter
-from vramtune.offload.retry import remember_draws, with_room
+from vramtune.offload.retry import remember_draws, remember_inputs, with_room
 from vramtune.offload.stack import is_pipeline_running, is_running
 from vramtune.schema import call_name
 from vramtune.tables import tables_kept_by
@@ -24,12 +26,23 @@ class ComponentCalls:
     """Runs the methods of a pipeline's components, one caller at a time."""
 
     def __init__(
-        self, conductor: Conductor, meter: Meter, lock: threading.RLock, embeddings: Embeddings | None
+        self,
+        conductor: Conductor,
+        meter: Meter,
+        lock: threading.RLock,
+        embeddings: Embeddings | None,
+        *,
+        take_in: Callable[[BoundComponent], BoundComponent],
+        limit: Callable[[], MemoryLimit],
     ) -> None:
         self.device = conductor.device
         self._conductor, self._meter, self._lock = conductor, meter, lock
         self._casts_not_cached = CastsNotCached()
         self._embeddings = embeddings
+        self._take_in = take_in
+        """Takes a component in again that someone rebuilt, and returns it as it is bound then."""
+        self._limit = limit
+        """Holds a call of its own to the budget."""
 
     def run(self, component: BoundComponent, method: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a component's original method, or give what it returned for the same inputs, if that is kept."""
@@ -39,6 +52,8 @@ class ComponentCalls:
             is_inner = is_running(_RUN, self=self)
             if not is_inner:
                 self._casts_not_cached.restore()
+                if self._conductor.is_watched and component.is_rebuilt:  # a callback unloaded a LoRA
+                    component = self._take_in(component)
             run = partial(self._run, component, method, original, args, kwargs, is_inner=is_inner)
             if self._embeddings is None or is_inner:
                 return run()
@@ -54,7 +69,11 @@ class ComponentCalls:
         *,
         is_inner: bool,
     ) -> Any:
-        """Call the method with weights and inputs on the device; again where memory runs out."""
+        """Call the method with weights and inputs on the device; again where memory runs out.
+
+        One that keeps something from step to step, or changed what it was given, is not called again: what failed half way
+        would count twice. The pipeline's call begins again instead.
+        """
 
         def attempt() -> Any:
             # Inputs first, or they would wait behind the copies of weights.
@@ -66,20 +85,30 @@ class ComponentCalls:
 
         def make_room(asked_bytes: int | None) -> bool:
             self._meter.ran_out_of_memory()
-            put_generators_back()
             return self._conductor.make_room(component, method, asked_bytes)
 
         def call() -> Any:
             try:
                 with nullcontext() if is_inner else self._casts_not_cached:
                     name = call_name(component.name, method)
-                    return with_room(attempt, make_room, device=self.device, name=name)
+                    return with_room(
+                        attempt,
+                        make_room,
+                        device=self.device,
+                        name=name,
+                        is_repeatable=lambda: are_inputs_as_before() and not keeps_steps(component.module),
+                        go_back=put_generators_back,
+                    )
             finally:
                 self._conductor.leave(component)
 
-        put_generators_back = remember_draws(self.device, (args, kwargs))
-        # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them.
-        return self._conductor.run(call, is_whole=not is_pipeline_running())
+        inputs = args, kwargs
+        are_inputs_as_before, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
+        # By hand it is a call of its own; a pipeline, also one that shares the component, will call more of them. What such a
+        # one has of its own on the device by then cannot be told from copies of weights: it is not held to the budget.
+        if is_pipeline_running():
+            return self._conductor.run(call, is_whole=False)
+        return self._conductor.run(call, limit=self._limit)
 
     def start(self, component: BoundComponent) -> None:
         """Have a component's root on the device: someone uses it otherwise than by its methods."""

@@ -6,6 +6,7 @@ does not know (another method, weights that it found unused) is loaded whole for
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -77,21 +78,29 @@ class Conductor:
         """Tables that layers make on the device, until the stage ends."""
         return Tables() if self._traffic is None else self._traffic.tables
 
-    def run(self, call: Callable[[], Any], *, is_whole: bool = True) -> Any:
+    def run(
+        self,
+        call: Callable[[], Any],
+        *,
+        is_whole: bool = True,
+        limit: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> Any:
         """Run a call; at its end, however it comes, all but the resident groups are freed, unless it is not a whole one.
 
-        What an interrupt left half done in an earlier call is made up for first. A call within another is part of it.
+        What an interrupt left half done in an earlier call is made up for first; then `limit` is entered. A call within
+        another is part of it.
         """
         if is_running(_RUN, self=self):
             return call()
         self._meter.discard()
-        self.is_watched = True
         if not self._is_clean:
             self.recover()
         self._is_clean = False
         try:
-            result = call()
+            with limit():
+                result = call()
         finally:
+            self.is_watched = True
             if is_whole:
                 self.end_call()
         self._is_clean = True

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vramtune.contract import is_cast_by_layers, may_be_stored_in_float8, modules_of, store_as_before, store_in_float8
+from vramtune.contract import (
+    has_adapters,
+    is_cast_by_layers,
+    may_be_stored_in_float8,
+    modules_of,
+    store_as_before,
+    store_in_float8,
+)
+from vramtune.errors import UsageError
 from vramtune.schema import Plan
 
 PERMISSION = "fp8_weights"
@@ -42,6 +50,20 @@ class Float8Weights:
         # what stays as it is would be kept twice, once the plan has it elsewhere
         self._before = [each for each in self._before if _is_cast(each)]
 
+    def refuse_adapters(self) -> None:
+        """Raise a `UsageError` for adapters that were loaded meanwhile.
+
+        PEFT gives them the dtype that the weights are stored in: what their small numbers lose in float8 is gone, and no
+        layer casts them for its forward. Those that were there before stay as they are.
+        """
+        for component in self._components:
+            if has_adapters(component) and any(map(_is_lost, component.modules())):
+                raise UsageError(
+                    f"An adapter was loaded into a {type(component).__name__} whose weights the plan stores in float8: it came "
+                    "in as float8 too, and cannot be computed with. Unload it, call remove() on what autotune or install "
+                    "returned, load it, and tune again: then it is left as it is."
+                )
+
     def undo(self) -> None:
         """Give the weights back as they were; one that was edited meanwhile keeps what it became."""
         for component in self._components:
@@ -61,6 +83,12 @@ def _weights(component: nn.Module) -> list[Before]:
         for name, weight in tensors.items()
         if weight is not None
     ]
+
+
+def _is_lost(module: nn.Module) -> bool:
+    """Whether a module has weights in float8 and does not cast them when it runs."""
+    own = (weight for weight in module._parameters.values() if weight is not None)
+    return any(weight.dtype == torch.float8_e4m3fn for weight in own) and not is_cast_by_layers(module)
 
 
 def _is_cast(before: Before) -> bool:

@@ -70,7 +70,9 @@ class HeldTensor:
         """Give the tensor storage of its own on the host, if it points at ours."""
         if self.address:
             value = self.value
-            self.plain.point_at(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(value))
+            self.plain.point_at(
+                torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu").copy_(value)
+            )
             self.address = 0
 
     @torch.inference_mode(False)
@@ -178,6 +180,14 @@ class Group:
         self.buffer, self.master, self.master_views, self.piece = buffer, flat, master_views, 0
         self.uses_copy, self.is_settled = False, True
 
+    @torch.inference_mode(False)
+    def leave_device(self) -> None:
+        """Have the tensors wait in ordinary memory of the host for their place on the device: what they leave may be needed
+        for it."""
+        self.is_settled = False
+        for held in self.held:
+            held.plain.point_at(held.value.cpu())
+
     def _locked_buffer(self, device: torch.device) -> torch.Tensor | None:
         """Page-locked memory for the tensors as laid out now; None, from then on, where the system refuses."""
         if self.buffer is not None and self._fits(self.buffer):
@@ -191,8 +201,8 @@ class Group:
         value = held.value
         if value.is_cpu and value.stride() == extent.stride and not self._is_in_buffer(value):
             storage, start = value.untyped_storage(), int(value.storage_offset())
-            return torch.empty(0, dtype=extent.dtype).set_(storage, start, extent.shape, extent.stride)
-        return torch.empty_strided(extent.shape, extent.stride, dtype=extent.dtype)
+            return torch.empty(0, dtype=extent.dtype, device="cpu").set_(storage, start, extent.shape, extent.stride)
+        return torch.empty_strided(extent.shape, extent.stride, dtype=extent.dtype, device="cpu")
 
     def _is_in_buffer(self, value: torch.Tensor) -> bool:
         if self.buffer is None:
@@ -312,7 +322,9 @@ def num_writes(tensor: torch.Tensor) -> int:
 def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a dense tensor on the host, over the same memory."""
     storage, start = tensor.untyped_storage(), int(tensor.storage_offset()) * tensor.element_size()
-    return torch.empty(0, dtype=torch.uint8).set_(storage, start, (tensor.numel() * tensor.element_size(),), (1,))
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(
+        storage, start, (tensor.numel() * tensor.element_size(),), (1,)
+    )
 
 
 def lay_out(tensors: Iterable[torch.Tensor]) -> tuple[list[Extent], int]:
@@ -353,7 +365,7 @@ def views_of_their_own(flat: torch.Tensor, extents: Iterable[Extent]) -> list[to
     storage, tensors = flat.untyped_storage(), []
     for offset, num_bytes, dtype, shape, stride in extents:
         start = int(flat.storage_offset()) + offset
-        tensor = torch.empty(0, dtype=dtype)
+        tensor = torch.empty(0, dtype=dtype, device="cpu")
         tensors.append(tensor.set_(storage[start : start + num_bytes], 0, shape, stride))
     return tensors
 

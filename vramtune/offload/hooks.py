@@ -35,7 +35,7 @@ class ComponentHook(PlanHook):
 
     def __init__(self, component: BoundComponent, calls: "ComponentCalls") -> None:
         super().__init__(execution_device=calls.device)
-        self.component, self._calls = component, calls
+        self.component, self.calls = component, calls
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Move nothing when the hook is added."""
@@ -43,12 +43,12 @@ class ComponentHook(PlanHook):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Start the component; others call this by hand, and more than once."""
-        self._calls.start(self.component)
+        self.calls.start(self.component)
         return args, kwargs
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Give the component its weights back, on the host, when someone takes the hook off."""
-        self._calls.detach(self.component)
+        self.calls.detach(self.component)
         return module
 
 
@@ -69,14 +69,16 @@ class CopyRefusal:
 def hook_component(component: BoundComponent, calls: "ComponentCalls") -> None:
     """Add accelerate's hook, and have `calls` run the component's methods and know of casts before and after."""
     module = component.module
-    own_forward = vars(module).get("forward")
+    own_forward, forward = vars(module).get("forward"), module.forward
     add_hook_to_module(module, ComponentHook(component, calls))
     if call_attribute(module) != "forward":  # compiled in place, with all that is in there
         _restore(module, "forward", own_forward)
     for entry, (owner, method) in entries(module).items():
         if entry in METHODS or entry in component.entries:
             called = call_attribute(owner) if method == "forward" else method
-            _replace(component, owner, called, _running(component, entry, getattr(owner, called), calls))
+            # not accelerate's own `forward`, which works only for as long as its hook is there
+            original = forward if (owner, called) == (module, "forward") else getattr(owner, called)
+            _replace(component, owner, called, _running(component, entry, original, calls))
     _replace(component, module, "to", _casting(component, module.to, calls))
     for method in ("__deepcopy__", "__reduce_ex__"):
         _replace(component, module, method, CopyRefusal(component.name))
@@ -135,9 +137,21 @@ def _running(
 ) -> Callable[..., Any]:
     @wraps(original)  # pipelines look at the signature
     def running(*args: Any, **kwargs: Any) -> Any:
-        return calls.run(component, method, original, args, kwargs)
+        at_work = _at_work(component, calls)
+        if at_work is None:
+            return original(*args, **kwargs)
+        component_now, calls_now = at_work
+        return calls_now.run(component_now, method, original, args, kwargs)
 
     return running
+
+
+def _at_work(component: BoundComponent, calls: "ComponentCalls") -> "tuple[BoundComponent, ComponentCalls] | None":
+    """Who runs the methods of a component's module: someone may have kept one from a plan before, or from before a loader."""
+    if component.is_at_work:
+        return component, calls
+    hook = offload_hook(component.module)
+    return (hook.component, hook.calls) if isinstance(hook, ComponentHook) else None
 
 
 def _casting(component: BoundComponent, original: Callable[..., Any], calls: "ComponentCalls") -> Callable[..., Any]:
@@ -148,15 +162,19 @@ def _casting(component: BoundComponent, original: Callable[..., Any], calls: "Co
 
     @wraps(original)
     def casting(*args: Any, **kwargs: Any) -> Any:
+        at_work = _at_work(component, calls)
+        if at_work is None:
+            return original(*args, **kwargs)
+        component_now, calls_now = at_work
         asked: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
         _, dtype, _, memory_format = asked
         # by place, as pipelines cast: a component may have names of its own for them (StableUnCLIPImageNormalizer)
         by_place = () if dtype is None else (None, dtype)
         by_name = {} if memory_format is None else {"memory_format": memory_format}
         if by_place or by_name:
-            calls.prepare_cast()
+            calls_now.prepare_cast()
             original(*by_place, **by_name)
-            calls.finish_cast(component)
+            calls_now.finish_cast(component_now)
         return component.module
 
     return casting

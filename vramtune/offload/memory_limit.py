@@ -37,16 +37,17 @@ def let_go_of_workspaces(device: torch.device, workspace_bytes: int) -> bool:
     """
     if device.type != "cuda":
         return False
-    try:
-        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]  # this thread's own comes with it
-        num_least = 2
-    except torch.OutOfMemoryError:
-        num_least = 1
-    num_workspaces = _num_workspaces(segments_of(device), workspace_bytes)
-    if num_workspaces < num_least:
-        return False
-    torch._C._cuda_clearCublasWorkspaces()
-    torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device):  # of another one that is the current one, the context would come too
+        try:
+            torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]  # this thread's own comes with it
+            num_least = 2
+        except torch.OutOfMemoryError:
+            num_least = 1
+        num_workspaces = _num_workspaces(segments_of(device), workspace_bytes)
+        if num_workspaces < num_least:
+            return False
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
     logger.debug("%d workspaces of other streams and threads were let go of", num_workspaces + 1 - num_least)
     return True
 

@@ -66,7 +66,7 @@ class Meter:
             reading.add_up()
 
     def ran_out_of_memory(self) -> None:
-        """Count a component's call that ran out of memory."""
+        """Count a call, or a component's, that ran out of memory."""
         self._num_out_of_memory += 1
 
     def finish(self) -> None:
@@ -79,7 +79,6 @@ class Meter:
     def restart(self) -> None:
         """Begin again with a call that ran out of memory."""
         self._readings = []
-        self._num_out_of_memory += 1
 
     def discard(self) -> None:
         """Forget the call that failed or never ended: the one before it stays the last."""

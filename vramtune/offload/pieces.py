@@ -22,13 +22,10 @@ def new_piece(num_bytes: int, device: torch.device) -> torch.Tensor:
         return torch.empty(asked, dtype=torch.uint8, device=device)[:num_bytes]
 
 
-def flats(groups: list[Group], device: torch.device) -> Iterator[tuple[Group, torch.Tensor]]:
+def flats(groups: list[Group], device: torch.device) -> list[tuple[Group, torch.Tensor]]:
     """Flat memory for each of these groups, in one piece."""
-    flat = new_piece(sum(group.num_bytes for group in groups), device)
-    start = 0
-    for group in groups:
-        yield group, flat[start : start + group.num_bytes]
-        start += group.num_bytes
+    sizes = [group.num_bytes for group in groups]
+    return list(zip(groups, torch.split(new_piece(sum(sizes), device), sizes), strict=True))
 
 
 def make_arenas(sizes: Sequence[int], device: torch.device) -> None:

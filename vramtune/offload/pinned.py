@@ -43,7 +43,7 @@ def pinned_buffer(num_bytes: int, device: torch.device) -> torch.Tensor | None:
     Where the limit is reached, or the system refuses, there is none, and a warning says that copies are slower.
     """
     if num_bytes == 0:
-        return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
     try:
         return _locked_buffer(num_bytes, device)
     except RuntimeError as error:
@@ -59,7 +59,7 @@ def _locked_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         flat = _registered_buffer(num_bytes, device)
     else:
-        flat = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        flat = torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
     _locked.add(flat.untyped_storage())
     return flat
 
@@ -69,7 +69,7 @@ def _registered_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
     # registrations must not share one.
     page = mmap.PAGESIZE
     size = math.ceil(num_bytes / page) * page
-    memory = torch.empty(size + page, dtype=torch.uint8)
+    memory = torch.empty(size + page, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % page
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = memory.data_ptr() + start

@@ -32,8 +32,8 @@ MOST_CUTS = 16
 """Times that weights give up more before the next attempt: 2 MiB, doubled so often, is more than all."""
 NO_MORE_ROOM = "vramtune: no more weights can be taken off the GPU; only a larger budget or a smaller call helps."
 NOT_REPEATABLE = (
-    "vramtune: the call was not run again, because its callbacks, or inputs that it changed, would see that; the next call "
-    "has more room."
+    "vramtune: the call was not run again, because its callbacks, inputs that it changed, or caches that its components keep "
+    "from step to step would see that; the next call has more room."
 )
 
 
@@ -44,13 +44,16 @@ def with_room(
     device: torch.device,
     name: str = "call",
     is_repeatable: Callable[[], bool] = lambda: True,
+    go_back: Callable[[], None] = lambda: None,
 ) -> Any:
     """Return what `call` returns; where device memory runs out, make room and call again.
 
-    `make_room` is told how many bytes were asked for in vain, or None where the error does not say.
+    `make_room` is told how many bytes were asked for in vain, or None where the error does not say. `go_back` puts back
+    what the failed try moved on. `name` stands for the call in the log.
 
     When `make_room` can make no more, or the call cannot be repeated because it changed what it works on, the last error
-    is raised, with a note that says so; one that has such a note is raised at once. `name` stands for the call in the log.
+    is raised, with a note that says so. One that says that there is no more room is raised at once. One that says that a
+    call inside this one cannot be repeated has room made for it already: this call may still begin again as a whole.
     """
     attempt = 1
     while True:
@@ -58,18 +61,21 @@ def with_room(
             return call()
         except RuntimeError as error:
             lacks_engine = NO_ENGINE in str(error) and _has_refused(device)
-            is_final = NO_MORE_ROOM in getattr(error, "__notes__", ())
-            if is_final or (not lacks_engine and not is_out_of_memory(error)):
+            notes = getattr(error, "__notes__", ())
+            if NO_MORE_ROOM in notes or (not lacks_engine and not is_out_of_memory(error)):
                 raise
             # The frames of the failed call hold its activations; they must be gone before it is tried again.
             traceback.clear_frames(error.__traceback__)
             failure = error.with_traceback(None)
-        if not _is_made(make_room, bytes_asked_for(failure)):
+        has_room = NOT_REPEATABLE in notes
+        if not has_room and not _is_made(make_room, bytes_asked_for(failure)):
             failure.add_note(NO_MORE_ROOM)
             raise failure
         if not is_repeatable():
-            failure.add_note(NOT_REPEATABLE)
+            if not has_room:
+                failure.add_note(NOT_REPEATABLE)
             raise failure
+        go_back()
         attempt += 1
         logger.debug("%s ran out of memory: attempt %d with fewer weights", name, attempt)
 
@@ -109,15 +115,31 @@ def _has_refused(device: torch.device) -> bool:
 def remember_inputs(inputs: Any) -> Callable[[], bool]:
     """Note what a call works on, and return what says whether the call may be run again with it.
 
-    It may where all inputs are plain values and no tensor among them was written to since.
+    It may where all inputs are plain values, the same ones still, and no tensor among them was written to since. What of
+    another object changed, such as the cache of keys and values that a language model is given, nobody can see.
     """
-    leaves = tree_leaves(inputs)
-    is_plain = all(
-        type(leaf).__module__.partition(".")[0] in PLAIN and not callable(leaf) and not hasattr(leaf, "__next__")
-        for leaf in leaves
-    )
+    leaves = _leaves(inputs)
     versions = [(leaf, num_writes(leaf)) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return lambda: is_plain and all(num_writes(tensor) == version for tensor, version in versions)
+
+    def is_repeatable() -> bool:
+        now = _leaves(inputs)
+        return (
+            all(map(_is_plain, leaves))
+            and list(map(id, now)) == list(map(id, leaves))
+            and all(num_writes(tensor) == version for tensor, version in versions)
+        )
+
+    return is_repeatable
+
+
+def _leaves(inputs: Any) -> list[Any]:
+    """What is in tuples, lists and dictionaries; an object of another kind is one leaf, also where PyTorch can flatten it."""
+    return tree_leaves(inputs, is_leaf=lambda value: not isinstance(value, tuple | list | dict))
+
+
+def _is_plain(leaf: Any) -> bool:
+    package = type(leaf).__module__.partition(".")[0]
+    return package in PLAIN and not callable(leaf) and not hasattr(leaf, "__next__")
 
 
 def remember_draws(device: torch.device, inputs: Any) -> Callable[[], None]:

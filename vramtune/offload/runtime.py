@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from vramtune.contract import installation_of, modules_of
+from vramtune.contract import forget_steps, installation_of, modules_of
 from vramtune.layout import round_up
 from vramtune.mapped_files import Snapshot, snapshots
 from vramtune.offload.binding import Binding, BoundComponent
@@ -63,7 +63,14 @@ class Runtime:
         self._conductor = Conductor(self._binding, device, self._meter)
         self._lock = threading.RLock()
         self._embeddings = Embeddings() if cache_embeddings else None
-        self._component_calls = ComponentCalls(self._conductor, self._meter, self._lock, self._embeddings)
+        self._component_calls = ComponentCalls(
+            self._conductor,
+            self._meter,
+            self._lock,
+            self._embeddings,
+            take_in=self._take_in_rebuilt,
+            limit=self._limit_now,
+        )
         self._is_removed = False
         self.on_measured: Callable[[Measurement], None] = lambda measurement: None
         """Told of each call whose settings are the plan's, but for the first, once the device has done with it."""
@@ -72,6 +79,8 @@ class Runtime:
         self._changes: tuple[GroupChange, ...] = ()
         """Those that `on_changed` was told of last."""
         self._is_warm = self._is_to_be_told = False
+        self._is_unfinished = False
+        """Whether components may know steps of a call that did not end."""
         self._files: tuple[Snapshot, ...] = ()
         """Those in which weights stay, as they were."""
         self._takeover = PipelineTakeover(pipe, self, plan)
@@ -167,6 +176,7 @@ class Runtime:
             self._limit.end()
             self._tell()
             self._refuse_foreign_hooks()
+            self._float8.refuse_adapters()
             for file in self._files:
                 file.refuse_changed()
             return self._conductor.run(partial(self._call, method, args, kwargs))
@@ -179,33 +189,56 @@ class Runtime:
             self._take_in()
 
         with_room(take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
+        limit = self._limit_now()
+        inputs = args[1:], kwargs
+        self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
+        is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
+
+        def attempt() -> Any:
+            self._forget_unfinished()
+            self._is_unfinished = True
+            # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
+            with torch.no_grad(), limit:
+                result = method(*args, **kwargs)
+            self._is_unfinished = False
+            return result
+
+        def make_room(asked_bytes: int | None) -> bool:
+            self._meter.ran_out_of_memory()
+            with limit:
+                return self._conductor.make_room_here(asked_bytes)
+
+        def go_back() -> None:
+            self._meter.restart()
+            put_generators_back()
+
+        try:
+            result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable, go_back=go_back)
+        finally:
+            self._forget_unfinished()
+        self._meter.finish()
+        self._is_to_be_told = self._is_warm and not self._changes and are_planned(self.plan.workload, *inputs)
+        self._is_warm = True
+        self._tell()
+        return result
+
+    def _limit_now(self) -> MemoryLimit:
+        """The limit for a call that begins: what others hold by now does not count."""
+        self._limit.end()
         self._limit.others_bytes = self._meter.others_bytes = others_bytes(
             self.device,
             pieces=self._pieces,
             left_bytes=self._left_bytes,
             workspace_bytes=self._conductor.workspace_bytes,
         )
-        inputs = args[1:], kwargs
-        self._conductor.is_watched = any(callable(leaf) for leaf in tree_leaves(inputs))
-        is_repeatable, put_generators_back = remember_inputs(inputs), remember_draws(self.device, inputs)
+        return self._limit
 
-        def attempt() -> Any:
-            # diffusers' calls are without gradients; so are other methods here, whose weights are overwritten
-            with torch.no_grad(), self._limit:
-                return method(*args, **kwargs)
-
-        def make_room(asked_bytes: int | None) -> bool:
-            self._meter.restart()
-            put_generators_back()
-            with self._limit:
-                return self._conductor.make_room_here(asked_bytes)
-
-        result = with_room(attempt, make_room, device=self.device, is_repeatable=is_repeatable)
-        self._meter.finish()
-        self._is_to_be_told = self._is_warm and not self._changes and are_planned(self.plan.workload, *inputs)
-        self._is_warm = True
-        self._tell()
-        return result
+    def _forget_unfinished(self) -> None:
+        """Have components forget the steps of a try or a call that did not end; diffusers does that only as one ends."""
+        if self._is_unfinished:
+            for component in self._binding.components:
+                forget_steps(component.module)
+            self._is_unfinished = False
 
     def _tell(self) -> None:
         """Say what the last call took, if the device has done with it: nobody waits for that."""
@@ -236,6 +269,17 @@ class Runtime:
         self._exchange_components()
         self._put_back()
         self._plan_again()
+
+    def _take_in_rebuilt(self, component: BoundComponent) -> BoundComponent:
+        """Take over what came in or went while a call runs, as its callbacks have it; the plan stays until the next call."""
+
+        def take_in() -> None:
+            self._exchange_components()
+            self._put_back()
+
+        with_room(take_in, lambda _: self._conductor.make_way(), device=self.device, name="taking components in")
+        self._is_warm = False  # what this call takes is not what was planned
+        return next(each for each in self._binding.components if each.module is component.module)
 
     def _plan_again(self) -> None:
         """Go over to a plan for what the pipeline consists of now, if that has changed."""

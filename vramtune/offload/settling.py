@@ -44,9 +44,20 @@ def put_on(component: BoundComponent, staying: set[Group], device: torch.device)
         with gaps_filled(device):
             for keeper in component.keepers:
                 for sharing in pieces(keeper, staying):
-                    for group, flat in flats(sharing, device):
+                    for group, flat in _places(sharing, device):
                         group.settle_on_device(flat)
                     staying.difference_update(sharing)
+
+
+def _places(sharing: list[Group], device: torch.device) -> list[tuple[Group, torch.Tensor]]:
+    """Places in one piece of the device, where that has no room for them beside the old ones too: a pipeline may lie
+    there whole before it is tuned."""
+    try:
+        return flats(sharing, device)
+    except torch.OutOfMemoryError:
+        for group in sharing:
+            group.leave_device()
+        return flats(sharing, device)
 
 
 def _displaced(component: BoundComponent) -> list[Group]:

@@ -60,9 +60,10 @@ class Shares:
 
         What ran out of memory was a larger call, or another process had taken memory. Out of memory again teaches for good.
         """
-        if not any(self.overrun_bytes) or self._has_taken_back:
-            return False
         device, plan = self._device, self._binding.plan
+        has_given_up = any(self.overrun_bytes) or self._resident_limit_bytes < plan.budget_bytes
+        if not has_given_up or self._has_taken_back:
+            return False
         free_bytes = torch.accelerator.get_memory_info(device)[0] + torch.accelerator.memory_reserved(device)
         limit_bytes = min(limit_bytes, free_bytes - others_bytes)
         for stage, planned in enumerate(plan.stages):
@@ -71,6 +72,7 @@ class Shares:
                 return False
         logger.debug("weights have what is planned for them again")
         self.overrun_bytes, self._has_taken_back = [0] * len(plan.stages), True
+        self._resident_limit_bytes = plan.budget_bytes
         return True
 
     def fit(self, adopted: Collection[BoundComponent]) -> None:

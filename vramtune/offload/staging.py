@@ -49,7 +49,7 @@ class Staging:
         self._slot_bytes = slot_bytes
         num_bytes = STAGING_SLOTS * slot_bytes
         locked = pinned_buffer(num_bytes, device)
-        flat = torch.empty(num_bytes, dtype=torch.uint8) if locked is None else locked
+        flat = torch.empty(num_bytes, dtype=torch.uint8, device="cpu") if locked is None else locked
         starts = range(0, num_bytes, slot_bytes)
         self._turns = cycle([Slot(flat[start : start + slot_bytes], torch.Event(device=device)) for start in starts])
         self._parts: dict[Group, tuple[list[torch.Tensor], list[Part]]] = {}

@@ -115,7 +115,9 @@ def efficient(
     scale: float | None,
 ) -> torch.Tensor:
     """A mask's rows are padded to a multiple of 8; wide heads in 16 bits are added up in a float32 copy of the result."""
-    bias = additive(mask, query.dtype)  # here: nothing else may hold what is padded, or it stays for as long as the kernel
+    bias = additive(
+        mask, query.dtype
+    )  # here: nothing else may hold what is padded, or it stays for as long as the kernel
     if bias is not None:
         bias = aligned(bias, (*query.shape[:-1], key.shape[-2]))
     out: torch.Tensor = aten._scaled_dot_product_efficient_attention.default(

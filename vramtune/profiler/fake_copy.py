@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vramtune.compiled import COMPILED_CALL, is_wrapper_of_compiled, uncompiled
@@ -63,8 +64,9 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
                 _add_fakes(weight, module, mode, memo)
     for shared in shared_by_copies(pipe):
         memo[id(shared)] = shared
-    for owner in owners:
-        memo[id(owner)].__dict__.update(_copied_attributes(owner, memo))
+    with _CopiedToHost():
+        for owner in owners:
+            memo[id(owner)].__dict__.update(_copied_attributes(owner, memo))
     for module in modules:
         twin = memo[id(module)]
         drop_offload_hook(twin)
@@ -81,6 +83,17 @@ def fake_copy(pipe: Pipeline, mode: FakeTensorMode) -> Pipeline:
         quieten(memo[id(nested)])
     copied: Pipeline = memo[id(pipe)]
     return copied
+
+
+class _CopiedToHost(TorchFunctionMode):
+    """While entered, copies of tensors are on the host, where the fake weights are: a scheduler that was made under
+    `torch.set_default_device` has its tables on the GPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and args[0].device.type not in ("cpu", "meta"):
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().cpu())
+        return func(*args, **(kwargs or {}))
 
 
 def _modules_of_all(pipelines: list[Pipeline]) -> list[nn.Module]:

@@ -120,6 +120,7 @@ def record_runs(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recordings = []
     with (
+        _on_the_host(),
         _random_state_restored(),
         _single_threaded(),
         _quiet_libraries(),
@@ -319,6 +320,12 @@ def tiled(vae: Any) -> Iterator[None]:
         yield
     finally:
         vae.disable_tiling()
+
+
+def _on_the_host() -> AbstractContextManager[object]:
+    """Where the pipeline makes its tensors: beside the fake weights, also where `torch.set_default_device` says otherwise."""
+    # only then: it looks at every function that is called
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 @contextmanager
