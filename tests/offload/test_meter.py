@@ -1,5 +1,6 @@
 """What a call is measured to take, stage by stage."""
 
+import threading
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,25 @@ def test_a_measurement_is_what_the_device_counted(
         assert measured.moved_bytes == counters.moved_bytes - input_bytes
         assert measured.moved_bytes == runtime.plan.estimate.moved_bytes
         assert measured.peak_bytes == counted_peak_bytes(sim, monkeypatch, pipe, name)
+
+
+def test_who_asks_while_a_call_runs_gets_the_one_before_it_and_does_not_wait(sim: ModuleType) -> None:
+    asked: list[Measurement | None] = []
+
+    def ask(pipe: Any, step: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+        thread = threading.Thread(target=lambda: asked.append(runtime.measured))
+        thread.start()
+        thread.join(timeout=20)
+        return {}
+
+    with tuned("flux", 0.5) as (pipe, runtime):
+        tiny_pipelines.run(pipe, "flux", callback_on_step_end=ask)
+        assert set(asked) == {None}
+        first = runtime.measured
+        asked.clear()
+        tiny_pipelines.run(pipe, "flux", callback_on_step_end=ask)
+        assert asked
+        assert all(each == first for each in asked)
 
 
 def counted_peak_bytes(sim, monkeypatch, pipe, name):  # type: ignore[no-untyped-def]

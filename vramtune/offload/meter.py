@@ -3,6 +3,7 @@
 That costs two events for each wait and one for each stage. The host waits only when someone asks for the measurement.
 """
 
+import threading
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +45,8 @@ class Meter:
         self._readings: list[StageReading] = []
         self._last: tuple[StageReading, ...] = ()
         self._num_out_of_memory = self._last_num_out_of_memory = 0
+        self._lock = threading.Lock()
+        """Of the last call: a status page asks for it while another call runs, and must not wait for that."""
 
     def begin_stage(self, name: str) -> None:
         """Begin with a stage, and end the one before it, if there was one."""
@@ -73,7 +76,8 @@ class Meter:
         """End the call: it becomes the last one."""
         if self._readings:
             self._end_stage(self._now())
-            self._last, self._last_num_out_of_memory = tuple(self._readings), self._num_out_of_memory
+            with self._lock:
+                self._last, self._last_num_out_of_memory = tuple(self._readings), self._num_out_of_memory
         self.discard()
 
     def restart(self) -> None:
@@ -98,19 +102,20 @@ class Meter:
 
     def measurement(self) -> Measurement | None:
         """The last finished call, or None before there is one; waits for its last operation."""
-        if not self._last:
-            return None
-        end = self._last[-1].end
-        assert end is not None
-        end.synchronize()
-        stages = tuple(map(_measured, self._last))
+        with self._lock:
+            if not self._last:
+                return None
+            end = self._last[-1].end
+            assert end is not None
+            end.synchronize()
+            stages, num_out_of_memory = tuple(map(_measured, self._last)), self._last_num_out_of_memory
         return Measurement(
             device_name=_device_name(self._device),
             peak_bytes=max(stage.peak_bytes for stage in stages) + (self.context_bytes or 0),
             context_bytes=self.context_bytes,
             seconds=sum(stage.seconds for stage in stages),
             moved_bytes=sum(stage.moved_bytes for stage in stages),
-            num_out_of_memory=self._last_num_out_of_memory,
+            num_out_of_memory=num_out_of_memory,
             stages=stages,
         )
 

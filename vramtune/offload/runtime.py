@@ -126,8 +126,7 @@ class Runtime:
     @property
     def measured(self) -> Measurement | None:
         """The pipeline's last finished call, measured; None before there is one."""
-        with self._lock:
-            return self._meter.measurement()
+        return self._meter.measurement()
 
     @property
     def overrun_bytes(self) -> dict[str, int]:
