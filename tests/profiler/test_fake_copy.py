@@ -232,6 +232,17 @@ def test_an_empty_container_that_two_attributes_share_is_shared_in_the_copy():
     assert copied.unet.cache is not pipe.unet.cache
 
 
+@pytest.mark.parametrize("name", ["flux", "sdxl", "wan"])
+def test_in_inference_mode_a_trace_is_what_it_is_outside(name):
+    def traced():
+        pipe = tiny_pipelines.build(name)
+        return vramtune.trace(pipe, call_kwargs=tiny_pipelines.CALL[name], progress=False)
+
+    with torch.inference_mode():
+        inside = traced()
+    assert inside == traced()
+
+
 def attention_broadcast(pipe):
     return PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,

@@ -120,6 +120,7 @@ def record_runs(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recordings = []
     with (
+        torch.inference_mode(False),  # in which fewer operations are taken apart, and kernels' copies are not seen
         _on_the_host(),
         _random_state_restored(),
         _single_threaded(),
