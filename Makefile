@@ -9,6 +9,7 @@ QUANTIZED := .venv-quantized
 # the tests for a GPU by themselves: they ask PyTorch for another workspace, which their process keeps
 ON_NULLCUDA = $(NULLCUDA)/bin/python -m tests.nullcuda $(NULLCUDA)/bin/pytest -p tests.nullcuda.plugin -m "nullcuda or gpu" \
 	--numprocesses=logical --maxprocesses=4 --dist=worksteal
+RACE_ON_GPU = PYTHONPATH=$(RIVALS):$(QUANTIZED) $(BIN)/python -m benchmarks.race.on_gpu
 
 .PHONY: setup demo check fmt test proofs classes quantized quantized-large browser soak bench traces pictures notebooks gpu nullcuda race
 
@@ -75,21 +76,23 @@ pictures: setup  ## Remakes docs/img/.
 notebooks: setup  ## Runs the notebooks again and keeps their outputs.
 	$(BIN)/python -m notebooks.remake
 
-gpu: setup $(QUANTIZED)/.ready  ## The tests that need a CUDA GPU, which fail without one, then real models on it.
+gpu: setup $(QUANTIZED)/.ready $(RIVALS)/.ready  ## The tests that need a CUDA GPU, which fail without one, then real models on it, and the race.
 	$(BIN)/pytest -m "gpu and not quantized"
 	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -m "gpu and quantized" tests/quantized
 	$(BIN)/python -m benchmarks.on_gpu
+	$(RACE_ON_GPU) --models small-sdxl small-flux-awkward small-flux-nf4 small-wan --percents 60 40 25
+	$(RACE_ON_GPU) --models sdxl flux.1-dev wan2.1-1.3b --caps 16 8 6
 
 nullcuda: $(NULLCUDA)/.ready  ## PyTorch's real CUDA code without a GPU (tests/nullcuda): its own tests, and those that need a GPU.
 	$(ON_NULLCUDA) tests/nullcuda
 	$(ON_NULLCUDA) tests/test_on_gpu.py
 
-race: $(RIVALS)/.ready $(QUANTIZED)/.ready  ## vramtune and its rivals on the simulated card, hours; goes on where it was cut; then docs/race.md.
+race: $(NULLCUDA)/.ready $(RIVALS)/.ready $(QUANTIZED)/.ready  ## vramtune and its rivals on the simulated card, hours; goes on where it was cut; then docs/race.md.
 	$(NULLCUDA)/bin/python -m benchmarks.race --jobs 2
 	$(NULLCUDA)/bin/python -m benchmarks.race.page
 
-$(RIVALS)/.ready: benchmarks/race/requirements.txt $(NULLCUDA)/.ready
-	$(NULLCUDA)/bin/python -m pip install --quiet --no-deps --upgrade --target $(RIVALS) --requirement benchmarks/race/requirements.txt
+$(RIVALS)/.ready: benchmarks/race/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(RIVALS) --requirement benchmarks/race/requirements.txt
 	touch $(RIVALS)/.ready
 
 # Without dependencies, or pip would fetch NVIDIA's libraries with PyTorch, and another PyTorch with the rest.
