@@ -18,7 +18,7 @@ from vramtune.schema import LEAST_REPEATS
 from vramtune.units import MIB
 
 DEVICE = find_gpu("RTX 4060")
-NAMES = ["chroma1-hd", "flux.1-dev", "hunyuanvideo", "ltx-2.3", "qwen-image", "qwen-image-2.1", "sdxl", "wan2.1-14b"]
+NAMES = ["chroma1-hd", "flux.1-dev", "hunyuanvideo", "krea-2", "ltx-2.3", "qwen-image-2.1", "sdxl", "wan2.1-14b"]
 
 
 def in_turn(calls):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests import tiny_pipelines
+from vramtune.catalog.shipped import shipped_trace
 from vramtune.errors import FileError, UsageError
 from vramtune.machine.gpus import find_gpu
 from vramtune.predict import predict_profile
@@ -100,3 +101,14 @@ def test_parts_that_do_not_belong_together_are_refused(traced):
     ):
         with pytest.raises(FileError, match="This Trace is damaged"):
             Trace.from_bytes(damaged.to_bytes())
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "qwen-image-edit-2511", "ltx-2.5", "wan2.2-i2v-a14b", "ideogram-4"])
+def test_stages_have_as_many_calls_as_the_call_has(name):
+    """Qwen-Image calls its transformer twice a step, for two prompts, and its very first call makes tables of its own."""
+    trace = shipped_trace(name)
+    stages = price(trace, GPU).stages
+    num_calls = sum(stage.num_iterations * sum(activity.num_calls for activity in stage.activities) for stage in stages)
+    assert num_calls == len(trace.runs[0].turns)
+    if name == "qwen-image":
+        assert {stage.name: stage.num_iterations for stage in stages}["transformer"] == 50

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import ceil
 from typing import NamedTuple
 
 from vramtune.pricing.reserved import (
@@ -53,14 +54,14 @@ class Interval:
 def build_stages(run: TracedRun, calls: Sequence[int], estimator: "Estimator") -> tuple[Stage, ...]:
     """The stages of a call of the pipeline; `calls` says, turn by turn, how the component was executed."""
     intervals = list(_intervals(run, estimator))
-    stages: list[Stage] = []
+    together: list[list[Stage]] = []
     for loop in find_loops(calls):
         stage = _stage(loop, calls, intervals, estimator)
-        if stages and _can_merge(stages[-1], stage):
-            stages[-1] = _merged(stages[-1], stage)
+        if together and _can_merge(_merged(together[-1]), stage):
+            together[-1].append(stage)
         else:
-            stages.append(stage)
-    return _uniquely_named(stages)
+            together.append([stage])
+    return _uniquely_named(map(_merged, together))
 
 
 class Estimator:
@@ -192,18 +193,25 @@ def _can_merge(first: Stage, second: Stage) -> bool:
     return same and min(first.num_iterations, second.num_iterations) < LEAST_REPEATS
 
 
-def _merged(first: Stage, second: Stage) -> Stage:
-    costlier = max(first, second, key=lambda stage: (stage.activation_bytes, stage.seconds))
+def _merged(parts: Sequence[Stage]) -> Stage:
+    """One stage of all the parts' calls: the first call of a loop of two may be another one, and leave one over at the end."""
+    if len(parts) == 1:
+        return parts[0]
+    costlier = max(parts, key=lambda stage: (stage.activation_bytes, stage.seconds))
+    num_calls = sum(stage.num_iterations * _calls_of_iteration(stage) for stage in parts)
+    num_iterations = ceil(num_calls / _calls_of_iteration(costlier))
     if costlier.num_iterations == 1:
         costlier = _without_arenas(costlier)
-    num_iterations = first.num_iterations + second.num_iterations
-    pipeline_seconds = sum(stage.num_iterations * stage.pipeline_seconds for stage in (first, second))
     return replace(
         costlier,
         num_iterations=num_iterations,
-        pipeline_bytes=max(first.pipeline_bytes, second.pipeline_bytes),
-        pipeline_seconds=pipeline_seconds / num_iterations,
+        pipeline_bytes=max(stage.pipeline_bytes for stage in parts),
+        pipeline_seconds=sum(stage.num_iterations * stage.pipeline_seconds for stage in parts) / num_iterations,
     )
+
+
+def _calls_of_iteration(stage: Stage) -> int:
+    return sum(activity.num_calls for activity in stage.activities)
 
 
 def _without_arenas(stage: Stage) -> Stage:
