@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vramtune.profiler.inventory import OVERSIZE_EXTRA_FRACTION, even_partition, weigh_component
-from vramtune.profiler.record import record_calls, recorded_component
+from vramtune.profiler.record import record_runs, recorded_component
 from vramtune.units import MIB
 
 LINEAR = 4 * 16 * 16 + 512
@@ -36,7 +36,7 @@ class OneModelPipeline(DiffusionPipeline):
 
 def weigh(model):
     pipe = OneModelPipeline(model)
-    recording = record_calls(pipe, {}, largest_real_bytes=MIB, on_call=lambda name: None)
+    recording = record_runs(pipe, [{}], largest_real_bytes=MIB, on_call=lambda name: None)[0]
     return weigh_component("model", recorded_component(model), [call.execution for call in recording.calls])
 
 

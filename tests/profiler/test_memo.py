@@ -11,7 +11,7 @@ from tests import tiny_pipelines
 from vramtune.profiler import execution
 from vramtune.profiler.known_values import ComponentTracker
 from vramtune.profiler.memo import memoised_children
-from vramtune.profiler.record import record_calls
+from vramtune.profiler.record import record_runs
 from vramtune.profiler.tracker import Allocation
 from vramtune.units import MIB
 
@@ -147,9 +147,8 @@ def traced_decode(latents, tile, monkeypatch, context):
     decode = decoder.forward  # of the class, which the copy that is followed shares
     monkeypatch.setattr(decoder, "forward", lambda *args, **kw: (next(num_runs), decode(*args, **kw))[1])
     monkeypatch.setattr(execution, "memoised_children", context)
-    recording = record_calls(
-        DecodingPipeline(vae), {"latents": torch.zeros(latents)}, largest_real_bytes=MIB, on_call=lambda name: None
-    )
+    calls_kwargs = [{"latents": torch.zeros(latents)}]
+    (recording,) = record_runs(DecodingPipeline(vae), calls_kwargs, largest_real_bytes=MIB, on_call=lambda name: None)
     monkeypatch.setattr(decoder, "forward", decode)
     (call,) = recording.calls
     return history(call.execution.tape), call.execution.usage, next(num_runs)

@@ -27,7 +27,7 @@ from vramtune.errors import TraceError, UsageError
 from vramtune.predict import predict_profile
 from vramtune.pricing.price import price
 from vramtune.profiler.follow import follow
-from vramtune.profiler.record import record_calls
+from vramtune.profiler.record import record_runs
 from vramtune.profiler.tracker import Allocation
 from vramtune.schema import Profile, Spread, Spreads, Work, from_json, to_json
 from vramtune.units import MIB
@@ -76,7 +76,7 @@ def test_an_activity_is_as_sure_as_what_it_waits_for(device):
 
 def record(pipe, **call_kwargs):
     kwargs = {"num_inference_steps": 1, "output_type": "pt", **call_kwargs}
-    return record_calls(pipe, kwargs, largest_real_bytes=MIB, on_call=lambda name: None)
+    return record_runs(pipe, [kwargs], largest_real_bytes=MIB, on_call=lambda name: None)[0]
 
 
 def live_and_peak_bytes(trace):
@@ -222,7 +222,7 @@ def test_the_peak_of_two_linear_layers_is_their_two_widest_tensors():
         def __call__(self):
             return self.model(torch.ones(64, 128))
 
-    recording = record_calls(Pipe(Widen()), {}, largest_real_bytes=MIB, on_call=lambda name: None)
+    recording = record_runs(Pipe(Widen()), [{}], largest_real_bytes=MIB, on_call=lambda name: None)[0]
     # Two wide tensors at the relu; then a wide and the narrow one that is returned.
     assert live_and_peak_bytes(recording.calls[0].execution) == (64 * 128 * 4, 2 * 64 * 512 * 4)
 

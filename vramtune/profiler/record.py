@@ -80,26 +80,6 @@ class Recording:
     call_kwargs: Mapping[str, object]
 
 
-def record_calls(
-    pipe: Pipeline,
-    call_kwargs: Mapping[str, object],
-    *,
-    method: str = CALL,
-    largest_real_bytes: int,
-    on_call: Callable[[str], None],
-    kernels: Kernels = "cuda",
-) -> Recording:
-    """Run a method of a copy of the pipeline on fake weights; the pipeline itself is not touched.
-
-    Components' outputs up to `largest_real_bytes` reach the pipeline's own code as real zeros, larger ones as
-    fakes: neither materialised nor computed with.
-    """
-    runs = record_runs(
-        pipe, [call_kwargs], method=method, largest_real_bytes=largest_real_bytes, on_call=on_call, kernels=kernels
-    )
-    return runs[0]
-
-
 def record_runs(
     pipe: Pipeline,
     calls_kwargs: Sequence[Mapping[str, object]],
@@ -112,10 +92,12 @@ def record_runs(
     permissions: Collection[str] = (),
     tries: Sequence[Mapping[str, object]] = (),
 ) -> list[Recording]:
-    """The same of several calls of one copy: what is alike in them is traced once, and under each permission.
+    """Run a method of a copy of the pipeline on fake weights, with each of these arguments; the pipeline itself is not touched.
 
-    The methods in `first` run before each call, with their arguments; of them only what they leave is recorded. Calls in
-    `tries` come last, and are left out where the pipeline refuses them.
+    What is alike in the calls is traced once, and under each permission. Components' outputs up to `largest_real_bytes` reach
+    the pipeline's own code as real zeros, larger ones as fakes: neither materialised nor computed with. The methods in
+    `first` run before each call, with their arguments; of them only what they leave is recorded. Calls in `tries` come last,
+    and are left out where the pipeline refuses them.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recordings = []
