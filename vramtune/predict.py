@@ -1,7 +1,7 @@
 """From a pipeline, or a model's name, to the trace of its call, and from that to a profile.
 
-A catalog model's trace with its own settings came with the package, and one that was made before is kept: then neither
-torch nor diffusers is imported.
+The trace of a catalog model's call, as its card has it, came with the package, and one that was made before is kept: then
+neither torch nor diffusers is imported.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class ModelCall:
 
     model: str
     settings: Mapping[str, object] = field(default_factory=dict)
-    """What is not the pipeline's own default, by names that `arguments` understands."""
+    """What is not the model card's, or the pipeline's own default; by names that `arguments` understands."""
     quantize: Mapping[str, str] = field(default_factory=dict)
     """How which components are quantized."""
     allow: tuple[str, ...] = ()

@@ -253,9 +253,7 @@ def comparison(made: Plan, *, device: Device = DEVICE) -> Comparison:
         device=device,
         asked_bytes=made.asked_bytes,
         budget_bytes=budget,
-        ram_bytes=made.ram_bytes,
         plan=made,
-        permissions=(),
         stock=stock,
     )
 

@@ -74,16 +74,17 @@ def which(
     asked_bytes = None if vram_gb is None else budget_bytes(vram_gb)
     devices = None if gpus is None else _all_listed(gpus)
     most_seconds = _time_limit(seconds)
-    if isinstance(model, Trace):
-        if call_kwargs or quantize:
-            raise UsageError("A Trace has its call and its weights in it: leave `call_kwargs` and `quantize` out.")
-        followed = model
-    else:
-        call = predict.ModelCall(
-            model=model, settings=predict.settings_of(call_kwargs or {}), quantize=_ways(quantize or {}), allow=names
-        )
-        followed = predict.trace_model(call, arguments=predict.as_call_kwargs)
+    if isinstance(model, Trace) and (call_kwargs or quantize):
+        raise UsageError("A Trace has its call and its weights in it: leave `call_kwargs` and `quantize` out.")
     with counting_bar("GPUs", is_shown=progress) as show:
+        if isinstance(model, Trace):
+            followed = model
+        else:
+            settings, ways = predict.settings_of(call_kwargs or {}), _ways(quantize or {})
+            call = predict.ModelCall(model=model, settings=settings, quantize=ways, allow=names)
+            followed = predict.trace_model(
+                call, arguments=predict.as_call_kwargs, show=lambda doing: show(doing, 0, len(devices or ()))
+            )
         return predict.rank(
             followed, devices, asked_bytes=asked_bytes, most_seconds=most_seconds, allow=names, show=show
         )

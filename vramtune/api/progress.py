@@ -34,7 +34,7 @@ def counting_bar(unit: str, *, is_shown: bool) -> Iterator[Callable[[str, int, i
     with tqdm(unit=f" {unit}", leave=False) as bar:  # `disable=False` would go before TQDM_DISABLE
 
         def show(doing: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
+            bar.total, bar.n = total or None, done
             bar.set_description(doing)
 
         yield show

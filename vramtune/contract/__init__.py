@@ -130,7 +130,7 @@ def compute_each_step(component: nn.Module) -> None:
 
 def keeps_steps(component: nn.Module) -> bool:
     """Whether a component keeps something of one step of a call for the next ones (`enable_cache`: FirstBlockCache)."""
-    return any(True for _ in _step_caches(component))
+    return next(_step_caches(component), None) is not None
 
 
 def forget_steps(component: nn.Module) -> None:
@@ -147,10 +147,9 @@ def forget_steps(component: nn.Module) -> None:
 
 
 def _step_caches(component: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
-    """Modules with their hooks that know of earlier steps: `_diffusers_hook`, `_is_stateful` in `diffusers/hooks/hooks.py`."""
+    """Modules with their hooks that know of earlier steps (`_is_stateful` in `diffusers/hooks/hooks.py`)."""
     for module in component.modules():
-        if (registry := getattr(module, "_diffusers_hook", None)) is not None:
-            yield from ((module, hook) for hook in registry.hooks.values() if hook._is_stateful)
+        yield from ((module, hook) for hook in layer_hooks(module).values() if hook._is_stateful)
 
 
 def is_encoder(component: nn.Module) -> bool:
@@ -211,10 +210,15 @@ def computed_names(module: nn.Module) -> list[str]:
 def is_cast_by_layers(module: nn.Module) -> bool:
     """Whether a module casts its weights when its forward begins and back when it ends (`enable_layerwise_casting`).
 
-    `_diffusers_hook` in `diffusers/hooks/hooks.py`, `layerwise_casting` in `diffusers/hooks/layerwise_casting.py`.
+    `layerwise_casting` in `diffusers/hooks/layerwise_casting.py`.
     """
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and LAYERWISE_CASTING in registry.hooks
+    return LAYERWISE_CASTING in layer_hooks(module)
+
+
+def layer_hooks(module: nn.Module) -> dict[str, Any]:
+    """diffusers' hooks on a module, by name (`_diffusers_hook` in `diffusers/hooks/hooks.py`)."""
+    registry = vars(uncompiled(module)).get("_diffusers_hook")  # of its own: some wrappers hand on what they lack
+    return {} if registry is None else registry.hooks
 
 
 def offload_hook(module: nn.Module) -> object | None:

@@ -8,7 +8,7 @@ from diffusers.modular_pipelines.components_manager import CustomOffloadHook
 from torch import nn
 
 from vramtune.compiled import uncompiled
-from vramtune.contract import Pipeline, installation_of, modules_of, offload_hook
+from vramtune.contract import Pipeline, installation_of, layer_hooks, modules_of, offload_hook
 from vramtune.errors import UsageError
 from vramtune.plain_tensors import plain_tensors, refuse_unknown
 
@@ -66,8 +66,7 @@ def refuse_layer_offload(pipe: Pipeline) -> None:
             is_whole = hook is None or isinstance(hook, CpuOffload)  # AudioLDM2 moves halves of a component
             if not is_whole and (module is not component or is_offloaded):
                 raise _under_layer_hooks(name)
-            registry = vars(uncompiled(module)).get("_diffusers_hook")
-            if registry is not None and any("group_offloading" in entry for entry in registry.hooks):
+            if any("group_offloading" in name_of_hook for name_of_hook in layer_hooks(module)):
                 raise UsageError(
                     f"Component {name!r} is under diffusers' group offloading, which has no off switch. Build the "
                     "pipeline again without it."

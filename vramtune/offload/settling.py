@@ -8,6 +8,7 @@ from vramtune.host_memory import give_back_freed
 from vramtune.offload.binding import BoundComponent
 from vramtune.offload.groups import Group
 from vramtune.offload.pieces import flats, gaps_filled, pieces
+from vramtune.offload.retry import is_out_of_memory
 from vramtune.units import MIB
 
 TRIMMED_BYTES = 32 * MIB
@@ -54,7 +55,9 @@ def _places(sharing: list[Group], device: torch.device) -> list[tuple[Group, tor
     there whole before it is tuned."""
     try:
         return flats(sharing, device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         for group in sharing:
             group.leave_device()
         return flats(sharing, device)

@@ -58,14 +58,15 @@ class Comparison(Shown):
     """The budget as the user gave it."""
     budget_bytes: int
     """What `fits` goes by: the asked budget, or what is usable on the device if that is less."""
-    ram_bytes: int | None
-    """What weights may take of the host's memory; None for no limit."""
     plan: Plan | None
     """None where no plan fits."""
-    permissions: tuple[str, ...]
-    """Under which all are predicted: what the plan uses, or where none fits what it might have."""
     stock: tuple[ModeEstimate, ...]
     """diffusers' own modes."""
+
+    @property
+    def permissions(self) -> tuple[str, ...]:
+        """Under which all are predicted: what the plan uses, or where none fits what it might have."""
+        return self.plan.permissions if self.plan else next((mode.permissions for mode in self.stock), ())
 
     @property
     def bound_seconds(self) -> float | None:

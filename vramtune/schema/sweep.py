@@ -30,7 +30,7 @@ class SweepRow:
     width: int | None = None
     frames: int | None = None
     steps: int | None = None
-    """None of these four is the pipeline's own."""
+    """None of these four is the model card's, or the pipeline's own."""
     quantization: str = ""
     """`transformer=nf4`, several separated by commas."""
     gpu: str = ""

@@ -121,8 +121,9 @@ def stock_modes(
 def _host_bytes(profile: Profile, mode: str) -> int:
     """What a mode's weights take of the host from the second call on.
 
-    Whoever brings weights back puts them into ordinary memory, also those that came out of mapped files; sequential
-    offload drops its copies, and files stay mapped.
+    Model offload, and group offload without a stream, bring weights back into ordinary memory, also those that came out of
+    mapped files; with a stream they are copied into page-locked memory first (`cpu_param_dict`). Sequential offload drops
+    its copies, and files stay mapped.
     """
     if mode == RESIDENT:
         return 0
@@ -212,9 +213,7 @@ def _comparison(profile: Profile, budget: Budget, plan: Plan | None, permissions
         device=profile.device,
         asked_bytes=budget.asked_bytes,
         budget_bytes=budget.limit_bytes,
-        ram_bytes=budget.ram_bytes,
         plan=plan,
-        permissions=permissions,
         stock=stock_modes(profile, budget.limit_bytes, ram_bytes=budget.ram_bytes, permissions=permissions),
     )
 
