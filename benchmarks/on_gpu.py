@@ -36,7 +36,7 @@ from vramtune.offload.device import resolve_device
 from vramtune.offload.retry import is_out_of_memory
 from vramtune.predict import predict_profile
 from vramtune.schema import PLAN_MODE, Device, Profile
-from vramtune.tuner.stock_modes import compare_modes
+from vramtune.tuner.comparison import compare_modes
 from vramtune.units import GIB, budget_bytes
 
 MODES = {

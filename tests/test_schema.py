@@ -20,11 +20,11 @@ from vramtune.schema import (
     from_json,
     to_json,
 )
+from vramtune.tuner.comparison import compare_modes
 from vramtune.tuner.frontier import trace_frontier
 from vramtune.tuner.problem import pose
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.simulate import timeline
-from vramtune.tuner.stock_modes import compare_modes
 
 GROUPS = tuple(WeightGroup(name=str(n), weight_bytes=n * MIB, modules=()) for n in (1, 8, 4, 2))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Self
 from vramtune.errors import BudgetError, UsageError
 from vramtune.schema import Comparison, GroupChange, Measurement, Plan, Profile, Stage
 from vramtune.schema.shown import Printer
-from vramtune.tuner import stock_modes
 from vramtune.tuner.changed import changed_profile
+from vramtune.tuner.comparison import compare_plan
 from vramtune.tuner.frontier import trace_frontier
 from vramtune.tuner.search import plan_again
 from vramtune.tuner.simulate import timeline
@@ -69,7 +69,7 @@ class Tuned:
 
     def compare(self) -> Comparison:
         """The stock diffusers modes, the plan and the bound under the same budget, all predicted."""
-        return stock_modes.compare_plan(self.profile, self.plan)
+        return compare_plan(self.profile, self.plan)
 
     def report(self, path: str | Path) -> None:
         """Write one self-contained HTML page: what was predicted, why, and what the last call took."""
@@ -157,7 +157,7 @@ def write_report(profile: Profile, plan: Plan, path: str | Path, *, measurement:
         path,
         profile=profile,
         plan=plan,
-        comparison=stock_modes.compare_plan(profile, plan),
+        comparison=compare_plan(profile, plan),
         frontier=trace_frontier(profile, allow=plan.permissions),
         timeline=timeline(profile, plan),
         measurement=measurement,

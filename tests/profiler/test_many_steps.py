@@ -11,9 +11,9 @@ from vramtune.errors import UsageError
 from vramtune.predict import predict_profile
 from vramtune.profiler import many_steps
 from vramtune.profiler.follow import follow
+from vramtune.tuner.comparison import compare_plan
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.simulate import DRAWN, timeline
-from vramtune.tuner.stock_modes import compare_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of Heun's scheduler
 

@@ -18,9 +18,9 @@ from vramtune.reports.json_output import plan_json
 from vramtune.reports.notebook import card_html
 from vramtune.reports.rows import component_rows, stage_label
 from vramtune.reports.terminal import card_text, plan_report
+from vramtune.tuner.comparison import compare_plan
 from vramtune.tuner.search import choose_plan
 from vramtune.tuner.simulate import timeline
-from vramtune.tuner.stock_modes import compare_plan
 from vramtune.units import GIB, MIB, format_seconds
 
 STAGES, COMPONENTS = "Stages of the call", "Components, over one call"

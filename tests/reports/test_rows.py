@@ -8,8 +8,8 @@ from tests.reports import examples, plan_results
 from tests.tuner.test_search import budget_between, with_or_without_exclusion
 from vramtune.reports.rows import beside_rows, component_rows, mode_rows, placement_rows, point_rows, stock_rows
 from vramtune.schema import FrontierPoint, ModeEstimate, Stage, Variant
+from vramtune.tuner.comparison import compare_modes
 from vramtune.tuner.problem import pose
-from vramtune.tuner.stock_modes import compare_modes
 from vramtune.units import GIB, MIB
 
 CASES = [(examples.sdxl(), examples.sdxl_plan()), (examples.flux(), examples.flux_plan())]

@@ -5,9 +5,10 @@ import pytest
 from tests.profiles import GIB, MIB, activity, component, device, profile, stage, weights
 from tests.tuner.test_search import small, with_tiling
 from vramtune.schema import Layer, ModeEstimate, Profile, Segment, Weights
+from vramtune.tuner.comparison import compare_modes, compare_plan
 from vramtune.tuner.frontier import trace_frontier
 from vramtune.tuner.search import choose_plan
-from vramtune.tuner.stock_modes import compare_modes, compare_plan, stock_modes
+from vramtune.tuner.stock_modes import stock_modes
 
 IN, OUT, PINNED = MIB / 0.5e9, MIB / 0.25e9, MIB / 1e9  # seconds per MiB on the test device
 

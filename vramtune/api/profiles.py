@@ -8,7 +8,8 @@ from vramtune.api.progress import counting_bar
 from vramtune.schema import Comparison, Frontier, Measurement, Plan, Profile, Timeline, checked_path
 from vramtune.tuned import write_report
 from vramtune.tuner import frontier as tuner_frontier
-from vramtune.tuner import search, simulate, stock_modes
+from vramtune.tuner import search, simulate
+from vramtune.tuner.comparison import compare_modes
 from vramtune.units import budget_bytes, host_bytes
 
 
@@ -73,7 +74,7 @@ def compare(
         >>> vramtune.compare(costs, 8).plot()
     """
     expect(Profile, profile)
-    return stock_modes.compare_modes(
+    return compare_modes(
         profile, budget_bytes(vram_gb), ram_bytes=host_bytes(ram_gb, name="ram_gb"), allow=permission_names(allow)
     )
 

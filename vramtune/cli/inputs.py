@@ -176,8 +176,8 @@ def comparison_of(
     ram_bytes: int | None = None,
 ) -> "Comparison":
     """The stock modes beside a plan, or where there is none."""
-    from vramtune.tuner import stock_modes
+    from vramtune.tuner import comparison
 
     if isinstance(plan, BudgetError):
-        return stock_modes.compare_without_plan(profile, budget_bytes, ram_bytes=ram_bytes, allow=tuple(allow))
-    return stock_modes.compare_plan(profile, plan)
+        return comparison.compare_without_plan(profile, budget_bytes, ram_bytes=ram_bytes, allow=tuple(allow))
+    return comparison.compare_plan(profile, plan)

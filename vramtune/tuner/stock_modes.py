@@ -11,25 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from vramtune.errors import BudgetError
-from vramtune.schema import (
-    Activity,
-    Comparison,
-    Component,
-    Device,
-    Extreme,
-    Layer,
-    ModeEstimate,
-    Plan,
-    Profile,
-    Segment,
-    Stage,
-    Weights,
-)
-from vramtune.tuner.budget import Budget
+from vramtune.schema import Activity, Component, Device, Extreme, Layer, ModeEstimate, Profile, Segment, Stage, Weights
 from vramtune.tuner.extremes import ENDS, profile_at
 from vramtune.tuner.passing import Sizes, all_tensors, passing_bytes, staying_bytes, tensor_bytes
-from vramtune.tuner.search import choose_plan
 
 SEQUENTIAL_OPERATIONS = 20
 """Host time of a tensor that sequential offload moves, in eager operations: published calls say 0.2 ms (SD 1.5) and
@@ -179,43 +163,6 @@ def _cached_bytes(profile: Profile, mode: str) -> int:
             own[component.name] = max(own[component.name], _stream_bytes(chunks, is_ahead=True))
         return cached + sum(own.values()) - max(own.values())  # each component has a stream
     return cached
-
-
-def compare_modes(
-    profile: Profile, asked_bytes: int, *, ram_bytes: int | None = None, allow: tuple[str, ...] = ()
-) -> Comparison:
-    """The stock modes, the plan where one fits, and the bound, under one budget."""
-    try:
-        plan = choose_plan(profile, asked_bytes, ram_bytes=ram_bytes, allow=allow)
-    except BudgetError:
-        return compare_without_plan(profile, asked_bytes, ram_bytes=ram_bytes, allow=allow)
-    return compare_plan(profile, plan)
-
-
-def compare_without_plan(
-    profile: Profile, asked_bytes: int, *, ram_bytes: int | None = None, allow: tuple[str, ...] = ()
-) -> Comparison:
-    """The stock modes under a budget that no plan fits, with all that was allowed."""
-    budget = Budget.on(profile.device, asked_bytes, ram_bytes=ram_bytes)
-    permissions = next((v.permissions for v in profile.variants if {*v.permissions} == {*allow}), ())
-    return _comparison(profile, budget, None, permissions)
-
-
-def compare_plan(profile: Profile, plan: Plan) -> Comparison:
-    """The stock modes beside a plan that is there, in its budget and under the permissions that it uses."""
-    return _comparison(profile, Budget.of(plan), plan, plan.permissions)
-
-
-def _comparison(profile: Profile, budget: Budget, plan: Plan | None, permissions: tuple[str, ...]) -> Comparison:
-    return Comparison(
-        pipeline_class=profile.pipeline_class,
-        workload=profile.workload,
-        device=profile.device,
-        asked_bytes=budget.asked_bytes,
-        budget_bytes=budget.limit_bytes,
-        plan=plan,
-        stock=stock_modes(profile, budget.limit_bytes, ram_bytes=budget.ram_bytes, permissions=permissions),
-    )
 
 
 def _compute_seconds(profile: Profile) -> float:
